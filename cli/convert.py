@@ -1,0 +1,133 @@
+"""``enginesmith convert``: options in, a checkpoint and a summary out."""
+
+from __future__ import annotations
+
+import json
+import signal
+from types import FrameType
+from typing import Any
+
+import click
+
+from ..convert.converter import Converted, ConvertOptions
+from ..convert.converter import convert as run
+from ..convert.errors import InputError
+from ..convert.ranges import METHODS
+from ..convert.scheme import KV_CACHE, SMOOTHQUANT, smoothquant_algo
+from ..convert.source import Source
+from .display import Bar
+from .options import Command
+
+
+class AlphaType(click.ParamType):
+    """A number between 0 and 1, or "auto"."""
+
+    name = "0..1|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value == "auto":
+            return "auto"
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not 0 <= number <= 1:
+            self.fail(f"{value!r} is neither auto nor a number between 0 and 1", param, ctx)
+        return number
+
+
+ALPHA = AlphaType()
+
+
+@click.command(cls=Command, short_help="Convert a Hugging Face folder into a TensorRT-LLM checkpoint.")
+@click.option("--model_dir", required=True, metavar="DIR", help="Hugging Face folder (safetensors).")
+@click.option("--output_dir", required=True, metavar="DIR", help="Checkpoint folder to make; must not exist.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="The engine's dtype; auto is the source's, float32 becoming float16.",
+)
+@click.option(
+    "--quant", "--qformat", type=click.Choice(list(SMOOTHQUANT)), help="TensorRT-LLM's QuantAlgo.  [default: none]"
+)
+@click.option("--kv_cache", type=click.Choice(KV_CACHE), help="Quantize the KV cache.  [default: no]")
+@click.option("--tp_size", type=click.IntRange(1), default=1, show_default=True, help="Tensor parallel ranks.")
+@click.option("--pp_size", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
+@click.option(
+    "--alpha", type=ALPHA, default="auto", show_default=True, help="Migration strength; auto searches each group."
+)
+@click.option(
+    "--act_range",
+    type=click.Choice(["auto", *METHODS]),
+    default="auto",
+    show_default=True,
+    help="How static activation scales find their range.",
+)
+@click.option(
+    "--fold/--no_fold",
+    default=True,
+    show_default=True,
+    help="Fold factors into v_proj and up_proj where exact; --no_fold writes what upstream's converter writes.",
+)
+@click.option(
+    "--calib",
+    "--calib_dataset",
+    default="pydoc",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
+)
+@click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
+@click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
+@click.option("--smoothquant", "-sq", type=ALPHA, help="Upstream's spelling: SmoothQuant with this alpha.")
+@click.option("--per_token", is_flag=True, help="With --smoothquant: activation scales per token.")
+@click.option("--per_channel", is_flag=True, help="With --smoothquant: weight scales per output channel.")
+@click.option("--int8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache INT8.")
+def convert(as_json: bool, **flags: Any) -> None:
+    """Convert a Hugging Face folder into a TensorRT-LLM checkpoint.
+
+    Converts LlamaForCausalLM and MistralForCausalLM models on a CPU or a GPU, one decoder layer in memory
+    at a time. Options may be spelled with - or _.
+    """
+    options = read_options(flags)
+    signal.signal(signal.SIGTERM, interrupt)
+    layers = Source(options.model_dir).model.num_hidden_layers
+    with Bar("convert", layers, quiet=as_json) as bar:
+        done = run(options, bar.update)
+    click.echo(json.dumps(done.manifest) if as_json else summary(done, options))
+
+
+def read_options(flags: dict[str, Any]) -> ConvertOptions:
+    """Resolve upstream's spellings into ConvertOptions."""
+    alpha, per_token, per_channel = flags.pop("smoothquant"), flags.pop("per_token"), flags.pop("per_channel")
+    if alpha is None and (per_token or per_channel):
+        raise InputError("--per_token and --per_channel go with --smoothquant ALPHA; or use --quant")
+    if alpha is not None:
+        if flags["quant"]:
+            raise InputError("--smoothquant and --quant both name a quantization; give one")
+        flags["quant"], flags["alpha"] = smoothquant_algo(per_token, per_channel), alpha
+    if flags.pop("int8_kv_cache"):
+        if flags["kv_cache"] not in (None, "INT8"):
+            raise InputError("--int8_kv_cache and --kv_cache FP8 contradict each other")
+        flags["kv_cache"] = "INT8"
+    if flags["alpha"] == "auto":
+        flags["alpha"] = None
+    return ConvertOptions(**flags)
+
+
+def summary(done: Converted, options: ConvertOptions) -> str:
+    size = sum((done.folder / name).stat().st_size for name in done.manifest["files"])
+    what = options.quant or "no quantization"
+    cache = f", {options.kv_cache} KV cache" if options.kv_cache else ""
+    ranks = len(done.manifest["files"])
+    return f"{done.folder}: {what}{cache}, {ranks} rank{'s' if ranks > 1 else ''}, {size / 1e6:,.1f} MB"
+
+
+def interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a conversion the way Ctrl-C does, leaving nothing behind."""
+    raise KeyboardInterrupt

@@ -1,0 +1,83 @@
+"""What a person sees: progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..convert.verify import Accuracy
+
+WORST_LAYERS = 5
+# Seconds between progress lines where standard error is no terminal.
+PLAIN_INTERVAL = 10.0
+
+
+class Bar:
+    """A progress bar over decoder layers: layer, phase, rate, time left; plain lines into a log file."""
+
+    def __init__(self, title: str, layers: int, quiet: bool = False):
+        self.title, self.layers, self.quiet = title, layers, quiet
+        self.live = sys.stderr.isatty() and not quiet
+        self.tokens, self.start, self.printed = 0, time.monotonic(), time.monotonic()
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[phase]:<9} {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=Console(stderr=True),
+            disable=not self.live,
+        )
+        self.task = self.progress.add_task(title, total=layers, phase="", rate="")
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def update(self, layer: int, phase: str, tokens: int = 0) -> None:
+        """One step: the layer it is at, what it does there, and tokens that went through a layer."""
+        self.tokens += tokens
+        now = time.monotonic()
+        rate = f"{self.tokens / max(now - self.start, 1e-9):,.0f} layer-tokens/s" if self.tokens else ""
+        self.progress.update(self.task, completed=max(layer, 0), phase=phase, rate=rate)
+        if not self.live and not self.quiet and now - self.printed >= PLAIN_INTERVAL:
+            self.printed = now
+            left = (now - self.start) / max(layer, 1) * (self.layers - layer)
+            print(
+                f"{self.title}: layer {max(layer, 0)}/{self.layers} {phase} {rate} {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def print_accuracy(accuracy: Accuracy) -> None:
+    """The verdict of a verification as a table, and the layers that differ most."""
+    table = Table(title=f"on {accuracy.tokens:,} held-out tokens")
+    table.add_column("")
+    table.add_column("source (float32)", justify="right")
+    table.add_column("checkpoint", justify="right")
+    table.add_row("perplexity", f"{accuracy.reference_perplexity:.4f}", f"{accuracy.perplexity:.4f}")
+    table.add_row("increase", "", f"{accuracy.increase_percent:+.2f} %")
+    table.add_row("mean KL", "", f"{accuracy.kl:.5f} nats")
+    table.add_row("top-1 agreement", "", f"{100 * accuracy.top1:.2f} %")
+    for layer, error in worst_layers(accuracy):
+        table.add_row(f"error after layer {layer}", "", f"{100 * error:.2f} %")
+    Console().print(table)
+
+
+def worst_layers(accuracy: Accuracy) -> list[tuple[int, float]]:
+    """The layers after which the hidden states differ most from the source's, worst first."""
+    ranked = sorted(enumerate(accuracy.layer_errors), key=lambda pair: -pair[1])
+    return ranked[:WORST_LAYERS]

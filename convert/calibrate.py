@@ -1,0 +1,167 @@
+"""What calibration learns of one decoder layer: one set of statistics per linear input.
+
+The hidden states of all calibration tokens go through the layer in place, a batch at a time. Every
+algorithm reads the same statistics afterwards; none asks for another forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from .forward import LayerForward
+from .model import Model
+from .scheme import Scheme
+
+# Tokens kept of every calibration sequence, beside the one with the largest activation.
+KEPT_PER_SEQUENCE = 4
+
+
+@dataclass
+class InputStatistics:
+    """The input of a group of linears, over all calibration tokens.
+
+    Attributes:
+        amax: float32 [sequences, in]; the largest |x| of each channel in each sequence.
+        tokens: float32 [kept, in]; a sample of whole input rows: tokens drawn evenly, and of every
+            sequence the token with the largest activation.
+        weight: float32 [kept]; how many calibration tokens each kept one stands for.
+    """
+
+    amax: torch.Tensor
+    tokens: torch.Tensor
+    weight: torch.Tensor
+
+    def channel_amax(self) -> torch.Tensor:
+        """float32 [in]: the largest |x| per channel."""
+        return self.amax.amax(0)
+
+
+@dataclass
+class LayerStatistics:
+    """Statistics of one decoder layer.
+
+    Attributes:
+        inputs: by group name.
+        output_amax: the largest |output| of each linear, by Hugging Face part; empty unless asked for.
+        key_amax: float32 [kv_size], of the keys after the rotary embedding; None unless asked for.
+        value_amax: float32 [kv_size], of the values; None unless asked for.
+    """
+
+    inputs: dict[str, InputStatistics]
+    output_amax: dict[str, float] = field(default_factory=dict)
+    key_amax: torch.Tensor | None = None
+    value_amax: torch.Tensor | None = None
+
+
+class _InputWatcher:
+    """Accumulates the statistics of one linear input over the batches of a pass."""
+
+    def __init__(self, kept: torch.Tensor):
+        self.kept = kept  # [sequences, KEPT_PER_SEQUENCE] token positions
+        self.seen = 0
+        self.amax: list[torch.Tensor] = []
+        self.tokens: list[torch.Tensor] = []
+
+    def __call__(self, x: torch.Tensor) -> None:
+        batch, _, width = x.shape
+        size = x.abs()
+        self.amax.append(size.amax(1).float())
+        largest = size.amax(2).argmax(1, keepdim=True)
+        positions = torch.cat((self.kept[self.seen : self.seen + batch], largest), 1)
+        rows = positions[..., None].expand(-1, -1, width)
+        self.tokens.append(x.gather(1, rows).reshape(-1, width).float())
+        self.seen += batch
+
+    def statistics(self, tokens_per_sequence: int) -> InputStatistics:
+        kept = self.kept.shape[1]
+        stands_for = torch.full((self.seen, kept + 1), (tokens_per_sequence - 1) / kept)
+        stands_for[:, -1] = 1
+        amax, tokens = torch.cat(self.amax), torch.cat(self.tokens)
+        return InputStatistics(amax, tokens, stands_for.flatten().to(tokens.device))
+
+
+def calibrate_layer(
+    layer: LayerForward,
+    hidden: torch.Tensor,
+    model: Model,
+    scheme: Scheme,
+    seed: int,
+    batch: int,
+    on_batch: Callable[[int], None] = lambda tokens: None,
+) -> LayerStatistics:
+    """Advance all hidden states by one layer and gather its statistics.
+
+    Args:
+        layer: the layer, its weights loaded.
+        hidden: [sequences, tokens, hidden_size], replaced in place by the layer's output.
+        seed: draws the kept tokens; the same for every layer.
+        batch: sequences per forward pass.
+        on_batch: called with the number of tokens done after each batch.
+    """
+    sequences, length, _ = hidden.shape
+    draw = torch.Generator().manual_seed(seed)
+    kept = torch.randint(length, (sequences, KEPT_PER_SEQUENCE), generator=draw).to(hidden.device)
+    watchers: dict[str, _InputWatcher] = {}
+    handles = []
+    if scheme.smoothquant:
+        for group in model.family.groups:
+            watchers[group.name] = _InputWatcher(kept)
+            part = model.family.linear(group.linears[0]).parts[0]
+            handles.append(layer.watch(part, watchers[group.name]))
+    outputs: dict[str, float] = {}
+    if scheme.plugin and scheme.static:
+        for part in (part for linear in model.family.linears for part in linear.parts):
+            outputs[part] = 0.0
+            handles.append(layer.watch_output(part, partial(_see_output, outputs, part)))
+    ranges = _CacheRanges(layer) if scheme.kv_cache == "INT8" else None
+    try:
+        for start in range(0, sequences, batch):
+            piece = hidden[start : start + batch]
+            hidden[start : start + batch] = layer(piece.to(layer.device, layer.dtype)).to(hidden.device)
+            on_batch(piece.shape[0] * length)
+    finally:
+        for handle in handles:
+            handle.remove()
+        if ranges is not None:
+            ranges.remove()
+    inputs = {name: watcher.statistics(length) for name, watcher in watchers.items()}
+    if ranges is None:
+        return LayerStatistics(inputs, outputs)
+    return LayerStatistics(inputs, outputs, ranges.key, ranges.value)
+
+
+def _see_output(outputs: dict[str, float], part: str, y: torch.Tensor) -> None:
+    outputs[part] = max(outputs[part], float(torch.maximum(y.max(), -y.min())))
+
+
+class _CacheRanges:
+    """Largest |key| (after the rotary embedding) and |value| per channel: what a KV cache holds."""
+
+    def __init__(self, layer: LayerForward):
+        self.layer = layer
+        self.key: torch.Tensor | None = None
+        self.value: torch.Tensor | None = None
+        self.handles = [
+            layer.watch_output("self_attn.k_proj", self.see_key),
+            layer.watch_output("self_attn.v_proj", self.see_value),
+        ]
+
+    def see_key(self, key: torch.Tensor) -> None:
+        rotated = self.layer.rotate(key)
+        self.key = _running_amax(self.key, rotated)
+
+    def see_value(self, value: torch.Tensor) -> None:
+        self.value = _running_amax(self.value, value)
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _running_amax(so_far: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    amax = x.abs().flatten(0, -2).amax(0).float()
+    return amax if so_far is None else torch.maximum(so_far, amax)

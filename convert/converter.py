@@ -1,0 +1,324 @@
+"""The whole conversion: one decoder layer in memory at a time, from mapped shards to files filled in place."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from . import smoothquant
+from .calibrate import LayerStatistics, calibrate_layer
+from .checkpoint import RankFile, Staging, checkpoint_config, write_json
+from .device import fast_dtype, pick_device
+from .errors import InputError
+from .forward import LayerForward
+from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
+from .ranges import METHODS
+from .scheme import Scheme, scheme_of
+from .smoothing import Smoothing
+from .source import Source, sha256
+from .text import Tokens, read_tokens
+
+MANIFEST = "enginesmith.json"
+# Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+# (layer, phase, tokens done in that layer)
+OnProgress = Callable[[int, str, int], None]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to convert and how. Fields are the command line's flags.
+
+    Attributes:
+        quant: TensorRT-LLM's QuantAlgo, or None for floating-point weights.
+        kv_cache: None, "INT8" or "FP8".
+        alpha: SmoothQuant's migration strength; None searches it for every smoothing group.
+        act_range: "auto" or a method of ranges.METHODS, for static activation scales.
+        fold: see smoothquant.Options.
+        calib: a built-in text, a text file, or a safetensors file of token ids.
+    """
+
+    model_dir: str
+    output_dir: str
+    dtype: str = "auto"
+    quant: str | None = None
+    kv_cache: str | None = None
+    tp_size: int = 1
+    pp_size: int = 1
+    alpha: float | None = None
+    act_range: str = "auto"
+    fold: bool = True
+    calib: str = "pydoc"
+    calib_size: int = 64
+    calib_seq_len: int = 512
+    device: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion made.
+
+    Attributes:
+        folder: the checkpoint.
+        manifest: the content of its enginesmith.json.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, phase, tokens: None) -> Converted:
+    """Convert a Hugging Face folder into a TensorRT-LLM checkpoint folder.
+
+    Everything that can be refused is refused before any work; the output folder appears when complete.
+
+    Raises:
+        InputError: any input that cannot be converted, or a disk that cannot hold the result.
+    """
+    job = Job(options)
+    with Staging(options.output_dir) as staging, torch.inference_mode(), plain_disk_errors(options):
+        layers = job.run(staging.folder, on_progress)
+        manifest = job.manifest(layers, staging.folder)
+        write_json(staging.folder / "config.json", job.config())
+        write_json(staging.folder / MANIFEST, manifest)
+        staging.commit()
+    return Converted(Path(options.output_dir), manifest)
+
+
+class Job:
+    """A checked conversion: the source, the target layout, and the calibration tokens."""
+
+    def __init__(self, options: ConvertOptions):
+        self.options = options
+        check_options(options)
+        self.scheme: Scheme = scheme_of(options.quant, options.kv_cache)
+        self.device = pick_device(options.device)
+        self.source = Source(options.model_dir)
+        self.model = self.source.model
+        check_apart(self.source.folder, Path(options.output_dir))
+        self.mapping = Mapping(options.tp_size, options.pp_size)
+        self.mapping.check(self.model)
+        self.dtype = output_dtype(options.dtype, self.source.dtype)
+        self.tokens: Tokens | None = self.read_calibration() if self.scheme.needs_calibration else None
+
+    def read_calibration(self) -> Tokens:
+        options, model = self.options, self.model
+        limit = model.sliding_window or model.max_position_embeddings
+        if options.calib_seq_len > min(limit, model.max_position_embeddings):
+            raise InputError(
+                f"--calib_seq_len {options.calib_seq_len} is longer than the model's {limit} positions"
+            )
+        return read_tokens(
+            options.calib,
+            self.source.folder,
+            options.calib_size,
+            options.calib_seq_len,
+            model.vocab_size,
+            "--calib",
+        )
+
+    def run(self, folder: Path, on_progress: OnProgress) -> list[dict[str, Any]]:
+        """Write every rank's file; returns what was chosen for each layer."""
+        model, mapping, report = self.model, self.mapping, []
+        with ExitStack() as open_files:
+            files = [
+                RankFile(
+                    folder / f"rank{rank}.safetensors",
+                    rank_tensors(model, self.scheme, mapping, rank, self.dtype),
+                )
+                for rank in range(mapping.world_size)
+            ]
+            for file in files:
+                open_files.callback(file.file.close)
+            on_progress(-1, "embedding", 0)
+            hidden = self.write_embedding(files)
+            forward = self.layer_forward()
+            specs = layer_tensors(model, self.scheme)
+            for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
+                ranks = files[stage * mapping.tp_size : (stage + 1) * mapping.tp_size]
+                for local, index in enumerate(layers):
+                    tensors, chosen = self.layer(index, forward, hidden, on_progress)
+                    report.append(chosen)
+                    on_progress(index, "write", 0)
+                    write_layer(ranks, local, tensors, specs, self)
+            on_progress(model.num_hidden_layers, "head", 0)
+            self.write_head(files[-mapping.tp_size :])
+            for file in files:
+                file.close()
+        return report
+
+    def layer_forward(self) -> LayerForward | None:
+        if self.tokens is None:
+            return None
+        return LayerForward(self.model, self.tokens.ids.shape[1], fast_dtype(self.device), self.device)
+
+    def layer(
+        self, index: int, forward: LayerForward | None, hidden: torch.Tensor | None, on_progress: OnProgress
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """One layer's whole tensors, and what was chosen for it."""
+        on_progress(index, "read", 0)
+        source = self.source.layer(index, self.device)
+        statistics = LayerStatistics({})
+        if forward is not None and hidden is not None:
+            forward.load(source)
+            length = hidden.shape[1]
+            statistics = calibrate_layer(
+                forward,
+                hidden,
+                self.model,
+                self.scheme,
+                self.options.seed,
+                max(1, BATCH_TOKENS[self.device.type] // length),
+                lambda tokens: on_progress(index, "calibrate", tokens),
+            )
+            check_range(hidden, self.dtype, index)
+        if not self.scheme.smoothquant:
+            return self.float_layer(source, statistics), {}
+        on_progress(index, "quantize", 0)
+        options = smoothquant.Options(self.options.alpha, self.options.act_range, self.options.fold)
+        tensors, chosen = smoothquant.quantize_layer(source, statistics, self.model, self.scheme, options)
+        if self.scheme.kv_cache == "FP8":
+            tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
+        return tensors, {name: describe(smoothing) for name, smoothing in chosen.items()}
+
+    def float_layer(
+        self, source: dict[str, torch.Tensor], statistics: LayerStatistics
+    ) -> dict[str, torch.Tensor]:
+        """A layer without weight quantization: fused where TensorRT-LLM fuses."""
+        family = self.model.family
+        tensors = {f"{ours}.weight": source[f"{theirs}.weight"] for ours, theirs in family.norms.items()}
+        for linear in family.linears:
+            for kind in ("weight", "bias") if self.model.has_bias(linear.name) else ("weight",):
+                tensors[f"{linear.name}.{kind}"] = torch.cat([source[f"{part}.{kind}"] for part in linear.parts])
+        if self.scheme.kv_cache == "INT8":
+            tensors["attention.kv_cache_scaling_factor"] = smoothquant.cache_scale(statistics)
+        elif self.scheme.kv_cache == "FP8":
+            tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
+        return tensors
+
+    def write_embedding(self, files: list[RankFile]) -> torch.Tensor | None:
+        """Store the embedding on the first stage; returns the calibration tokens' hidden states."""
+        name = self.model.family.embedding
+        embedding = self.source.tensor(name)
+        stored = to_dtype(embedding, self.dtype, name)
+        for file in files[: self.mapping.tp_size]:
+            file.write("transformer.vocab_embedding.weight", stored)
+        if self.tokens is None:
+            return None
+        hidden = functional.embedding(self.tokens.ids, embedding)
+        return hidden.to(self.device, fast_dtype(self.device))
+
+    def write_head(self, files: list[RankFile]) -> None:
+        """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
+        family, tp = self.model.family, self.mapping.tp_size
+        norm = to_dtype(self.source.tensor(family.final_norm), self.dtype, family.final_norm)
+        head = to_dtype(self.source.head(), self.dtype, family.head)
+        share = padded_vocab(self.model, tp) // tp
+        for tp_rank, file in enumerate(files):
+            rows = head[tp_rank * share : (tp_rank + 1) * share]
+            file.write("transformer.ln_f.weight", norm)
+            file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
+
+    def config(self) -> dict[str, Any]:
+        alpha = 0.5 if self.options.alpha is None else self.options.alpha
+        return checkpoint_config(self.model, self.scheme, self.mapping, self.dtype, alpha)
+
+    def manifest(self, layers: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        """What went in and what came out, so that the same run can be recognized and repeated."""
+        options = {k: v for k, v in asdict(self.options).items() if k not in ("model_dir", "output_dir")}
+        calibration = None
+        if self.tokens is not None:
+            sequences, length = self.tokens.ids.shape
+            calibration = {
+                "text": self.tokens.name,
+                "sha256": self.tokens.sha256,
+                "sequences": sequences,
+                "tokens_per_sequence": length,
+                "dtype": str(fast_dtype(self.device)).removeprefix("torch."),
+            }
+        return {
+            "versions": {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")},
+            "source": self.source.hashes(),
+            "options": options,
+            "calibration": calibration,
+            "layers": layers if self.scheme.smoothquant else [],
+            "files": {path.name: sha256(path) for path in sorted(folder.glob("rank*.safetensors"))},
+        }
+
+
+def write_layer(
+    files: list[RankFile], local: int, tensors: dict[str, torch.Tensor], specs: dict[str, Tensor], job: Job
+) -> None:
+    """Cut a layer's whole tensors over the ranks of its stage and store them."""
+    for name, tensor in tensors.items():
+        stored = specs[name].dtype
+        whole = to_dtype(tensor, job.dtype if stored == "model" else stored, name).cpu()
+        for tp_rank, file in enumerate(files):
+            piece = cut(whole, specs[name], job.model, job.mapping.tp_size, tp_rank)
+            file.write(f"transformer.layers.{local}.{name}", piece)
+
+
+def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
+    """Cast, refusing to turn a finite value into infinity."""
+    cast = tensor.to(getattr(torch, dtype))
+    if dtype == "float16" and not torch.isfinite(cast).all():
+        raise InputError(f"tensor {name} does not fit float16 (largest value {float(tensor.abs().max()):.3g}); use --dtype bfloat16")  # fmt: skip
+    return cast
+
+
+def check_options(options: ConvertOptions) -> None:
+    if options.alpha is not None and not 0 <= options.alpha <= 1:
+        raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
+    if options.act_range != "auto" and options.act_range not in METHODS:
+        raise InputError(f"--act_range {options.act_range!r}: use auto, {', '.join(METHODS)}")
+
+
+def check_apart(source: Path, output: Path) -> None:
+    resolved, inside = output.resolve(), source.resolve()
+    if resolved == inside or inside in resolved.parents:
+        raise InputError(f"--output_dir: {output} lies in --model_dir, which is never written to")
+
+
+def check_range(hidden: torch.Tensor, dtype: str, layer: int) -> None:
+    """The engine keeps hidden states in its dtype: they must fit."""
+    if dtype == "float16":
+        largest = float(torch.maximum(hidden.max(), -hidden.min()))
+        if not largest <= torch.finfo(torch.float16).max:
+            raise InputError(
+                f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16"
+            )
+
+
+def output_dtype(asked: str, source: str) -> str:
+    """The engine's dtype: as asked, else the source's, float32 becoming float16 as upstream has it."""
+    if asked == "auto":
+        return "float16" if source == "float32" else source
+    if asked not in ("float16", "bfloat16"):
+        raise InputError(f"--dtype {asked!r} is not supported; use auto, float16 or bfloat16")
+    return asked
+
+
+def describe(smoothing: Smoothing) -> dict[str, Any]:
+    """A choice as it stands in the manifest."""
+    return {"alpha": smoothing.alpha, "range": smoothing.range, "error": smoothing.error}
+
+
+@contextmanager
+def plain_disk_errors(options: ConvertOptions) -> Iterator[None]:
+    """A full disk or a quota is bad input, not a crash."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(f"--output_dir: cannot write {options.output_dir} ({error.strerror})") from None
+        raise

@@ -1,0 +1,98 @@
+"""A decoder layer's own forward pass: transformers' module, built empty and filled layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch.utils.hooks import RemovableHandle
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from ..plugins import gpt_attention
+from .model import Model
+
+
+def transformers_config(model: Model) -> transformers.LlamaConfig:
+    """The model as transformers sees it, in the config style of the installed version.
+
+    Mistral's layer is Llama's without biases; its attention window never acts on sequences that fit in it.
+    """
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        rope = {
+            "rope_parameters": {
+                "rope_theta": model.rotary_base,
+                **(model.rotary_scaling or {"rope_type": "default"}),
+            }
+        }
+    else:
+        rope = {"rope_theta": model.rotary_base, "rope_scaling": model.rotary_scaling}
+    config = transformers.LlamaConfig(
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=1,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        head_dim=model.head_size,
+        vocab_size=model.vocab_size,
+        max_position_embeddings=model.max_position_embeddings,
+        rms_norm_eps=model.norm_epsilon,
+        hidden_act=model.hidden_act,
+        attention_bias=model.attn_bias,
+        mlp_bias=model.mlp_bias,
+        **rope,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def rotary_tables(model: Model, tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of the rotary embedding, float32 [tokens, head_size] each."""
+    rotary = LlamaRotaryEmbedding(config=transformers_config(model)).to(device)
+    positions = torch.arange(tokens, device=device)[None]
+    cos, sin = rotary(torch.zeros(1, device=device), positions)
+    return cos[0], sin[0]
+
+
+class LayerForward:
+    """Runs decoder layers one after the other in one set of buffers.
+
+    Args:
+        model: the dimensions.
+        tokens: sequence length.
+        dtype, device: where and in what the layers compute.
+    """
+
+    def __init__(self, model: Model, tokens: int, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.device = dtype, device
+        with torch.device("meta"):
+            self.module = LlamaDecoderLayer(transformers_config(model), layer_idx=0).eval().requires_grad_(False)
+        cos, sin = rotary_tables(model, tokens, device)
+        self.rotary = (cos.to(dtype)[None], sin.to(dtype)[None])
+        self.positions = torch.arange(tokens, device=device)[None]
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Give the module a layer's weights, named as inside the layer."""
+        weights = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
+        self.module.load_state_dict(weights, assign=True)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, hidden_size] -> the same, one layer further."""
+        out = self.module(hidden, position_ids=self.positions, position_embeddings=self.rotary)
+        return out if isinstance(out, torch.Tensor) else out[0]
+
+    def rotate(self, key: torch.Tensor) -> torch.Tensor:
+        """Keys [batch, tokens, kv_size] with the rotary embedding applied, same shape."""
+        cos, sin = (table[0, : key.shape[1], None, :] for table in self.rotary)
+        heads = key.unflatten(-1, (-1, cos.shape[-1]))
+        return gpt_attention.rotate(heads, cos, sin).flatten(-2)
+
+    def watch(self, linear: str, see: Callable[[torch.Tensor], None]) -> RemovableHandle:
+        """Call ``see`` with the input of a linear ("self_attn.q_proj") on every pass."""
+        module = self.module.get_submodule(linear)
+        return module.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
+
+    def watch_output(self, linear: str, see: Callable[[torch.Tensor], None]) -> RemovableHandle:
+        """Call ``see`` with the output of a linear on every pass."""
+        module = self.module.get_submodule(linear)
+        return module.register_forward_hook(lambda _, __, output: see(output))

@@ -1,0 +1,100 @@
+"""A checkpoint read back: ranks put together again, one layer at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import InputError
+from .layout import Mapping, Tensor, layer_tensors, rank_indices
+from .model import Model, model_of_checkpoint
+from .scheme import Scheme, scheme_of
+from .source import read_json
+
+
+class Checkpoint:
+    """A TensorRT-LLM checkpoint folder that this project knows how to execute.
+
+    Attributes:
+        model, scheme, mapping, dtype: what config.json states.
+
+    Raises:
+        InputError: not such a folder, or an architecture or quantization that is not supported.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config = read_json(self.folder / "config.json")
+        self.model: Model = model_of_checkpoint(self.config)
+        quantization = section(self.config, "quantization")
+        self.scheme: Scheme = scheme_of(quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo"))
+        parallel = section(self.config, "mapping")
+        self.mapping = Mapping(int(parallel.get("tp_size", 1)), int(parallel.get("pp_size", 1)))
+        self.mapping.check(self.model)
+        self.dtype = str(self.config.get("dtype"))
+        if self.dtype not in ("float16", "bfloat16"):
+            raise InputError(f"{self.folder}/config.json: dtype {self.dtype!r} is not supported")
+
+    def rank_file(self, rank: int) -> Path:
+        return self.folder / f"rank{rank}.safetensors"
+
+    def read(self, rank: int, name: str) -> torch.Tensor:
+        path = self.rank_file(rank)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path.name}: tensor {name} cannot be read ({error})") from None
+        return tensor
+
+    def layer(self, index: int) -> dict[str, torch.Tensor]:
+        """A layer's whole tensors, by TensorRT-LLM name inside the layer.
+
+        Raises:
+            InputError: ranks disagree about a tensor that all of them hold whole.
+        """
+        stages = self.mapping.stages(self.model.num_hidden_layers)
+        stage = next(number for number, layers in enumerate(stages) if index in layers)
+        prefix = f"transformer.layers.{index - stages[stage].start}."
+        ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
+        return {
+            name: self.join(spec, [self.read(rank, prefix + name) for rank in ranks], prefix + name)
+            for name, spec in layer_tensors(self.model, self.scheme).items()
+        }
+
+    def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
+        """Undo ``layout.cut``: put every piece's channels back in their place."""
+        if len(pieces) == 1:
+            return pieces[0]
+        if spec.cut_axis is None or spec.linear is None:
+            if not all(torch.equal(piece, pieces[0]) for piece in pieces):
+                raise InputError(f"{self.folder}: ranks disagree about {name}")
+            return pieces[0]
+        axis = spec.axes.index(spec.cut_axis)
+        whole = pieces[0].new_zeros(spec.shape(self.model))
+        for tp_rank, piece in enumerate(pieces):
+            whole.index_copy_(axis, rank_indices(spec.linear, self.model, len(pieces), tp_rank), piece)
+        return whole
+
+    def embedding(self) -> torch.Tensor:
+        """[vocab_size, hidden_size]."""
+        return self.read(0, "transformer.vocab_embedding.weight")
+
+    def final_norm(self) -> torch.Tensor:
+        """[hidden_size]."""
+        return self.read(self.mapping.world_size - 1, "transformer.ln_f.weight")
+
+    def head(self) -> torch.Tensor:
+        """[vocab_size, hidden_size], padding rows removed."""
+        ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
+        return torch.cat([self.read(rank, "lm_head.weight") for rank in ranks])[: self.model.vocab_size]
+
+
+def section(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key, {})
+    if not isinstance(value, dict):
+        raise InputError(f"config.json: {key} must be an object, not {value!r}")
+    return value

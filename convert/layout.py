@@ -1,0 +1,215 @@
+"""Which tensors a checkpoint holds: names, shapes and dtypes on every rank, and how each is cut.
+
+Shapes are written with named axes, so that one table gives both a tensor's shape and its cut: a
+tensor is cut along "out" where its linear is cut by rows or heads, along "in" where it is cut by
+columns, and is whole on every rank otherwise.
+
+    ("out", "in")   a weight            (1, "out")   a scale per output channel
+    (1, "in")       a smoother          (1, 1)       one number
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .architectures import COLUMNS, HEADS, Linear
+from .errors import InputError
+from .model import Model
+from .scheme import Scheme
+
+Axis = int | str
+INT8, FLOAT32, MODEL_DTYPE = "int8", "float32", "model"
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Tensor and pipeline parallelism; rank = pp_rank * tp_size + tp_rank."""
+
+    tp_size: int = 1
+    pp_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tp_size * self.pp_size
+
+    def stages(self, layers: int) -> list[range]:
+        """The consecutive layers of each pipeline stage."""
+        size = layers // self.pp_size
+        return [range(stage * size, (stage + 1) * size) for stage in range(self.pp_size)]
+
+    def check(self, model: Model) -> None:
+        """Raise InputError, naming what would work, unless the model can be cut this way."""
+        if self.tp_size < 1 or self.pp_size < 1:
+            raise InputError("--tp_size and --pp_size must be at least 1")
+        tp, kv = self.tp_size, model.num_key_value_heads
+        works = [
+            size
+            for size in range(1, model.num_attention_heads + 1)
+            if model.num_attention_heads % size == 0
+            and model.intermediate_size % size == 0
+            and (kv % size == 0 or size % kv == 0)
+        ]
+        if tp not in works:
+            raise InputError(
+                f"--tp_size {tp} does not divide {model.num_attention_heads} heads, {kv} KV heads (or a multiple "
+                f"of them) and intermediate size {model.intermediate_size}; sizes that do: "
+                f"{', '.join(map(str, works))}"
+            )
+        if model.num_hidden_layers % self.pp_size:
+            works = [n for n in range(1, model.num_hidden_layers + 1) if model.num_hidden_layers % n == 0]
+            raise InputError(
+                f"--pp_size {self.pp_size} does not divide {model.num_hidden_layers} layers; sizes that do: "
+                f"{', '.join(map(str, works))}"
+            )
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of one layer, whole: its named axes, its dtype, and the linear that decides its cut."""
+
+    axes: tuple[Axis, ...]
+    dtype: str
+    linear: Linear | None = None
+
+    @property
+    def cut_axis(self) -> str | None:
+        """The named axis that tensor parallelism cuts; None for a tensor that every rank holds whole."""
+        if self.linear is None:
+            return None
+        axis = "in" if self.linear.cut == COLUMNS else "out"
+        return axis if axis in self.axes else None
+
+    def shape(self, model: Model, **sizes: int) -> list[int]:
+        """The shape, whole, or with the given sizes of named axes."""
+        if self.linear is not None:
+            whole = {"out": sum(model.out_features(self.linear.name)), "in": model.dimension(self.linear.in_features)}
+            sizes = whole | sizes
+        return [sizes[axis] if isinstance(axis, str) else axis for axis in self.axes]
+
+
+def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
+    """Name and shape of every tensor of the Hugging Face model."""
+    family = model.family
+    shapes = {
+        family.embedding: [model.vocab_size, model.hidden_size],
+        family.final_norm: [model.hidden_size],
+        family.head: [model.vocab_size, model.hidden_size],
+    }
+    for i in range(model.num_hidden_layers):
+        prefix = family.layer.format(i=i)
+        for norm in family.norms.values():
+            shapes[f"{prefix}{norm}.weight"] = [model.hidden_size]
+        for linear in family.linears:
+            for part, rows in zip(linear.parts, model.out_features(linear.name), strict=True):
+                shapes[f"{prefix}{part}.weight"] = [rows, model.dimension(linear.in_features)]
+                if model.has_bias(linear.name):
+                    shapes[f"{prefix}{part}.bias"] = [rows]
+    return shapes
+
+
+def layer_tensors(model: Model, scheme: Scheme) -> dict[str, Tensor]:
+    """TensorRT-LLM's tensors of one decoder layer, by name inside the layer."""
+    family, tensors = model.family, {}
+    for norm in family.norms:
+        tensors[f"{norm}.weight"] = Tensor((model.hidden_size,), MODEL_DTYPE)
+        if scheme.plugin:
+            tensors[f"{norm}.scale_to_int"] = Tensor((1,), FLOAT32)
+    if scheme.kv_cache:
+        tensors["attention.kv_cache_scaling_factor"] = Tensor((1,), FLOAT32)
+    for linear in family.linears:
+        for suffix, axes, dtype in linear_tensors(model, scheme, linear):
+            tensors[f"{linear.name}.{suffix}"] = Tensor(axes, dtype, linear)
+    if scheme.plugin and scheme.static:
+        for group in family.groups:
+            if group.norm is None:
+                module = group.linears[0].split(".")[0]
+                tensors[f"{module}.quantization_scaling_factor"] = Tensor((1,), FLOAT32)
+    return tensors
+
+
+def linear_tensors(
+    model: Model, scheme: Scheme, linear: Linear
+) -> Iterator[tuple[str, tuple[Axis, ...], str]]:
+    """(suffix, axes, dtype) of the tensors that execute one linear."""
+    yield "weight", ("out", "in"), INT8 if scheme.smoothquant else MODEL_DTYPE
+    if model.has_bias(linear.name):
+        yield "bias", ("out",), MODEL_DTYPE
+    if scheme.plugin:
+        per_channel = scheme.per_channel or linear.cut == HEADS
+        yield "per_channel_scale", (1, "out" if per_channel else 1), FLOAT32
+        if scheme.static:
+            yield "act_scale", (1, 1), FLOAT32
+        if model.family.group_of(linear.name).norm is None:
+            yield "smoother", (1, "in"), FLOAT32
+    elif scheme.smoothquant:
+        yield "activation_scaling_factor", (1,), FLOAT32
+        yield "weights_scaling_factor", ("out",), FLOAT32
+        yield "prequant_scaling_factor", ("in",), MODEL_DTYPE
+
+
+def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
+    """One tensor-parallel rank's piece of a whole layer tensor."""
+    if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
+        return tensor
+    indices = rank_indices(spec.linear, model, tp_size, tp_rank)
+    return tensor.index_select(spec.axes.index(spec.cut_axis), indices)
+
+
+def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
+    """The channels of a linear's cut axis that one rank holds, in its order."""
+    if linear.cut == COLUMNS:
+        return even_share(model.dimension(linear.in_features), tp_size, tp_rank)
+    if linear.cut != HEADS:
+        return even_share(sum(model.out_features(linear.name)), tp_size, tp_rank)
+    pieces, start = [], 0
+    for rows in model.out_features(linear.name):
+        heads = rows // model.head_size
+        # Fewer heads than ranks: neighbouring ranks repeat a head.
+        share = (
+            even_share(heads, tp_size, tp_rank)
+            if heads >= tp_size
+            else torch.tensor([tp_rank * heads // tp_size])
+        )
+        channels = share[:, None] * model.head_size + torch.arange(model.head_size)
+        pieces.append(start + channels.flatten())
+        start += rows
+    return torch.cat(pieces)
+
+
+def even_share(size: int, parts: int, part: int) -> torch.Tensor:
+    return torch.arange(size // parts * part, size // parts * (part + 1))
+
+
+def padded_vocab(model: Model, tp_size: int) -> int:
+    """Rows of lm_head over all ranks: the vocabulary rounded up to a multiple of tp_size."""
+    return math.ceil(model.vocab_size / tp_size) * tp_size
+
+
+def rank_tensors(
+    model: Model, scheme: Scheme, mapping: Mapping, rank: int, dtype: str
+) -> dict[str, tuple[list[int], str]]:
+    """Name -> (shape, dtype) of every tensor in ``rank{rank}.safetensors``; dtype is the model's."""
+    stage, tp_rank = divmod(rank, mapping.tp_size)
+    tensors: dict[str, tuple[list[int], str]] = {}
+    if stage == 0:
+        tensors["transformer.vocab_embedding.weight"] = ([model.vocab_size, model.hidden_size], dtype)
+    for name, spec in layer_tensors(model, scheme).items():
+        shape = rank_shape(spec, model, mapping.tp_size, tp_rank)
+        stored = dtype if spec.dtype == MODEL_DTYPE else spec.dtype
+        for i in range(len(mapping.stages(model.num_hidden_layers)[stage])):
+            tensors[f"transformer.layers.{i}.{name}"] = (shape, stored)
+    if stage == mapping.pp_size - 1:
+        rows = padded_vocab(model, mapping.tp_size) // mapping.tp_size
+        tensors["transformer.ln_f.weight"] = ([model.hidden_size], dtype)
+        tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
+    return tensors
+
+
+def rank_shape(spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> list[int]:
+    if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
+        return spec.shape(model)
+    return spec.shape(model, **{spec.cut_axis: len(rank_indices(spec.linear, model, tp_size, tp_rank))})

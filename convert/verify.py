@@ -1,0 +1,209 @@
+"""Is a checkpoint right? Its structure first, then what its integers compute against the source model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ..plugins.rmsnorm_quantization import rms_norm
+from .converter import MANIFEST
+from .device import pick_device
+from .errors import InputError
+from .forward import LayerForward
+from .joined import Checkpoint
+from .layout import rank_tensors
+from .runtime import Runtime
+from .source import Source, headers, read_json, sha256
+from .text import read_tokens
+
+SAFETENSORS_DTYPES = {"I8": "int8", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SCALES = ("scale", "scale_to_int", "scaling_factor", "smoother")
+# Rotary tables that a checkpoint may hold or leave to be computed at load.
+OPTIONAL = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
+
+# (layer, phase)
+OnProgress = Callable[[int, str], None]
+
+
+@dataclass
+class Accuracy:
+    """What the checkpoint computes beside the source model, on held-out text.
+
+    Attributes:
+        tokens: predicted tokens.
+        perplexity, reference_perplexity: exp of the mean negative log-likelihood per token.
+        kl: mean over tokens of KL(source || checkpoint), in nats.
+        top1: share of tokens for which both give the same most likely token.
+        layer_errors: after each layer, ||hidden - source's|| / ||source's||, over all tokens.
+    """
+
+    tokens: int
+    perplexity: float
+    reference_perplexity: float
+    kl: float
+    top1: float
+    layer_errors: list[float] = field(default_factory=list)
+
+    @property
+    def increase_percent(self) -> float:
+        return 100 * (self.perplexity / self.reference_perplexity - 1)
+
+
+def structure_problems(checkpoint: Checkpoint) -> list[str]:
+    """Everything wrong with a checkpoint's files; an empty list means that each rank holds exactly the tensors
+    that config.json implies, with their shapes and dtypes, finite, with positive scales, and that files are the
+    ones the manifest recorded."""
+    problems: list[str] = []
+    world = checkpoint.mapping.world_size
+    for path in sorted(checkpoint.folder.glob("rank*.safetensors")):
+        if path not in [checkpoint.rank_file(rank) for rank in range(world)]:
+            problems.append(f"{path.name}: config.json's mapping has only {world} ranks")
+    for rank in range(world):
+        path = checkpoint.rank_file(rank)
+        if not path.is_file():
+            problems.append(f"{path.name}: missing")
+            continue
+        try:
+            problems += rank_problems(checkpoint, rank)
+        except InputError as error:
+            problems.append(str(error))
+    return problems + manifest_problems(checkpoint)
+
+
+def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
+    path = checkpoint.rank_file(rank)
+    declared = rank_tensors(checkpoint.model, checkpoint.scheme, checkpoint.mapping, rank, checkpoint.dtype)
+    found = {name: (shape, dtype) for name, shape, dtype in headers(path) if name not in OPTIONAL}
+    problems = [f"{path.name}: tensor {name} is missing" for name in declared if name not in found]
+    problems += [f"{path.name}: tensor {name} is not one that config.json implies" for name in found.keys() - declared]
+    for name in declared.keys() & found.keys():
+        shape, dtype = found[name]
+        ours = SAFETENSORS_DTYPES.get(dtype, dtype)
+        if (shape, ours) != declared[name]:
+            problems.append(f"{path.name}: tensor {name} is {ours} {shape}, config.json implies {declared[name]}")
+            continue
+        if dtype == "I8":
+            continue
+        tensor = checkpoint.read(rank, name)
+        if not torch.isfinite(tensor).all():
+            problems.append(f"{path.name}: tensor {name} holds NaN or Inf")
+        elif name.endswith(SCALES) and not (tensor > 0).all():
+            problems.append(f"{path.name}: scale {name} is not positive")
+    return sorted(problems)
+
+
+def manifest_problems(checkpoint: Checkpoint) -> list[str]:
+    path = checkpoint.folder / MANIFEST
+    if not path.exists():
+        return []
+    recorded = read_json(path).get("files", {})
+    return [
+        f"{name}: differs from the one {MANIFEST} recorded"
+        for name, digest in recorded.items()
+        if not (checkpoint.folder / name).is_file() or sha256(checkpoint.folder / name) != digest
+    ]
+
+
+def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
+    """Raise InputError unless the checkpoint was made from this source, as far as its files tell."""
+    for name in ("architecture", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
+        ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
+        if ours != theirs:
+            raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
+    path = checkpoint.folder / MANIFEST
+    if path.exists():
+        recorded = read_json(path).get("source", {})
+        for name, digest in source.hashes().items():
+            if name in recorded and recorded[name] != digest:
+                raise InputError(f"--reference: {name} is not the file that the checkpoint was made from")
+
+
+@torch.inference_mode()
+def measure(
+    checkpoint: Checkpoint,
+    reference: str | Path,
+    text: str = "pydoc-heldout",
+    chunks: int = 20,
+    length: int = 512,
+    device: str = "auto",
+    on_progress: OnProgress = lambda layer, phase: None,
+) -> Accuracy:
+    """Run checkpoint and float32 source model side by side over ``chunks`` pieces of ``length`` tokens.
+
+    Raises:
+        InputError: the reference is another model, or the text or device cannot be used.
+    """
+    where = pick_device(device)
+    source = Source(reference)
+    check_same_model(checkpoint, source)
+    model = source.model
+    limit = model.sliding_window or model.max_position_embeddings
+    if length > limit:
+        raise InputError(f"--seq_len {length} is longer than the model's {limit} positions")
+    ids = read_tokens(text, source.folder, chunks, length, model.vocab_size, "--text").ids
+    runtime = Runtime(checkpoint, length, where)
+    forward = LayerForward(model, length, torch.float32, where)
+    embedding = source.tensor(model.family.embedding)
+    wanted = functional.embedding(ids, embedding).float().to(where)
+    got = runtime.embed(ids)
+    del embedding
+    errors = []
+    for index in range(model.num_hidden_layers):
+        on_progress(index, "layer")
+        forward.load(source.layer(index, where))
+        tensors = {name: tensor.to(where) for name, tensor in checkpoint.layer(index).items()}
+        difference = energy = 0.0
+        for chunk in range(ids.shape[0]):
+            piece = slice(chunk, chunk + 1)
+            wanted[piece] = forward(wanted[piece])
+            got[piece] = runtime.layer(tensors, got[piece])
+            difference += float((got[piece].float() - wanted[piece]).square().sum())
+            energy += float(wanted[piece].square().sum())
+        errors.append(math.sqrt(difference / energy) if energy else 0.0)
+    on_progress(model.num_hidden_layers, "logits")
+    norm = source.tensor(model.family.final_norm).float().to(where)
+    heads = (source.head().float().to(where), checkpoint.head().float().to(where))
+    totals = torch.zeros(4, dtype=torch.float64)
+    for chunk in range(ids.shape[0]):
+        logits = rms_norm(wanted[chunk], norm, model.norm_epsilon) @ heads[0].t()
+        ours = runtime.final_norm(got[chunk]).float() @ heads[1].t()
+        totals += compare_logits(logits, ours, ids[chunk].to(where)).cpu()
+    nll, our_nll, kl, same = (totals / (ids.shape[0] * (length - 1))).tolist()
+    return Accuracy(ids.shape[0] * (length - 1), math.exp(our_nll), math.exp(nll), kl, same, errors)
+
+
+def compare_logits(wanted: torch.Tensor, got: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Sums over the predicted tokens of one sequence: both negative log-likelihoods, KL(wanted || got), and
+    equal most likely tokens. Logits are [tokens, vocab_size]; returns float64 [4]."""
+    p, q = functional.log_softmax(wanted[:-1], -1), functional.log_softmax(got[:-1], -1)
+    target = ids[1:, None]
+    return torch.stack(
+        [
+            -p.gather(1, target).sum(dtype=torch.float64),
+            -q.gather(1, target).sum(dtype=torch.float64),
+            (p.exp() * (p - q)).sum(dtype=torch.float64),
+            (p.argmax(-1) == q.argmax(-1)).sum(dtype=torch.float64),
+        ]
+    )
+
+
+def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:
+    """The verdict as one JSON object."""
+    result: dict[str, Any] = {"structure": {"ok": not problems, "problems": problems}}
+    if accuracy is not None:
+        result["accuracy"] = {
+            "tokens": accuracy.tokens,
+            "perplexity": accuracy.perplexity,
+            "reference_perplexity": accuracy.reference_perplexity,
+            "ppl_increase_percent": accuracy.increase_percent,
+            "mean_kl": accuracy.kl,
+            "top1_agreement": accuracy.top1,
+            "layer_errors": accuracy.layer_errors,
+        }
+    return result

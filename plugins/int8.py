@@ -1,0 +1,24 @@
+"""Integer arithmetic that the INT8 plugins share: saturation and the exact product."""
+
+from __future__ import annotations
+
+import torch
+
+# The longest inner dimension whose products of two int8 values (at most 128 * 127 each) sum exactly in float32.
+EXACT_IN_FLOAT32 = 2**24 // (128 * 127)
+
+
+def saturate(x: torch.Tensor) -> torch.Tensor:
+    """Round half to even and saturate to int8, as the device's float-to-int8 conversion does."""
+    return x.round().clamp_(-128, 127).to(torch.int8)
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b.T exactly: int8 [m, k] and int8 [n, k] give int32 [m, n]."""
+    fits = a.device.type == "cpu" or (a.shape[0] > 16 and a.shape[1] % 8 == 0 and b.shape[0] % 8 == 0)
+    if fits:
+        return torch._int_mm(a, b.t())
+    total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
+    for x, y in zip(a.split(EXACT_IN_FLOAT32, 1), b.split(EXACT_IN_FLOAT32, 1), strict=True):
+        total += (x.double() @ y.double().t()).to(torch.int32)
+    return total

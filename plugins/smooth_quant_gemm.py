@@ -1,0 +1,30 @@
+"""SmoothQuantGemm: INT8 activations times INT8 weights, scaled per row and per column."""
+
+from __future__ import annotations
+
+import torch
+
+from . import int8
+from .identity import Plugin
+
+PLUGIN = Plugin(
+    "SmoothQuantGemm", ("has_per_channel_scaling", "has_per_token_scaling", "type_id"), "smooth_quant_gemm_plugin"
+)
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """y = (x @ weight.T) * (scale_a * scale_b).
+
+    Args:
+        x: int8 [tokens, in].
+        weight: int8 [out, in].
+        scale_a: float32 [tokens, 1] (per token) or [1, 1] (act_scale).
+        scale_b: float32 [1, out] or [1, 1] (per_channel_scale).
+        dtype: the engine's dtype.
+
+    Returns:
+        dtype [tokens, out].
+    """
+    return (int8.matmul(x, weight).float() * (scale_a * scale_b)).to(dtype)
