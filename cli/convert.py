@@ -72,6 +72,11 @@ ALPHA = AlphaType()
     help="Fold factors into v_proj and up_proj where exact; --no_fold writes what upstream's converter writes.",
 )
 @click.option(
+    "--rotate/--no_rotate",
+    default=None,
+    help="Rotate the residual stream, exact in float.  [default: where a matrix has one weight scale]",
+)
+@click.option(
     "--calib",
     "--calib_dataset",
     default="pydoc",

@@ -21,6 +21,7 @@ from .errors import InputError
 from .forward import LayerForward
 from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
 from .ranges import METHODS
+from .rotation import Rotation
 from .scheme import Scheme, scheme_of
 from .smoothing import Smoothing
 from .source import Source, sha256
@@ -44,6 +45,7 @@ class ConvertOptions:
         alpha: SmoothQuant's migration strength; None searches it for every smoothing group.
         act_range: "auto" or a method of ranges.METHODS, for static activation scales.
         fold: see smoothquant.Options.
+        rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
         calib: a built-in text, a text file, or a safetensors file of token ids.
     """
 
@@ -57,6 +59,7 @@ class ConvertOptions:
     alpha: float | None = None
     act_range: str = "auto"
     fold: bool = True
+    rotate: bool | None = None
     calib: str = "pydoc"
     calib_size: int = 64
     calib_seq_len: int = 512
@@ -109,6 +112,10 @@ class Job:
         self.mapping = Mapping(options.tp_size, options.pp_size)
         self.mapping.check(self.model)
         self.dtype = output_dtype(options.dtype, self.source.dtype)
+        rotate = options.rotate if options.rotate is not None else (
+            options.fold and self.scheme.gains_from_rotation
+        )
+        self.rotation = Rotation(self.model.hidden_size, options.seed) if rotate else None
         self.tokens: Tokens | None = self.read_calibration() if self.scheme.needs_calibration else None
 
     def read_calibration(self) -> Tokens:
@@ -168,6 +175,8 @@ class Job:
         """One layer's whole tensors, and what was chosen for it."""
         on_progress(index, "read", 0)
         source = self.source.layer(index, self.device)
+        if self.rotation is not None:
+            source = self.rotation.layer(source, self.model)
         statistics = LayerStatistics({})
         if forward is not None and hidden is not None:
             forward.load(source)
@@ -210,6 +219,8 @@ class Job:
         """Store the embedding on the first stage; returns the calibration tokens' hidden states."""
         name = self.model.family.embedding
         embedding = self.source.tensor(name)
+        if self.rotation is not None:
+            embedding = self.rotation.rotate(embedding)
         stored = to_dtype(embedding, self.dtype, name)
         for file in files[: self.mapping.tp_size]:
             file.write("transformer.vocab_embedding.weight", stored)
@@ -221,8 +232,10 @@ class Job:
     def write_head(self, files: list[RankFile]) -> None:
         """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
         family, tp = self.model.family, self.mapping.tp_size
-        norm = to_dtype(self.source.tensor(family.final_norm), self.dtype, family.final_norm)
-        head = to_dtype(self.source.head(), self.dtype, family.head)
+        norm, head = self.source.tensor(family.final_norm), self.source.head()
+        if self.rotation is not None:
+            norm, head = torch.ones_like(norm), self.rotation.rotate(head * norm)
+        norm, head = to_dtype(norm, self.dtype, family.final_norm), to_dtype(head, self.dtype, family.head)
         share = padded_vocab(self.model, tp) // tp
         for tp_rank, file in enumerate(files):
             rows = head[tp_rank * share : (tp_rank + 1) * share]
@@ -251,6 +264,7 @@ class Job:
             "source": self.source.hashes(),
             "options": options,
             "calibration": calibration,
+            "rotated": self.rotation is not None,
             "layers": layers if self.scheme.smoothquant else [],
             "files": {path.name: sha256(path) for path in sorted(folder.glob("rank*.safetensors"))},
         }

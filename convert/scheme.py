@@ -35,6 +35,11 @@ class Scheme:
         return self.smoothquant and not self.per_token
 
     @property
+    def gains_from_rotation(self) -> bool:
+        """All output rows of a matrix share one scale, so rows that stand out cost the others their precision."""
+        return self.smoothquant and not self.per_channel
+
+    @property
     def needs_calibration(self) -> bool:
         return self.smoothquant or self.kv_cache == "INT8"
 

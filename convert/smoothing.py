@@ -18,11 +18,11 @@ from . import ranges
 from .calibrate import InputStatistics
 from .rounding import row_amax, to_int8
 
-ALPHAS = [step / 20 for step in range(21)]
-# Candidate static ranges, as fractions of the largest smoothed activation.
-CLIPS = [1.0]
+ALPHAS = [step / 10 for step in range(11)]
 # A channel's range counts as at least this fraction of the widest one's, so that dead channels keep s finite.
 FLOOR = 1e-5
+# Iterations of ``balance``; the noise settles within twenty.
+STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class Rows:
 
 def factor(activation_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: float) -> torch.Tensor:
     """Equation 4: s = a^alpha / w^(1 - alpha), at least 1e-5; both [in]."""
-    a = activation_amax.clamp_min(FLOOR * float(activation_amax.max())).clamp_min(torch.finfo(torch.float32).tiny)
-    w = weight_amax.clamp_min(FLOOR * float(weight_amax.max())).clamp_min(torch.finfo(torch.float32).tiny)
-    return (a.pow(alpha) / w.pow(1 - alpha)).clamp_min(1e-5)
+    return (floored(activation_amax).pow(alpha) / floored(weight_amax).pow(1 - alpha)).clamp_min(1e-5)
 
 
 def row_scales(weight: torch.Tensor, rows: list[Rows]) -> torch.Tensor:
@@ -105,6 +103,12 @@ def choose(
             if best is None or best.error is None or error < best.error:
                 best = Smoothing(s, range_, value, error)
     assert best is not None
+    if alpha is None:
+        s = balance(statistics, weight, rows, best.factor, act_range is not None)
+        for range_ in candidate_ranges(statistics, s, act_range):
+            error = output_error(s, range_)
+            if best.error is None or error < best.error:
+                best = Smoothing(s, range_, best.alpha, error)
     return best
 
 
@@ -114,8 +118,7 @@ def candidate_ranges(
     if act_range is None:
         return [None]
     if act_range == "auto":
-        largest = ranges.absmax(statistics, s)
-        return [clip * largest for clip in CLIPS]
+        return [ranges.absmax(statistics, s)]
     return [ranges.METHODS[act_range](statistics, s)]
 
 
@@ -140,3 +143,71 @@ def error_of(
         return float((count @ (got * x_scale * (scales / 127) - wanted).square()).sum()) / energy
 
     return error
+
+
+def balance(
+    statistics: InputStatistics, weight: torch.Tensor, rows: list[Rows], start: torch.Tensor, static: bool
+) -> torch.Tensor:
+    """Refine s until the rounding noise of activations and weights balance in every channel.
+
+    With independent rounding errors the output noise of (s, steps) is, up to a constant,
+
+        P Q + R S,   P = sum_t n_t dx_t^2,   Q = sum_j s_j^2 |W_j|^2,   R = sum_i dw_i^2,   S = sum_j E_j / s_j^2
+
+    where dx_t = max_j |x_tj| / s_j and dw_i = max_j |W_ij| s_j are (127 times) the steps of token t and row i,
+    |W_j|^2 the energy of a weight column and E_j = sum_t n_t x_tj^2. Setting the gradient by log s_j to zero,
+    with p_j (d_j) the part of P (R) whose maximum lies in channel j:
+
+        s_j^4 = (R E_j + Q p_j s_j^2) / (P |W_j|^2 + S d_j / s_j^2)
+
+    which is iterated. A step that the whole matrix shares is held fixed instead, and s kept where its channel
+    does not raise it: a static range gives s_j >= a_j / X, a per-tensor weight scale s_j <= w / max_i |W_ij|.
+
+    Args:
+        start: s to begin with, float32 [in]; its weight ranges are kept where rows share a scale.
+        static: activations have one calibrated scale.
+
+    Returns:
+        the s of least noise that was met, float32 [in].
+    """
+    size = weight.abs()
+    own = torch.cat([torch.full((r.count,), r.per_channel, device=weight.device) for r in rows])
+    per_row, shared = size[own], size[~own]
+    tokens, count = statistics.tokens.abs(), statistics.weight
+    amax = floored(statistics.channel_amax())
+    input_energy = floored(count @ tokens.square())
+    weight_energy = floored(size.square().sum(0))
+    shared_amax = floored(shared.amax(0)) if len(shared) else None
+
+    s = start / (start / amax).min() if static else start
+    limit = 0.0
+    if shared_amax is not None:
+        limit = float((amax * shared_amax).max() if static else (s * shared_amax).max())
+    best, least = s, float("inf")
+    for _ in range(STEPS + 1):
+        if static:
+            s = torch.maximum(s, amax)
+        if shared_amax is not None:
+            s = torch.minimum(s, limit / shared_amax)
+        squared = s.square()
+        p, where_p = (tokens / s).max(1)
+        p = count * p.square() if not static else count
+        d, where_d = (per_row * s).max(1)
+        d = d.square()
+        big_p, big_q = p.sum(), (squared * weight_energy).sum()
+        big_r, big_s = d.sum() + len(shared) * limit**2, (input_energy / squared).sum()
+        noise = float(big_p * big_q + big_r * big_s)
+        if noise < least:
+            best, least = s, noise
+        upward = big_r * input_energy
+        if not static:
+            upward = upward + big_q * torch.zeros_like(s).index_add_(0, where_p, p) * squared
+        downward = big_p * weight_energy + big_s * torch.zeros_like(s).index_add_(0, where_d, d) / squared
+        # Half a step on a logarithmic scale, for the maxima move with s.
+        s = (s * (upward / downward).pow(0.25)).sqrt()
+    return best
+
+
+def floored(x: torch.Tensor) -> torch.Tensor:
+    """Values no smaller than a tiny fraction of the largest, so that dead channels stay finite."""
+    return x.clamp_min(FLOOR * float(x.max())).clamp_min(torch.finfo(torch.float32).tiny)

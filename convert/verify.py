@@ -18,6 +18,7 @@ from .errors import InputError
 from .forward import LayerForward
 from .joined import Checkpoint
 from .layout import rank_tensors
+from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source, headers, read_json, sha256
 from .text import read_tokens
@@ -153,6 +154,7 @@ def measure(
     wanted = functional.embedding(ids, embedding).float().to(where)
     got = runtime.embed(ids)
     del embedding
+    rotation = rotation_of(checkpoint)
     errors = []
     for index in range(model.num_hidden_layers):
         on_progress(index, "layer")
@@ -163,7 +165,8 @@ def measure(
             piece = slice(chunk, chunk + 1)
             wanted[piece] = forward(wanted[piece])
             got[piece] = runtime.layer(tensors, got[piece])
-            difference += float((got[piece].float() - wanted[piece]).square().sum())
+            ours = got[piece].float() if rotation is None else rotation.restore(got[piece])
+            difference += float((ours - wanted[piece]).square().sum())
             energy += float(wanted[piece].square().sum())
         errors.append(math.sqrt(difference / energy) if energy else 0.0)
     on_progress(model.num_hidden_layers, "logits")
@@ -176,6 +179,15 @@ def measure(
         totals += compare_logits(logits, ours, ids[chunk].to(where)).cpu()
     nll, our_nll, kl, same = (totals / (ids.shape[0] * (length - 1))).tolist()
     return Accuracy(ids.shape[0] * (length - 1), math.exp(our_nll), math.exp(nll), kl, same, errors)
+
+
+def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
+    """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
+    path = checkpoint.folder / MANIFEST
+    manifest = read_json(path) if path.exists() else {}
+    if not manifest.get("rotated"):
+        return None
+    return Rotation(checkpoint.model.hidden_size, manifest["options"]["seed"])
 
 
 def compare_logits(wanted: torch.Tensor, got: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,108 @@
+"""Tiny random models and the goldens; nothing here needs a network, a GPU or a model hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.layout import hugging_face_shapes
+from enginesmith.convert.model import read_model
+
+DATA = Path(__file__).parent / "data"
+GOLDEN = DATA / "golden"
+
+TINY: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 101,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+}
+ALGORITHMS = (
+    "W8A8_SQ_PER_CHANNEL",
+    "W8A8_SQ_PER_TENSOR_PLUGIN",
+    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN",
+    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN",
+    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a random model in its config's dtype, norms with a few wide channels as real models have."""
+    draw = torch.Generator().manual_seed(seed)
+    model = read_model(config)
+    dtype = getattr(torch, model.dtype or "float16")
+    weights = {}
+    for name, shape in hugging_face_shapes(model).items():
+        if name == model.family.head and model.tied:
+            continue
+        if name.endswith("norm.weight"):
+            weight = 1 + 0.1 * torch.randn(shape, generator=draw)
+            weight[:3] *= 12
+        else:
+            weight = torch.randn(shape, generator=draw) / shape[-1] ** 0.5
+        weights[name] = weight.to(dtype)
+    return weights
+
+
+def write_model(
+    folder: Path, weights: dict[str, torch.Tensor] | None = None, tokens: int = 24, **changes: Any
+) -> Path:
+    """A Hugging Face folder with random weights, and token ids to calibrate and measure with beside it."""
+    config = {**TINY, **changes}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(random_weights(config) if weights is None else weights, folder / "model.safetensors")
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(config["vocab_size"], (8, tokens), generator=draw)
+    save_file({"input_ids": ids}, folder.parent / "ids.safetensors")
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Path]:
+    """tiny(**config changes) -> a random model's folder."""
+    return lambda **changes: write_model(tmp_path / "hf", **changes)
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Callable[..., Checkpoint]:
+    """converted(model folder, **options) -> its checkpoint, calibrated on the token ids beside the model."""
+    count = iter(range(100))
+
+    def run(model: Path, **options: Any) -> Checkpoint:
+        settings: dict[str, Any] = {
+            "calib": str(model.parent / "ids.safetensors"),
+            "calib_size": 8,
+            "calib_seq_len": 24,
+            **options,
+        }
+        folder = tmp_path / f"checkpoint{next(count)}"
+        convert(ConvertOptions(str(model), str(folder), **settings))
+        return Checkpoint(folder)
+
+    return run

@@ -1,0 +1,99 @@
+"""SmoothQuant against checkpoints that TensorRT-LLM 0.16's own converter wrote.
+
+The goldens keep float16 where the weights are float16; float32 arithmetic may differ from them by one step in
+at most 2.5 % of a tensor's integers, 2e-3 relative in scales and one float16 step in norm weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from enginesmith.convert.calibrate import InputStatistics, LayerStatistics
+from enginesmith.convert.checkpoint import checkpoint_config
+from enginesmith.convert.layout import Mapping, cut, layer_tensors
+from enginesmith.convert.scheme import scheme_of
+from enginesmith.convert.smoothquant import Options, cache_scale, quantize_layer
+from enginesmith.convert.source import Source
+
+from .conftest import GOLDEN
+
+
+def cases() -> list[Any]:
+    found = []
+    for kind in ("gqa", "mha"):
+        for case in json.loads((GOLDEN / kind / "index.json").read_text())["cases"]:
+            if (GOLDEN / kind / case["name"]).is_dir():
+                found.append(pytest.param(GOLDEN / kind, case, id=f"{kind}-{case['name']}"))
+    return found
+
+
+def golden_statistics(ranges: dict[str, torch.Tensor], source: Source, layer: int) -> LayerStatistics:
+    """The library's own calibration result in the form that quantize_layer reads."""
+    family = source.model.family
+    prefix = family.layer.format(i=layer)
+    inputs = {}
+    for group in family.groups:
+        amax = ranges[f"{prefix}{family.linear(group.linears[0]).parts[0]}.x"]
+        inputs[group.name] = InputStatistics(amax[None], torch.zeros(0, amax.shape[0]), torch.zeros(0))
+    outputs = {
+        part: float(ranges[f"{prefix}{part}.y"].max()) for linear in family.linears for part in linear.parts
+    }
+    # The library counts the queries in, and keys before the rotary embedding.
+    everything = torch.cat([ranges[f"{prefix}self_attn.{p}_proj.y"] for p in "qkv"])
+    key = everything.max().expand(source.model.kv_size)
+    return LayerStatistics(inputs, outputs, key, torch.zeros(source.model.kv_size))
+
+
+def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.shape == theirs.shape, name
+    if theirs.dtype == torch.int8:
+        difference = (ours.int() - theirs.int()).abs()
+        assert difference.max() <= 1, name
+        assert (difference > 0).float().mean() <= 0.025, name
+    else:
+        tolerance = 1e-3 if theirs.dtype == torch.float16 else 2e-3
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(("folder", "case"), cases())
+def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
+    source = Source(folder / "hf")
+    model, mapping = source.model, Mapping(case["tp"], case["pp"])
+    scheme = scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])
+    ranges = load_file(folder / "act_range.safetensors")
+    specs = layer_tensors(model, scheme)
+    options = Options(alpha=case["alpha"], act_range="absmax", fold=False)
+    ranks = [load_file(folder / case["name"] / f"rank{rank}.safetensors") for rank in range(mapping.world_size)]
+    compared = 0
+    for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
+        for local, layer in enumerate(layers):
+            statistics = golden_statistics(ranges, source, layer)
+            tensors = {}
+            if scheme.smoothquant:
+                tensors, _ = quantize_layer(source.layer(layer), statistics, model, scheme, options)
+            if scheme.kv_cache == "INT8":
+                tensors["attention.kv_cache_scaling_factor"] = cache_scale(statistics)
+            elif scheme.kv_cache == "FP8":
+                tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
+            for tp_rank in range(mapping.tp_size):
+                theirs = ranks[stage * mapping.tp_size + tp_rank]
+                for name, tensor in tensors.items():
+                    piece = cut(tensor, specs[name], model, mapping.tp_size, tp_rank)
+                    assert_close(name, piece, theirs[f"transformer.layers.{local}.{name}"])
+                    compared += 1
+    assert compared >= len(specs) if scheme.smoothquant else compared
+
+
+@pytest.mark.parametrize(("folder", "case"), cases())
+def test_config_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
+    model = Source(folder / "hf").model
+    scheme = scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])
+    ours = checkpoint_config(model, scheme, Mapping(case["tp"], case["pp"]), "float16", case["alpha"] or 0.5)
+    theirs = json.loads((folder / case["name"] / "config.json").read_text())
+    assert ours == theirs

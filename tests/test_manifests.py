@@ -1,0 +1,63 @@
+"""Every parameter that TensorRT-LLM 0.16's model classes declare, per algorithm, KV cache and rank: none missing, none extra."""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from enginesmith.convert.checkpoint import checkpoint_config
+from enginesmith.convert.layout import Mapping, rank_tensors
+from enginesmith.convert.model import read_model
+from enginesmith.convert.scheme import SMOOTHQUANT, scheme_of
+
+from .conftest import DATA
+
+ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral")
+
+
+def cases() -> list[Any]:
+    found = []
+    for architecture in ARCHITECTURES:
+        manifest = json.loads((DATA / f"{architecture}.json").read_text())
+        for case in manifest["cases"]:
+            if case["algo"] == "none" or case["algo"] in SMOOTHQUANT:
+                label = f"{architecture}-{case['algo']}-{case['kv']}-{case['map']}"
+                found.append(pytest.param(manifest, case, id=label))
+    return found
+
+
+def declared(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
+    """What the class declares, buffers left out; scale_to_int is float32 in every file."""
+    table = manifest["param_tables"][case["params"]]
+    entries = dict(table["top"])
+    for i, layer in enumerate(table.get("per_layer") or [table["layer"]] * table["layers"]):
+        entries |= {f"transformer.layers.{i}.{suffix}": entry for suffix, entry in layer.items()}
+    return {
+        name: (entry[0], "float32" if name.endswith("scale_to_int") else entry[1])
+        for name, entry in entries.items()
+        if len(entry) == 2
+    }
+
+
+@pytest.mark.parametrize(("manifest", "case"), cases())
+def test_rank_tensors(manifest: dict[str, Any], case: dict[str, Any]) -> None:
+    place = manifest["mappings"][case["map"]]
+    model = read_model(manifest["hf_config"] | {"num_hidden_layers": place["layers"]})
+    scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
+    mapping = Mapping(place["tp"], place["pp"])
+    mapping.check(model)
+    assert rank_tensors(model, scheme, mapping, place["rank"], "float16") == declared(manifest, case)
+
+
+@pytest.mark.parametrize(("manifest", "case"), cases())
+def test_config(manifest: dict[str, Any], case: dict[str, Any]) -> None:
+    patch = manifest["config_patches"][case["config"]]
+    theirs = {**manifest["config_base"], **patch["set"]}
+    for key in patch.get("removed", []):
+        theirs.pop(key, None)
+    place = manifest["mappings"][case["map"]]
+    model = read_model(manifest["hf_config"] | {"num_hidden_layers": theirs["num_hidden_layers"]})
+    scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
+    assert checkpoint_config(model, scheme, Mapping(place["tp"], place["pp"]), "float16", 0.5) == theirs
