@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from types import FrameType
 from typing import Any
@@ -19,24 +20,17 @@ from .display import Bar
 from .options import Command
 
 
-class AlphaType(click.ParamType):
+def alpha_value(value: str) -> float | str:
     """A number between 0 and 1, or "auto"."""
-
-    name = "0..1|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        if value == "auto":
-            return "auto"
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if not 0 <= number <= 1:
-            self.fail(f"{value!r} is neither auto nor a number between 0 and 1", param, ctx)
-        return number
-
-
-ALPHA = AlphaType()
+    if value == "auto":
+        return "auto"
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number between 0 and 1")
+    return number
 
 
 @click.command(cls=Command, short_help="Convert a Hugging Face folder into a TensorRT-LLM checkpoint.")
@@ -50,13 +44,21 @@ ALPHA = AlphaType()
     help="The engine's dtype; auto is the source's, float32 becoming float16.",
 )
 @click.option(
-    "--quant", "--qformat", type=click.Choice(list(SMOOTHQUANT)), help="TensorRT-LLM's QuantAlgo.  [default: none]"
+    "--quant",
+    "--qformat",
+    type=click.Choice(list(SMOOTHQUANT)),
+    help="TensorRT-LLM's QuantAlgo.  [default: none]",
 )
 @click.option("--kv_cache", type=click.Choice(KV_CACHE), help="Quantize the KV cache.  [default: no]")
 @click.option("--tp_size", type=click.IntRange(1), default=1, show_default=True, help="Tensor parallel ranks.")
 @click.option("--pp_size", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
 @click.option(
-    "--alpha", type=ALPHA, default="auto", show_default=True, help="Migration strength; auto searches each group."
+    "--alpha",
+    type=alpha_value,
+    metavar="0..1|auto",
+    default="auto",
+    show_default=True,
+    help="Migration strength; auto searches each group.",
 )
 @click.option(
     "--act_range",
@@ -89,7 +91,13 @@ ALPHA = AlphaType()
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
-@click.option("--smoothquant", "-sq", type=ALPHA, help="Upstream's spelling: SmoothQuant with this alpha.")
+@click.option(
+    "--smoothquant",
+    "-sq",
+    type=alpha_value,
+    metavar="0..1|auto",
+    help="Upstream's spelling: SmoothQuant with this alpha.",
+)
 @click.option("--per_token", is_flag=True, help="With --smoothquant: activation scales per token.")
 @click.option("--per_channel", is_flag=True, help="With --smoothquant: weight scales per output channel.")
 @click.option("--int8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache INT8.")

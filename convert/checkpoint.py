@@ -65,7 +65,7 @@ class RankFile:
             raise AssertionError(f"{name}: {list(tensor.shape)} {tensor.dtype}, declared {shape} {dtype}")
         data = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
         self.file.seek(self.start + self.offset[name])
-        self.file.write(memoryview(data))
+        self.file.write(data.data)
         self.missing.discard(name)
 
     def close(self) -> None:

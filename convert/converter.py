@@ -112,9 +112,7 @@ class Job:
         self.mapping = Mapping(options.tp_size, options.pp_size)
         self.mapping.check(self.model)
         self.dtype = output_dtype(options.dtype, self.source.dtype)
-        rotate = options.rotate if options.rotate is not None else (
-            options.fold and self.scheme.gains_from_rotation
-        )
+        rotate = options.rotate if options.rotate is not None else (options.fold and self.scheme.gains_from_rotation)
         self.rotation = Rotation(self.model.hidden_size, options.seed) if rotate else None
         self.tokens: Tokens | None = self.read_calibration() if self.scheme.needs_calibration else None
 
@@ -122,9 +120,7 @@ class Job:
         options, model = self.options, self.model
         limit = model.sliding_window or model.max_position_embeddings
         if options.calib_seq_len > min(limit, model.max_position_embeddings):
-            raise InputError(
-                f"--calib_seq_len {options.calib_seq_len} is longer than the model's {limit} positions"
-            )
+            raise InputError(f"--calib_seq_len {options.calib_seq_len} is longer than the model's {limit} positions")
         return read_tokens(
             options.calib,
             self.source.folder,
@@ -200,9 +196,7 @@ class Job:
             tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
         return tensors, {name: describe(smoothing) for name, smoothing in chosen.items()}
 
-    def float_layer(
-        self, source: dict[str, torch.Tensor], statistics: LayerStatistics
-    ) -> dict[str, torch.Tensor]:
+    def float_layer(self, source: dict[str, torch.Tensor], statistics: LayerStatistics) -> dict[str, torch.Tensor]:
         """A layer without weight quantization: fused where TensorRT-LLM fuses."""
         family = self.model.family
         tensors = {f"{ours}.weight": source[f"{theirs}.weight"] for ours, theirs in family.norms.items()}
@@ -286,7 +280,8 @@ def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
     """Cast, refusing to turn a finite value into infinity."""
     cast = tensor.to(getattr(torch, dtype))
     if dtype == "float16" and not torch.isfinite(cast).all():
-        raise InputError(f"tensor {name} does not fit float16 (largest value {float(tensor.abs().max()):.3g}); use --dtype bfloat16")  # fmt: skip
+        largest = float(tensor.abs().max())
+        raise InputError(f"tensor {name} does not fit float16 (it reaches {largest:.3g}); use --dtype bfloat16")
     return cast
 
 

@@ -8,7 +8,7 @@ from .errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the GPU when there is one; otherwise a torch device name.
+    """ "auto" is the GPU when there is one; otherwise a torch device name.
 
     Raises:
         InputError: the device does not exist here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
@@ -18,13 +19,10 @@ def transformers_config(model: Model) -> transformers.LlamaConfig:
 
     Mistral's layer is Llama's without biases; its attention window never acts on sequences that fit in it.
     """
+    rope: dict[str, Any]
     if int(transformers.__version__.split(".")[0]) >= 5:
-        rope = {
-            "rope_parameters": {
-                "rope_theta": model.rotary_base,
-                **(model.rotary_scaling or {"rope_type": "default"}),
-            }
-        }
+        scaling = model.rotary_scaling or {"rope_type": "default"}
+        rope = {"rope_parameters": {"rope_theta": model.rotary_base, **scaling}}
     else:
         rope = {"rope_theta": model.rotary_base, "rope_scaling": model.rotary_scaling}
     config = transformers.LlamaConfig(

@@ -86,7 +86,10 @@ class Tensor:
     def shape(self, model: Model, **sizes: int) -> list[int]:
         """The shape, whole, or with the given sizes of named axes."""
         if self.linear is not None:
-            whole = {"out": sum(model.out_features(self.linear.name)), "in": model.dimension(self.linear.in_features)}
+            whole = {
+                "out": sum(model.out_features(self.linear.name)),
+                "in": model.dimension(self.linear.in_features),
+            }
             sizes = whole | sizes
         return [sizes[axis] if isinstance(axis, str) else axis for axis in self.axes]
 
@@ -131,9 +134,7 @@ def layer_tensors(model: Model, scheme: Scheme) -> dict[str, Tensor]:
     return tensors
 
 
-def linear_tensors(
-    model: Model, scheme: Scheme, linear: Linear
-) -> Iterator[tuple[str, tuple[Axis, ...], str]]:
+def linear_tensors(model: Model, scheme: Scheme, linear: Linear) -> Iterator[tuple[str, tuple[Axis, ...], str]]:
     """(suffix, axes, dtype) of the tensors that execute one linear."""
     yield "weight", ("out", "in"), INT8 if scheme.smoothquant else MODEL_DTYPE
     if model.has_bias(linear.name):
@@ -169,11 +170,7 @@ def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> to
     for rows in model.out_features(linear.name):
         heads = rows // model.head_size
         # Fewer heads than ranks: neighbouring ranks repeat a head.
-        share = (
-            even_share(heads, tp_size, tp_rank)
-            if heads >= tp_size
-            else torch.tensor([tp_rank * heads // tp_size])
-        )
+        share = even_share(heads, tp_size, tp_rank) if heads >= tp_size else torch.tensor([tp_rank * heads // tp_size])
         channels = share[:, None] * model.head_size + torch.arange(model.head_size)
         pieces.append(start + channels.flatten())
         start += rows

@@ -82,9 +82,7 @@ def read_model(config: dict[str, Any]) -> Model:
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     kv_heads = positive(config, "num_key_value_heads", heads)
     if heads % kv_heads:
-        raise InputError(
-            f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}"
-        )
+        raise InputError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
     if config.get("head_dim") is None and hidden % heads:
         raise InputError(
             f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; set head_dim"

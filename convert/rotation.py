@@ -64,4 +64,5 @@ class Rotation:
 def hartley(x: torch.Tensor) -> torch.Tensor:
     """x C with C[j, k] = (cos + sin)(2 pi j k / d) / sqrt(d), its own inverse (Bracewell 1983). x: [..., d]."""
     spectrum = torch.fft.fft(x)
-    return (spectrum.real - spectrum.imag) / math.sqrt(x.shape[-1])
+    transformed: torch.Tensor = (spectrum.real - spectrum.imag) / math.sqrt(x.shape[-1])
+    return transformed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-
 # Below this, 127 / w leaves float32.
 SMALLEST = 1e-30
 

@@ -82,9 +82,7 @@ class Runtime:
         weight = tensors[f"{name}.weight"]
         if self.scheme.plugin:
             scale = tensors[f"{name}.act_scale"] if token_scale is None else token_scale
-            y = smooth_quant_gemm.reference(
-                activation, weight, scale, tensors[f"{name}.per_channel_scale"], self.dtype
-            )
+            y = smooth_quant_gemm.reference(activation, weight, scale, tensors[f"{name}.per_channel_scale"], self.dtype)
         elif self.scheme.smoothquant:
             y = quantize_dequantize.reference(
                 activation,

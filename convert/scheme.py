@@ -50,9 +50,7 @@ SMOOTHQUANT = {
     "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": Scheme(
         "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN", per_channel=True, plugin=True
     ),
-    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": Scheme(
-        "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", per_token=True, plugin=True
-    ),
+    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": Scheme("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", per_token=True, plugin=True),
     "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": Scheme(
         "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", per_channel=True, per_token=True, plugin=True
     ),

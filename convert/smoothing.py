@@ -61,10 +61,7 @@ def row_scales(weight: torch.Tensor, rows: list[Rows]) -> torch.Tensor:
     amax = row_amax(weight)
     pieces = amax.split([r.count for r in rows])
     return torch.cat(
-        [
-            piece if r.per_channel else piece.max().expand_as(piece)
-            for piece, r in zip(pieces, rows, strict=True)
-        ]
+        [piece if r.per_channel else piece.max().expand_as(piece) for piece, r in zip(pieces, rows, strict=True)]
     )
 
 
@@ -112,9 +109,7 @@ def choose(
     return best
 
 
-def candidate_ranges(
-    statistics: InputStatistics, s: torch.Tensor, act_range: str | None
-) -> list[float | None]:
+def candidate_ranges(statistics: InputStatistics, s: torch.Tensor, act_range: str | None) -> list[float | None]:
     if act_range is None:
         return [None]
     if act_range == "auto":

@@ -15,7 +15,7 @@ from .calibrate import LayerStatistics
 from .model import Model
 from .rounding import row_amax, to_int8
 from .scheme import Scheme
-from .smoothing import Rows, Smoothing, choose
+from .smoothing import Rows, Smoothing, choose, row_scales
 
 Tensors = dict[str, torch.Tensor]
 VALUE = "self_attn.v_proj"
@@ -67,9 +67,7 @@ def quantize_layer(
     """
     layer = Layer(
         norms={ours: source[f"{theirs}.weight"].float() for ours, theirs in model.family.norms.items()},
-        weights={
-            part: source[f"{part}.weight"].float() for linear in model.family.linears for part in linear.parts
-        },
+        weights={part: source[f"{part}.weight"].float() for linear in model.family.linears for part in linear.parts},
         biases={
             part: source[f"{part}.bias"].float()
             for linear in model.family.linears
@@ -125,9 +123,7 @@ def row_scaled(linear: Linear, scheme: Scheme, options: Options) -> bool:
     return scheme.per_channel or (linear.cut == HEADS and options.fold)
 
 
-def smooth(
-    layer: Layer, group: Group, chosen: Smoothing, model: Model, scheme: Scheme, options: Options
-) -> None:
+def smooth(layer: Layer, group: Group, chosen: Smoothing, model: Model, scheme: Scheme, options: Options) -> None:
     """Apply a group's factor in float: weights times s, and 1 / s into whatever makes their input."""
     s = chosen.factor
     for part in parts_of(group, model):
@@ -183,10 +179,8 @@ def round_linear(
 ) -> Tensors:
     """The tensors that execute one linear: integers, scales, smoother and bias."""
     weight = torch.cat([layer.weights[part] for part in linear.parts])
-    if row_scaled(linear, scheme, options):
-        amax = row_amax(weight)
-    else:
-        amax = torch.cat([row_amax(layer.weights[part]).max().expand(layer.weights[part].shape[0]) for part in linear.parts])  # fmt: skip
+    per_channel = row_scaled(linear, scheme, options)
+    amax = row_scales(weight, [Rows(rows, per_channel) for rows in model.out_features(linear.name)])
     tensors = {"weight": to_int8(weight, amax)}
     if model.has_bias(linear.name):
         tensors["bias"] = torch.cat([layer.biases[part] for part in linear.parts])
@@ -219,5 +213,6 @@ def cache_scale(statistics: LayerStatistics, folded: torch.Tensor | float = 1.0)
     Args:
         folded: what smoothing divided the values by, [kv_size].
     """
-    assert statistics.key_amax is not None and statistics.value_amax is not None
+    assert statistics.key_amax is not None
+    assert statistics.value_amax is not None
     return torch.maximum(statistics.key_amax.max(), (statistics.value_amax / folded).max())[None] / 127

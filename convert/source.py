@@ -79,7 +79,7 @@ class Source:
             expected.pop(family.head)
         for path in self.files:
             for name, shape, dtype in headers(path):
-                if name == family.head and self.model.tied or name.endswith(family.ignored):
+                if (name == family.head and self.model.tied) or name.endswith(family.ignored):
                     continue
                 if name not in expected:
                     raise InputError(

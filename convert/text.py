@@ -31,9 +31,7 @@ class Tokens:
     sha256: str
 
 
-def read_tokens(
-    source: str, tokenizer_dir: Path, sequences: int, length: int, vocab_size: int, flag: str
-) -> Tokens:
+def read_tokens(source: str, tokenizer_dir: Path, sequences: int, length: int, vocab_size: int, flag: str) -> Tokens:
     """The first ``sequences`` pieces of ``length`` tokens of a text.
 
     Args:

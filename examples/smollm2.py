@@ -67,7 +67,7 @@ def write_tokenizer(fields: dict, folder: Path) -> None:
             "id": i, "content": token, "special": True, "normalized": False,
             "single_word": False, "lstrip": False, "rstrip": False,
         }
-        for i, (token, kind) in enumerate(zip(tokens, types))
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind == CONTROL_TOKEN
     ]  # fmt: skip
     tokenizer = {
@@ -136,16 +136,17 @@ def main(output_dir: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     reader = GGUFReader(packaged_gguf())
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    heads = {"q_proj": fields["llama.attention.head_count"], "k_proj": fields["llama.attention.head_count_kv"]}
+    heads = {
+        "q_proj": fields["llama.attention.head_count"],
+        "k_proj": fields["llama.attention.head_count_kv"],
+    }
 
     weights = {}
     for tensor in reader.tensors:
         name = hugging_face_name(tensor.name)
         weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         projection = name.split(".")[-2]
-        weights[name] = np.ascontiguousarray(
-            unpermute(weight, heads[projection]) if projection in heads else weight
-        )
+        weights[name] = np.ascontiguousarray(unpermute(weight, heads[projection]) if projection in heads else weight)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_tokenizer(fields, folder)
     write_config(fields, folder)

@@ -8,7 +8,9 @@ from . import int8
 from .identity import Plugin
 
 PLUGIN = Plugin(
-    "QuantizePerToken", ("type_id", "quant_mode", "clamp_enabled", "sum_per_token"), "quantize_per_token_plugin"
+    "QuantizePerToken",
+    ("type_id", "quant_mode", "clamp_enabled", "sum_per_token"),
+    "quantize_per_token_plugin",
 )
 
 

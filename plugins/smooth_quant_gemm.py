@@ -8,7 +8,9 @@ from . import int8
 from .identity import Plugin
 
 PLUGIN = Plugin(
-    "SmoothQuantGemm", ("has_per_channel_scaling", "has_per_token_scaling", "type_id"), "smooth_quant_gemm_plugin"
+    "SmoothQuantGemm",
+    ("has_per_channel_scaling", "has_per_token_scaling", "type_id"),
+    "smooth_quant_gemm_plugin",
 )
 
 

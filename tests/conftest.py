@@ -18,6 +18,7 @@ from enginesmith.convert.model import read_model
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
+torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -69,9 +70,7 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Ten
     return weights
 
 
-def write_model(
-    folder: Path, weights: dict[str, torch.Tensor] | None = None, tokens: int = 24, **changes: Any
-) -> Path:
+def write_model(folder: Path, weights: dict[str, torch.Tensor] | None = None, tokens: int = 24, **changes: Any) -> Path:
     """A Hugging Face folder with random weights, and token ids to calibrate and measure with beside it."""
     config = {**TINY, **changes}
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,9 +41,7 @@ def golden_statistics(ranges: dict[str, torch.Tensor], source: Source, layer: in
     for group in family.groups:
         amax = ranges[f"{prefix}{family.linear(group.linears[0]).parts[0]}.x"]
         inputs[group.name] = InputStatistics(amax[None], torch.zeros(0, amax.shape[0]), torch.zeros(0))
-    outputs = {
-        part: float(ranges[f"{prefix}{part}.y"].max()) for linear in family.linears for part in linear.parts
-    }
+    outputs = {part: float(ranges[f"{prefix}{part}.y"].max()) for linear in family.linears for part in linear.parts}
     # The library counts the queries in, and keys before the rotary embedding.
     everything = torch.cat([ranges[f"{prefix}self_attn.{p}_proj.y"] for p in "qkv"])
     key = everything.max().expand(source.model.kv_size)

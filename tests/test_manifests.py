@@ -1,4 +1,4 @@
-"""Every parameter that TensorRT-LLM 0.16's model classes declare, per algorithm, KV cache and rank: none missing, none extra."""  # noqa: E501
+"""Every parameter that TensorRT-LLM 0.16's classes declare, per algorithm, cache and rank: none missing, none extra."""
 
 from __future__ import annotations
 

@@ -1,0 +1,176 @@
+"""What must hold exactly, or to float rounding, whatever the numbers: properties rather than examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.forward import LayerForward
+from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.layout import Mapping, layer_tensors
+from enginesmith.convert.model import read_model
+from enginesmith.convert.rotation import Rotation, hartley
+from enginesmith.convert.scheme import Scheme, scheme_of
+from enginesmith.convert.smoothing import Smoothing
+from enginesmith.convert.smoothquant import Layer, Options, smooth
+from enginesmith.plugins import gpt_attention, int8, quantize_per_token, rmsnorm_quantization
+
+from .conftest import ALGORITHMS, TINY, random_weights
+
+CPU = torch.device("cpu")
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def smoothed_layer(
+    config: dict[str, object], scheme: Scheme, fold: bool, seed: int
+) -> tuple[Tensors, Tensors, Tensors]:
+    """A random float32 layer before and after smoothing by random factors, and its runtime smoothers."""
+    model = read_model(config)
+    prefix = model.family.layer.format(i=0)
+    weights = random_weights(config | {"torch_dtype": "float32"}, seed)
+    source = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    draw = torch.Generator().manual_seed(seed)
+    layer = Layer(
+        {ours: source[f"{theirs}.weight"] for ours, theirs in model.family.norms.items()},
+        {name[:-7]: t for name, t in source.items() if name.endswith("proj.weight")},
+        {name[:-5]: t for name, t in source.items() if name.endswith(".bias")},
+        {},
+        {},
+        {},
+    )
+    for group in model.family.groups:
+        width = layer.weights[model.family.linear(group.linears[0]).parts[0]].shape[1]
+        factor = torch.exp(torch.randn(width, generator=draw))
+        smooth(layer, group, Smoothing(factor, None, None, None), model, scheme, Options(fold=fold))
+    after = {f"{theirs}.weight": layer.norms[ours] for ours, theirs in model.family.norms.items()}
+    after |= {f"{part}.weight": weight for part, weight in layer.weights.items()}
+    after |= {f"{part}.bias": bias for part, bias in layer.biases.items()}
+    return source, after, layer.smoothers
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("algo", ["W8A8_SQ_PER_TENSOR_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"])
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=5, deadline=None)
+def test_smoothing_leaves_a_float_layer_unchanged(algo: str, kv_heads: int, fold: bool, seed: int) -> None:
+    config = TINY | {"num_key_value_heads": kv_heads, "attention_bias": True, "mlp_bias": True}
+    source, after, smoothers = smoothed_layer(config, scheme_of(algo), fold, seed)
+    model = read_model(config)
+    x = torch.randn(2, 16, model.hidden_size, generator=torch.Generator().manual_seed(seed))
+    plain, smoothed = (LayerForward(model, 16, torch.float32, CPU) for _ in range(2))
+    plain.load(source)
+    smoothed.load(after)
+    for group in model.family.groups:
+        part = model.family.linear(group.linears[0]).parts[0]
+        divide = smoothers[group.name]
+        smoothed.module.get_submodule(part).register_forward_pre_hook(
+            lambda _, inputs, divide=divide: (inputs[0] / divide,)
+        )
+    torch.testing.assert_close(smoothed(x), plain(x), rtol=1e-3, atol=1e-3)
+
+
+@given(size=st.integers(1, 200), seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_rotation_is_orthogonal_for_every_size(size: int, seed: int) -> None:
+    rotation = Rotation(size, seed)
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(seed))
+    rotated = rotation.rotate(x)
+    torch.testing.assert_close(rotation.restore(rotated), x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rotated.norm(dim=1), x.norm(dim=1), rtol=1e-4, atol=1e-4)
+    assert hartley(torch.eye(size)).abs().max() <= (2 / size) ** 0.5 + 1e-6
+
+
+def test_rotation_leaves_a_float_layer_unchanged() -> None:
+    config = TINY | {"attention_bias": True, "mlp_bias": True, "torch_dtype": "float32"}
+    model = read_model(config)
+    prefix = model.family.layer.format(i=0)
+    source = {n[len(prefix) :]: t for n, t in random_weights(config).items() if n.startswith(prefix)}
+    rotation = Rotation(model.hidden_size, 0)
+    plain, rotated = (LayerForward(model, 16, torch.float32, CPU) for _ in range(2))
+    plain.load(source)
+    rotated.load(rotation.layer(source, model))
+    x = torch.randn(2, 16, model.hidden_size)
+    turned = rotation.rotate(x.view(-1, model.hidden_size)).view_as(x)
+    torch.testing.assert_close(rotation.restore(rotated(turned)), plain(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("algo", [None, *ALGORITHMS])
+@pytest.mark.parametrize(("kv_heads", "tp", "pp"), [(2, 2, 1), (2, 4, 2), (1, 4, 1), (4, 2, 4), (4, 1, 2)])
+def test_shards_put_together_equal_one_rank(
+    algo: str | None,
+    kv_heads: int,
+    tp: int,
+    pp: int,
+    tiny: Callable[..., Path],
+    converted: Callable[..., Checkpoint],
+) -> None:
+    model = tiny(num_key_value_heads=kv_heads, attention_bias=True, mlp_bias=True)
+    whole = converted(model, quant=algo, kv_cache="INT8")
+    shards = converted(model, quant=algo, kv_cache="INT8", tp_size=tp, pp_size=pp)
+    for index in range(whole.model.num_hidden_layers):
+        one, many = whole.layer(index), shards.layer(index)
+        assert one.keys() == many.keys() == layer_tensors(whole.model, whole.scheme).keys()
+        for name in one:
+            assert torch.equal(one[name], many[name]), name
+    for piece in ("embedding", "final_norm", "head"):
+        assert torch.equal(getattr(whole, piece)(), getattr(shards, piece)()), piece
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_same_run_twice_same_bytes(algo: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    model = tiny()
+    for name in ("a", "b"):
+        calibration = {"calib": str(tmp_path / "ids.safetensors"), "calib_size": 8, "calib_seq_len": 24}
+        convert(ConvertOptions(str(model), str(tmp_path / name), quant=algo, kv_cache="INT8", **calibration))
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["config.json", "enginesmith.json", "rank0.safetensors"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@given(m=st.integers(1, 20), k=st.integers(1, 3000), n=st.integers(1, 20), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_integer_product_is_exact(m: int, k: int, n: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    a = torch.randint(-128, 128, (m, k), generator=draw, dtype=torch.int8)
+    b = torch.randint(-127, 128, (n, k), generator=draw, dtype=torch.int8)
+    assert torch.equal(int8.matmul(a, b).long(), a.long() @ b.long().t())
+
+
+def test_a_row_of_zeros_quantizes_to_zeros() -> None:
+    quantized, scale = quantize_per_token.reference(torch.zeros(2, 8, dtype=torch.float16))
+    assert not quantized.any()
+    assert not scale.any()
+
+
+def test_norm_and_attention_references_equal_transformers() -> None:
+    model = read_model(TINY | {"torch_dtype": "float32"})
+    forward = LayerForward(model, 16, torch.float32, CPU)
+    prefix = model.family.layer.format(i=0)
+    weights = random_weights(TINY | {"torch_dtype": "float32"})
+    forward.load({n[len(prefix) :]: t for n, t in weights.items() if n.startswith(prefix)})
+    x = torch.randn(2, 16, model.hidden_size)
+    norm = forward.module.input_layernorm
+    normed = rmsnorm_quantization.rms_norm(x.view(-1, model.hidden_size), norm.weight, model.norm_epsilon)
+    torch.testing.assert_close(normed.view_as(x), norm(x))
+    attention = forward.module.self_attn
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    qkv = torch.cat([functional.linear(x, projection.weight) for projection in projections], -1)
+    cos, sin = (table[0] for table in forward.rotary)
+    ours = gpt_attention.reference(qkv, cos, sin, model.num_attention_heads, model.num_key_value_heads)
+    theirs = attention(x, position_embeddings=forward.rotary, attention_mask=None)[0]
+    torch.testing.assert_close(functional.linear(ours, attention.o_proj.weight), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_stages_hold_consecutive_layers() -> None:
+    assert Mapping(1, 3).stages(6) == [range(2), range(2, 4), range(4, 6)]
