@@ -30,9 +30,11 @@ cli.add_command(verify)
 def main() -> None:
     """Run the command; every expected error is one line on standard error."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except click.ClickException as error:
         fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
@@ -40,9 +42,10 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except InputError as error:
         fail(str(error))
-    except BrokenPipeError:
-        os._exit(BAD_INPUT)
-    sys.exit(DONE)
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (standard output may be what failed)
+        fail(f"{error.filename or 'standard output'}: {error.strerror}")
+    sys.exit(code if isinstance(code, int) else DONE)
 
 
 def fail(message: str) -> None:

@@ -45,6 +45,8 @@ def verify(
     With --reference, tensor and pipeline parallel ranks are put together again and executed with the
     plugins' arithmetic beside the source model in float32.
     """
+    if max_ppl_increase is not None and not math.isfinite(max_ppl_increase):
+        raise click.UsageError("--max_ppl_increase must be a finite number of percent")
     if max_ppl_increase is not None and reference is None:
         raise click.UsageError("--max_ppl_increase needs --reference HF_DIR to compare with")
     checkpoint = Checkpoint(checkpoint_dir)

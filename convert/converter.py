@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -18,7 +20,7 @@ from .calibrate import LayerStatistics, calibrate_layer
 from .checkpoint import RankFile, Staging, checkpoint_config, write_json
 from .device import fast_dtype, pick_device
 from .errors import InputError
-from .forward import LayerForward
+from .forward import LayerForward, rotary_frequencies
 from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
 from .ranges import METHODS
 from .rotation import Rotation
@@ -89,10 +91,13 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
         InputError: any input that cannot be converted, or a disk that cannot hold the result.
     """
     job = Job(options)
-    with Staging(options.output_dir) as staging, torch.inference_mode(), plain_disk_errors(options):
+    with Staging(options.output_dir) as staging, Hashes() as hashes, torch.inference_mode(), plain_disk_errors(options):
+        hashes.add("source", job.source.paths())
         layers = job.run(staging.folder, on_progress)
-        manifest = job.manifest(layers, staging.folder)
+        on_progress(job.model.num_hidden_layers, "hash", 0)
         write_json(staging.folder / "config.json", job.config())
+        hashes.add("files", sorted(path for path in staging.folder.iterdir()))
+        manifest = job.manifest(layers) | hashes.wait()
         write_json(staging.folder / MANIFEST, manifest)
         staging.commit()
     return Converted(Path(options.output_dir), manifest)
@@ -144,6 +149,7 @@ class Job:
             for file in files:
                 open_files.callback(file.file.close)
             on_progress(-1, "embedding", 0)
+            self.write_rotary_tables(files)
             hidden = self.write_embedding(files)
             forward = self.layer_forward()
             specs = layer_tensors(model, self.scheme)
@@ -176,6 +182,7 @@ class Job:
         statistics = LayerStatistics({})
         if forward is not None and hidden is not None:
             forward.load(source)
+            on_progress(index, "calibrate", 0)
             length = hidden.shape[1]
             statistics = calibrate_layer(
                 forward,
@@ -187,6 +194,7 @@ class Job:
                 lambda tokens: on_progress(index, "calibrate", tokens),
             )
             check_range(hidden, self.dtype, index)
+        self.fold_attention_scaling(source)
         if not self.scheme.smoothquant:
             return self.float_layer(source, statistics), {}
         on_progress(index, "quantize", 0)
@@ -195,6 +203,14 @@ class Job:
         if self.scheme.kv_cache == "FP8":
             tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
         return tensors, {name: describe(smoothing) for name, smoothing in chosen.items()}
+
+    def fold_attention_scaling(self, source: dict[str, torch.Tensor]) -> None:
+        """Yarn multiplies cos and sin, hence each attention score twice; the engine's tables do not: q does it here."""
+        scaling = rotary_frequencies(self.model)[1]
+        if scaling != 1:
+            for name in ("self_attn.q_proj.weight", "self_attn.q_proj.bias"):
+                if name in source:
+                    source[name] = source[name].float() * scaling**2
 
     def float_layer(self, source: dict[str, torch.Tensor], statistics: LayerStatistics) -> dict[str, torch.Tensor]:
         """A layer without weight quantization: fused where TensorRT-LLM fuses."""
@@ -208,6 +224,17 @@ class Job:
         elif self.scheme.kv_cache == "FP8":
             tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
         return tensors
+
+    def write_rotary_tables(self, files: list[RankFile]) -> None:
+        """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""
+        if not self.model.brings_rotary_tables:
+            return
+        frequencies, _ = rotary_frequencies(self.model)
+        angles = torch.outer(torch.arange(self.model.max_position_embeddings).float(), frequencies)
+        pairs = torch.stack((angles.cos(), angles.sin()), -1).view(1, -1)
+        for file in files:
+            file.write("rotary_inv_freq", frequencies)
+            file.write("embed_positions_for_gpt_attention", pairs)
 
     def write_embedding(self, files: list[RankFile]) -> torch.Tensor | None:
         """Store the embedding on the first stage; returns the calibration tokens' hidden states."""
@@ -228,7 +255,7 @@ class Job:
         family, tp = self.model.family, self.mapping.tp_size
         norm, head = self.source.tensor(family.final_norm), self.source.head()
         if self.rotation is not None:
-            norm, head = torch.ones_like(norm), self.rotation.rotate(head * norm)
+            norm, head = torch.ones_like(norm), self.rotation.rotate(head.float() * norm.float())
         norm, head = to_dtype(norm, self.dtype, family.final_norm), to_dtype(head, self.dtype, family.head)
         share = padded_vocab(self.model, tp) // tp
         for tp_rank, file in enumerate(files):
@@ -240,8 +267,8 @@ class Job:
         alpha = 0.5 if self.options.alpha is None else self.options.alpha
         return checkpoint_config(self.model, self.scheme, self.mapping, self.dtype, alpha)
 
-    def manifest(self, layers: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-        """What went in and what came out, so that the same run can be recognized and repeated."""
+    def manifest(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
+        """How it was made, so that the same run can be recognized and repeated."""
         options = {k: v for k, v in asdict(self.options).items() if k not in ("model_dir", "output_dir")}
         calibration = None
         if self.tokens is not None:
@@ -255,13 +282,30 @@ class Job:
             }
         return {
             "versions": {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")},
-            "source": self.source.hashes(),
             "options": options,
             "calibration": calibration,
             "rotated": self.rotation is not None,
             "layers": layers if self.scheme.smoothquant else [],
-            "files": {path.name: sha256(path) for path in sorted(folder.glob("rank*.safetensors"))},
         }
+
+
+class Hashes:
+    """SHA-256 of files, computed beside the conversion."""
+
+    def __enter__(self) -> Hashes:
+        self.pool = ThreadPoolExecutor()
+        self.pending: dict[str, dict[str, Future[str]]] = {}
+        return self
+
+    def add(self, kind: str, paths: list[Path]) -> None:
+        self.pending[kind] = {path.name: self.pool.submit(sha256, path) for path in paths}
+
+    def wait(self) -> dict[str, dict[str, str]]:
+        """By kind and file name."""
+        return {kind: {name: job.result() for name, job in jobs.items()} for kind, jobs in self.pending.items()}
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
 
 def write_layer(
@@ -277,17 +321,21 @@ def write_layer(
 
 
 def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """Cast, refusing to turn a finite value into infinity."""
+    """Cast, refusing anything that would not be a finite number in the checkpoint."""
     cast = tensor.to(getattr(torch, dtype))
-    if dtype == "float16" and not torch.isfinite(cast).all():
+    if cast.is_floating_point() and not torch.isfinite(cast).all():
         largest = float(tensor.abs().max())
-        raise InputError(f"tensor {name} does not fit float16 (it reaches {largest:.3g}); use --dtype bfloat16")
+        if math.isfinite(largest) and dtype == "float16":
+            raise InputError(f"tensor {name} does not fit float16 (it reaches {largest:.3g}); use --dtype bfloat16")
+        raise InputError(f"tensor {name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
     return cast
 
 
 def check_options(options: ConvertOptions) -> None:
     if options.alpha is not None and not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed {options.seed} is not between 0 and 2**63 - 1")
     if options.act_range != "auto" and options.act_range not in METHODS:
         raise InputError(f"--act_range {options.act_range!r}: use auto, {', '.join(METHODS)}")
 
@@ -299,13 +347,12 @@ def check_apart(source: Path, output: Path) -> None:
 
 
 def check_range(hidden: torch.Tensor, dtype: str, layer: int) -> None:
-    """The engine keeps hidden states in its dtype: they must fit."""
-    if dtype == "float16":
-        largest = float(torch.maximum(hidden.max(), -hidden.min()))
-        if not largest <= torch.finfo(torch.float16).max:
-            raise InputError(
-                f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16"
-            )
+    """The engine keeps hidden states in its dtype: they must be numbers, and fit."""
+    largest = float(torch.maximum(hidden.max(), -hidden.min()))
+    if not math.isfinite(largest):
+        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work on this text")
+    if dtype == "float16" and largest > torch.finfo(torch.float16).max:
+        raise InputError(f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16")
 
 
 def output_dtype(asked: str, source: str) -> str:

@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"--device: {name!r} is no device; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device; use --device cpu")
-    if device.type not in ("cpu", "cuda"):
+    if str(device) != "cpu" and device.type != "cuda":
         raise InputError(f"--device: {name!r} is not supported; use auto, cpu or cuda")
     return device
 

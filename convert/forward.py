@@ -44,12 +44,17 @@ def transformers_config(model: Model) -> transformers.LlamaConfig:
     return config
 
 
-def rotary_tables(model: Model, tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_frequencies(model: Model) -> tuple[torch.Tensor, float]:
+    """Inverse frequencies of the rotary embedding, float32 [head_size / 2], and what cos and sin are multiplied by."""
+    rotary = LlamaRotaryEmbedding(config=transformers_config(model))
+    return rotary.inv_freq.float(), float(rotary.attention_scaling)
+
+
+def rotary_tables(frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of the rotary embedding, float32 [tokens, head_size] each."""
-    rotary = LlamaRotaryEmbedding(config=transformers_config(model)).to(device)
-    positions = torch.arange(tokens, device=device)[None]
-    cos, sin = rotary(torch.zeros(1, device=device), positions)
-    return cos[0], sin[0]
+    angles = torch.outer(torch.arange(tokens, device=frequencies.device).float(), frequencies)
+    angles = torch.cat((angles, angles), -1)
+    return angles.cos(), angles.sin()
 
 
 class LayerForward:
@@ -65,8 +70,9 @@ class LayerForward:
         self.dtype, self.device = dtype, device
         with torch.device("meta"):
             self.module = LlamaDecoderLayer(transformers_config(model), layer_idx=0).eval().requires_grad_(False)
-        cos, sin = rotary_tables(model, tokens, device)
-        self.rotary = (cos.to(dtype)[None], sin.to(dtype)[None])
+        frequencies, self.attention_scaling = rotary_frequencies(model)
+        cos, sin = (table.to(device) for table in rotary_tables(frequencies, tokens))
+        self.rotary = tuple((table * self.attention_scaling).to(dtype)[None] for table in (cos, sin))
         self.positions = torch.arange(tokens, device=device)[None]
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -80,8 +86,8 @@ class LayerForward:
         return out if isinstance(out, torch.Tensor) else out[0]
 
     def rotate(self, key: torch.Tensor) -> torch.Tensor:
-        """Keys [batch, tokens, kv_size] with the rotary embedding applied, same shape."""
-        cos, sin = (table[0, : key.shape[1], None, :] for table in self.rotary)
+        """Keys [batch, tokens, kv_size] as a KV cache holds them: rotated, but not scaled. Same shape."""
+        cos, sin = (table[0, : key.shape[1], None, :] / self.attention_scaling for table in self.rotary)
         heads = key.unflatten(-1, (-1, cos.shape[-1]))
         return gpt_attention.rotate(heads, cos, sin).flatten(-2)
 

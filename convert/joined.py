@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError
+from .forward import rotary_frequencies
 from .layout import Mapping, Tensor, layer_tensors, rank_indices
-from .model import Model, model_of_checkpoint
+from .model import Model, model_of_checkpoint, positive
 from .scheme import Scheme, scheme_of
 from .source import read_json
 
@@ -31,9 +32,11 @@ class Checkpoint:
         self.model: Model = model_of_checkpoint(self.config)
         quantization = section(self.config, "quantization")
         self.scheme: Scheme = scheme_of(quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo"))
-        parallel = section(self.config, "mapping")
-        self.mapping = Mapping(int(parallel.get("tp_size", 1)), int(parallel.get("pp_size", 1)))
+        parallel = {"tp_size": 1, "pp_size": 1, **section(self.config, "mapping")}
+        self.mapping = Mapping(positive(parallel, "tp_size"), positive(parallel, "pp_size"))
         self.mapping.check(self.model)
+        if parallel.get("world_size", self.mapping.world_size) != self.mapping.world_size:
+            raise InputError(f"config.json: world_size {parallel['world_size']!r} is not tp_size * pp_size")
         self.dtype = str(self.config.get("dtype"))
         if self.dtype not in ("float16", "bfloat16"):
             raise InputError(f"{self.folder}/config.json: dtype {self.dtype!r} is not supported")
@@ -54,7 +57,7 @@ class Checkpoint:
         """A layer's whole tensors, by TensorRT-LLM name inside the layer.
 
         Raises:
-            InputError: ranks disagree about a tensor that all of them hold whole.
+            InputError: ranks disagree about something that more than one of them holds.
         """
         stages = self.mapping.stages(self.model.num_hidden_layers)
         stage = next(number for number, layers in enumerate(stages) if index in layers)
@@ -75,17 +78,35 @@ class Checkpoint:
             return pieces[0]
         axis = spec.axes.index(spec.cut_axis)
         whole = pieces[0].new_zeros(spec.shape(self.model))
-        for tp_rank, piece in enumerate(pieces):
-            whole.index_copy_(axis, rank_indices(spec.linear, self.model, len(pieces), tp_rank), piece)
+        places = [rank_indices(spec.linear, self.model, len(pieces), tp_rank) for tp_rank in range(len(pieces))]
+        for place, piece in zip(places, pieces, strict=True):
+            whole.index_copy_(axis, place, piece)
+        if not all(torch.equal(whole.index_select(axis, p), x) for p, x in zip(places, pieces, strict=True)):
+            raise InputError(f"{self.folder}: ranks that share heads disagree about {name}")
         return whole
+
+    def rotary_frequencies(self) -> torch.Tensor:
+        """Inverse frequencies that an engine rotates with, float32 [head_size / 2]: the checkpoint's own table, or
+        what TensorRT-LLM computes at load."""
+        if self.model.brings_rotary_tables:
+            return self.read(0, "rotary_inv_freq")
+        return rotary_frequencies(self.model)[0]
 
     def embedding(self) -> torch.Tensor:
         """[vocab_size, hidden_size]."""
-        return self.read(0, "transformer.vocab_embedding.weight")
+        return self.same(range(self.mapping.tp_size), "transformer.vocab_embedding.weight")
 
     def final_norm(self) -> torch.Tensor:
         """[hidden_size]."""
-        return self.read(self.mapping.world_size - 1, "transformer.ln_f.weight")
+        ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
+        return self.same(ranks, "transformer.ln_f.weight")
+
+    def same(self, ranks: range, name: str) -> torch.Tensor:
+        """A tensor that these ranks all hold whole."""
+        first = self.read(ranks[0], name)
+        if not all(torch.equal(first, self.read(rank, name)) for rank in ranks[1:]):
+            raise InputError(f"{self.folder}: ranks disagree about {name}")
+        return first
 
     def head(self) -> torch.Tensor:
         """[vocab_size, hidden_size], padding rows removed."""

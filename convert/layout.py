@@ -192,6 +192,9 @@ def rank_tensors(
     """Name -> (shape, dtype) of every tensor in ``rank{rank}.safetensors``; dtype is the model's."""
     stage, tp_rank = divmod(rank, mapping.tp_size)
     tensors: dict[str, tuple[list[int], str]] = {}
+    if model.brings_rotary_tables:
+        tensors["rotary_inv_freq"] = ([model.head_size // 2], FLOAT32)
+        tensors["embed_positions_for_gpt_attention"] = ([1, model.max_position_embeddings * model.head_size], FLOAT32)
     if stage == 0:
         tensors["transformer.vocab_embedding.weight"] = ([model.vocab_size, model.hidden_size], dtype)
     for name, spec in layer_tensors(model, scheme).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,9 @@ from .architectures import FAMILIES, Family
 from .errors import InputError
 
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
+# Types whose frequencies TensorRT-LLM computes wrongly at load, unless the checkpoint brings its own tables.
+TABLED_ROPE_TYPES = ("dynamic", "yarn")
+LARGEST, MOST_LAYERS = 2**31, 10_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Model:
     def kv_size(self) -> int:
         return self.num_key_value_heads * self.head_size
 
+    @property
+    def brings_rotary_tables(self) -> bool:
+        return self.rotary_scaling is not None and self.rotary_scaling["rope_type"] in TABLED_ROPE_TYPES
+
     def dimension(self, name: str) -> int:
         return int(getattr(self, name))
 
@@ -68,48 +74,61 @@ def read_model(config: dict[str, Any]) -> Model:
     Raises:
         InputError: an architecture, activation, rope type or value that this version cannot convert.
     """
-    architecture = (config.get("architectures") or [None])[0]
-    family = next((f for f in FAMILIES if architecture in f.architectures), None)
-    if family is None:
-        known = ", ".join(name for f in FAMILIES for name in f.architectures)
-        raise InputError(f"config.json: architecture {architecture!r} is not supported; supported: {known}")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown method")
+    architectures = config.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    family = family_of(architecture)
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise InputError(f"config.json: the model is already quantized ({method}); give the unquantized model")
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; supported: silu")
-
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    kv_heads = positive(config, "num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise InputError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
-    if config.get("head_dim") is None and hidden % heads:
-        raise InputError(
-            f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; set head_dim"
-        )
-    base, scaling = read_rope(config)
+    if hidden % heads:
+        raise InputError(f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+    positions = positive(config, "max_position_embeddings")
+    base, scaling = read_rope(config, positions)
     mistral = architecture == "MistralForCausalLM"
-    return Model(
-        architecture=architecture,
+    window = mistral and config.get("sliding_window") is not None
+    model = Model(
+        architecture=str(architecture),
         family=family,
         dtype=config.get("dtype") or config.get("torch_dtype"),
         hidden_size=hidden,
         intermediate_size=positive(config, "intermediate_size"),
-        num_hidden_layers=positive(config, "num_hidden_layers"),
+        num_hidden_layers=positive(config, "num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        num_key_value_heads=positive(config, "num_key_value_heads", heads),
         head_size=positive(config, "head_dim", hidden // heads),
         vocab_size=positive(config, "vocab_size"),
-        max_position_embeddings=positive(config, "max_position_embeddings"),
-        norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        max_position_embeddings=positions,
+        norm_epsilon=number(config, "rms_norm_eps", 1e-6, largest=1.0),
         hidden_act="silu",
         rotary_base=base,
         rotary_scaling=scaling,
-        attn_bias=bool(config.get("attention_bias", False)) and not mistral,
-        mlp_bias=bool(config.get("mlp_bias", False)) and not mistral,
-        tied=bool(config.get("tie_word_embeddings", False)),
-        sliding_window=config.get("sliding_window") if mistral else None,
+        attn_bias=flag(config, "attention_bias") and not mistral,
+        mlp_bias=flag(config, "mlp_bias") and not mistral,
+        tied=flag(config, "tie_word_embeddings"),
+        sliding_window=positive(config, "sliding_window") if window else None,
     )
+    check_heads(model)
+    return model
+
+
+def family_of(architecture: Any) -> Family:
+    family = next((f for f in FAMILIES if architecture in f.architectures), None)
+    if family is None:
+        known = ", ".join(name for f in FAMILIES for name in f.architectures)
+        raise InputError(f"config.json: architecture {architecture!r} is not supported; supported: {known}")
+    return family
+
+
+def check_heads(model: Model) -> None:
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    if heads % kv_heads:
+        raise InputError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    if model.head_size % 2:
+        raise InputError(f"config.json: head size {model.head_size} is odd; the rotary embedding needs pairs")
 
 
 def model_of_checkpoint(config: dict[str, Any]) -> Model:
@@ -118,61 +137,106 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
     Raises:
         InputError: an architecture that this version cannot execute, or a missing or wrong value.
     """
-    architecture = config.get("architecture")
-    family = next((f for f in FAMILIES if architecture in f.architectures), None)
-    if family is None:
-        raise InputError(f"config.json: architecture {architecture!r} is not supported, or this is no checkpoint")
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    return Model(
-        architecture=str(architecture),
-        family=family,
+    positions = positive(config, "max_position_embeddings")
+    rope = {"rope_theta": config.get("rotary_base"), "rope_scaling": config.get("rotary_scaling")}
+    base, scaling = read_rope(rope, positions)
+    for key, known in (("hidden_act", "silu"), ("position_embedding_type", "rope_gpt_neox")):
+        if config.get(key) != known:
+            raise InputError(f"config.json: {key} {config.get(key)!r} is not supported; supported: {known}")
+    model = Model(
+        architecture=str(config.get("architecture")),
+        family=family_of(config.get("architecture")),
         dtype=config.get("dtype"),
         hidden_size=hidden,
         intermediate_size=positive(config, "intermediate_size", 4 * hidden),
-        num_hidden_layers=positive(config, "num_hidden_layers"),
+        num_hidden_layers=positive(config, "num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=positive(config, "num_key_value_heads", heads),
         head_size=positive(config, "head_size", hidden // heads),
         vocab_size=positive(config, "vocab_size"),
-        max_position_embeddings=positive(config, "max_position_embeddings"),
-        norm_epsilon=float(config.get("norm_epsilon", 1e-5)),
-        hidden_act=str(config.get("hidden_act", "silu")),
-        rotary_base=float(config.get("rotary_base", 10000.0)),
-        rotary_scaling=config.get("rotary_scaling"),
-        attn_bias=bool(config.get("attn_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
+        max_position_embeddings=positions,
+        norm_epsilon=number(config, "norm_epsilon", 1e-5, largest=1.0),
+        hidden_act="silu",
+        rotary_base=base,
+        rotary_scaling=scaling,
+        attn_bias=flag(config, "attn_bias"),
+        mlp_bias=flag(config, "mlp_bias"),
         tied=False,
         sliding_window=None,
     )
+    check_heads(model)
+    return model
 
 
-def read_rope(config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling): scaling is None for plain rope, else a dictionary with ``rope_type``."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
-    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
-    parameters.pop("type", None)
-    fraction = parameters.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
+def read_rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any] | None]:
+    """(theta, scaling): scaling is None for plain rope, else a dictionary with ``rope_type`` and every number that
+    type reads, defaults written out, since TensorRT-LLM's defaults are not transformers'."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise InputError(f"config.json: rope scaling must be an object, not {given!r}")
+    scaling = dict(given)
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    in_scaling = scaling.pop("rope_theta", None)
+    theta = number({"rope_theta": config.get("rope_theta") if in_scaling is None else in_scaling}, "rope_theta", 1e4)
+    fraction = number(scaling if "partial_rotary_factor" in scaling else config, "partial_rotary_factor", 1.0)
+    scaling.pop("partial_rotary_factor", None)
     if fraction != 1.0:
         raise InputError(f"config.json: partial_rotary_factor {fraction} is not supported; supported: 1.0")
-    if not isinstance(theta, (int, float)) or not math.isfinite(theta) or theta <= 0:
-        raise InputError(f"config.json: rope_theta must be a positive number, not {theta!r}")
     if kind == "default":
-        return float(theta), None
+        if scaling:
+            raise InputError(f"config.json: rope scaling has {', '.join(scaling)} but no rope_type; state one")
+        return theta, None
     if kind not in ROPE_TYPES:
         raise InputError(
             f"config.json: rope type {kind!r} is not supported; supported: default, {', '.join(ROPE_TYPES)}"
         )
-    factor = parameters.get("factor")
-    if not isinstance(factor, (int, float)) or factor < 1:
-        raise InputError(f"config.json: rope type {kind!r} needs a factor of at least 1, not {factor!r}")
-    return float(theta), {"rope_type": kind, **parameters}
+    if number(scaling, "factor") < 1:
+        raise InputError(f"config.json: rope type {kind!r} needs a factor of at least 1, not {scaling['factor']}")
+    if kind == "llama3":
+        low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
+        if low >= high:
+            raise InputError(f"config.json: low_freq_factor {low} must be less than high_freq_factor {high}")
+        scaling.setdefault("original_max_position_embeddings", positions)
+        positive(scaling, "original_max_position_embeddings")
+    elif kind == "yarn":
+        scaling.setdefault("original_max_position_embeddings", positions)
+        positive(scaling, "original_max_position_embeddings")
+        for key in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
+            if scaling.get(key) is not None:
+                number(scaling, key)
+    return theta, {"rope_type": kind, **scaling}
 
 
-def positive(config: dict[str, Any], key: str, default: int | None = None) -> int:
+def positive(config: dict[str, Any], key: str, default: int | None = None, largest: int = LARGEST) -> int:
+    """A positive integer of a config."""
     value = config.get(key)
     if value is None:
         value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise InputError(f"config.json: {key} must be a positive integer, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
+        raise InputError(f"config.json: {key} must be an integer from 1 to {largest}, not {shown(value)}")
     return value
+
+
+def number(config: dict[str, Any], key: str, default: float | None = None, largest: float = 1e30) -> float:
+    """A positive finite number of a config."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= largest:
+        raise InputError(f"config.json: {key} must be a positive number of at most {largest:g}, not {shown(value)}")
+    return float(value)
+
+
+def flag(config: dict[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"config.json: {key} must be true or false, not {shown(value)}")
+    return bool(value)
+
+
+def shown(value: Any) -> str:
+    """A value from a file, short enough for an error line."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**18 else "a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."

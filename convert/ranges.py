@@ -1,6 +1,7 @@
 """The range of a static activation scale: which |x| maps to 127.
 
-Each method takes the statistics of an input and the smoothing factor s, and gives the range X of x / s.
+Each method takes the statistics of an input and the smoothing factor s, and gives the range X of x / s, which is
+0 for an input that was never anything but 0.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ BINS = 2048
 LEVELS = 128
 MOMENTUM = 0.9
 PERCENTILE = 0.9999
+# Below this, 127 / X leaves float32.
+SMALLEST = 1e-30
 
 
 def absmax(statistics: InputStatistics, factor: torch.Tensor) -> float:
@@ -75,6 +78,12 @@ def histogram(statistics: InputStatistics, factor: torch.Tensor) -> tuple[torch.
     bins = (values / width).long().clamp_(max=BINS - 1)
     weights = statistics.weight[:, None].expand_as(values)
     return torch.bincount(bins.flatten(), weights.flatten().float(), BINS).float(), width
+
+
+def static_range(method: str, statistics: InputStatistics, factor: torch.Tensor) -> float:
+    """The range by one of METHODS; 1 for an input of zeros, which any scale quantizes to zeros."""
+    range_ = METHODS[method](statistics, factor)
+    return range_ if range_ > SMALLEST else 1.0
 
 
 METHODS = {

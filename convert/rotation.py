@@ -37,7 +37,10 @@ class Rotation:
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """[..., d] -> float32 [..., d]."""
-        return torch.cat([hartley(rows.float() * self.signs.to(x.device)) for rows in x.split(ROWS)])
+        signs = self.signs.to(x.device)
+        if x.dim() == 1:
+            return hartley(x.float() * signs)
+        return torch.cat([hartley(rows.float() * signs) for rows in x.split(ROWS)])
 
     def restore(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse of ``rotate``."""

@@ -35,7 +35,8 @@ class Runtime:
         self.checkpoint, self.device = checkpoint, device
         self.model, self.scheme = checkpoint.model, checkpoint.scheme
         self.dtype: torch.dtype = getattr(torch, checkpoint.dtype)
-        self.cos, self.sin = rotary_tables(self.model, tokens, device)
+        tables = rotary_tables(checkpoint.rotary_frequencies(), tokens)
+        self.cos, self.sin = (table.to(device) for table in tables)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [batch, tokens] -> hidden states [batch, tokens, hidden_size]."""

@@ -64,11 +64,11 @@ def scheme_of(algo: str | None, kv_cache: str | None = None) -> Scheme:
     Raises:
         InputError: a name that this version does not write.
     """
-    if kv_cache is not None and kv_cache not in KV_CACHE:
+    if kv_cache is not None and not (isinstance(kv_cache, str) and kv_cache in KV_CACHE):
         raise InputError(f"KV cache type {kv_cache!r} is not supported; use one of: {', '.join(KV_CACHE)}")
     if algo is None:
         return Scheme(kv_cache=kv_cache)
-    if algo not in SMOOTHQUANT:
+    if not isinstance(algo, str) or algo not in SMOOTHQUANT:
         raise InputError(f"quantization {algo!r} is not supported; use one of: {', '.join(SMOOTHQUANT)}")
     known = SMOOTHQUANT[algo]
     return Scheme(known.algo, known.per_channel, known.per_token, known.plugin, kv_cache)

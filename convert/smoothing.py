@@ -82,39 +82,29 @@ def choose(
         act_range: None for scales per token; "auto" to search the range too; or a method of ranges.METHODS.
     """
     amax, weight_amax = statistics.channel_amax(), weight.abs().amax(0)
-    if alpha is not None and act_range != "auto":
+    method = "absmax" if act_range == "auto" else act_range
+
+    def range_of(s: torch.Tensor) -> float | None:
+        return None if method is None else ranges.static_range(method, statistics, s)
+
+    if alpha is not None:
         s = factor(amax, weight_amax, alpha)
-        return Smoothing(s, None if act_range is None else ranges.METHODS[act_range](statistics, s), alpha, None)
-
-    candidates: list[tuple[float | None, torch.Tensor]]
-    if alpha is None:
-        candidates = [(None, torch.ones_like(amax))]
-        candidates += [(value, factor(amax, weight_amax, value)) for value in ALPHAS]
-    else:
-        candidates = [(alpha, factor(amax, weight_amax, alpha))]
+        best = Smoothing(s, range_of(s), alpha, None)
+        if act_range != "auto":
+            return best
     output_error = error_of(statistics, weight, rows)
-    best: Smoothing | None = None
-    for value, s in candidates:
-        for range_ in candidate_ranges(statistics, s, act_range):
-            error = output_error(s, range_)
-            if best is None or best.error is None or error < best.error:
-                best = Smoothing(s, range_, value, error)
-    assert best is not None
     if alpha is None:
+        candidates = [(None, torch.ones_like(amax)), *((a, factor(amax, weight_amax, a)) for a in ALPHAS)]
+        tried = [Smoothing(s, range_of(s), a, output_error(s, range_of(s))) for a, s in candidates]
+        best = min(tried, key=lambda smoothing: smoothing.error)
         s = balance(statistics, weight, rows, best.factor, act_range is not None)
-        for range_ in candidate_ranges(statistics, s, act_range):
-            error = output_error(s, range_)
-            if best.error is None or error < best.error:
-                best = Smoothing(s, range_, best.alpha, error)
-    return best
-
-
-def candidate_ranges(statistics: InputStatistics, s: torch.Tensor, act_range: str | None) -> list[float | None]:
-    if act_range is None:
-        return [None]
+        balanced = Smoothing(s, range_of(s), best.alpha, output_error(s, range_of(s)))
+        best = min(best, balanced, key=lambda smoothing: smoothing.error)
     if act_range == "auto":
-        return [ranges.absmax(statistics, s)]
-    return [ranges.METHODS[act_range](statistics, s)]
+        found = {ranges.static_range(name, statistics, best.factor) for name in ranges.METHODS}
+        tried = [Smoothing(best.factor, x, best.alpha, output_error(best.factor, x)) for x in sorted(found)]
+        best = min(tried, key=lambda smoothing: smoothing.error)
+    return best
 
 
 def error_of(

@@ -89,7 +89,7 @@ def quantize_layer(
             options.act_range if scheme.static else None,
         )
     for group in model.family.groups:
-        smooth(layer, group, chosen[group.name], model, scheme, options)
+        smooth(layer, group, chosen[group.name], statistics, model, scheme, options)
     tensors: Tensors = {f"{norm}.weight": weight for norm, weight in layer.norms.items()}
     for group in model.family.groups:
         tensors |= group_scales(layer, group, scheme)
@@ -123,30 +123,50 @@ def row_scaled(linear: Linear, scheme: Scheme, options: Options) -> bool:
     return scheme.per_channel or (linear.cut == HEADS and options.fold)
 
 
-def smooth(layer: Layer, group: Group, chosen: Smoothing, model: Model, scheme: Scheme, options: Options) -> None:
+def smooth(
+    layer: Layer,
+    group: Group,
+    chosen: Smoothing,
+    statistics: LayerStatistics,
+    model: Model,
+    scheme: Scheme,
+    options: Options,
+) -> None:
     """Apply a group's factor in float: weights times s, and 1 / s into whatever makes their input."""
     s = chosen.factor
     for part in parts_of(group, model):
         layer.weights[part] = layer.weights[part] * s
     layer.ranges[group.name] = chosen.range
-    layer.smoothers[group.name] = torch.ones_like(s)
     if group.norm is not None:
         layer.norms[group.norm] = layer.norms[group.norm] / s
+        layer.smoothers[group.name] = torch.ones_like(s)
         return
     assert group.feeder is not None
     feeder = layer.weights[group.feeder]
+    layer.folded[group.feeder] = feeder.new_ones(feeder.shape[0])
     exact = feeder.shape[0] == s.shape[0]
-    folded = feeder.new_ones(feeder.shape[0])
     if options.fold and exact:
         free_rows = not row_scaled(model.family.linear_of_part(group.feeder), scheme, options)
-        folded = equalizer(feeder) if free_rows else s
+        folded = equalizer(feeder) if free_rows else s / s.log().mean().exp()
+        if group.feeder == VALUE:
+            folded = folded * cache_balance(statistics, folded)
+        layer.folded[group.feeder] = folded
         layer.weights[group.feeder] = feeder / folded[:, None]
         if group.feeder in layer.biases:
             layer.biases[group.feeder] = layer.biases[group.feeder] / folded
-        layer.smoothers[group.name] = s / folded
-    else:
-        layer.smoothers[group.name] = s
-    layer.folded[group.feeder] = folded
+        s = s / folded
+    layer.smoothers[group.name] = s
+
+
+def cache_balance(statistics: LayerStatistics, folded: torch.Tensor) -> float:
+    """What to divide smoothed values by besides, so that they reach as far as the keys.
+
+    An INT8 cache has one scale for both; the runtime smoother takes the common factor back.
+    """
+    if statistics.key_amax is None or statistics.value_amax is None:
+        return 1.0
+    key, value = float(statistics.key_amax.max()), float((statistics.value_amax / folded).max())
+    return value / key if key > 0 and value > 0 else 1.0
 
 
 def equalizer(weight: torch.Tensor) -> torch.Tensor:
@@ -195,7 +215,7 @@ def round_linear(
         scale = stored / 127
         if range_ is not None:
             # The plugin multiplies by act_scale * per_channel_scale = (X / 127) (w / 127); Y cancels.
-            output = max(statistics.output_amax[part] for part in linear.parts)
+            output = max(statistics.output_amax[part] for part in linear.parts) or 1.0
             scale = scale * (range_ / output)
             tensors["act_scale"] = torch.tensor([[output / 127]])
         tensors["per_channel_scale"] = scale[None]

@@ -34,10 +34,10 @@ class Source:
         InputError: a file, tensor, shape, dtype or config value that cannot be converted.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, flag: str = "--model_dir"):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InputError(f"--model_dir: {self.folder} is not a folder")
+            raise InputError(f"{flag}: {self.folder} is not a folder")
         self.config = read_json(self.folder / "config.json")
         self.model: Model = read_model(self.config)
         self.files = weight_files(self.folder)
@@ -68,9 +68,9 @@ class Source:
         family = self.model.family
         return self.tensor(family.head if family.head in self.where else family.embedding, device)
 
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of config.json and every weight file, by file name."""
-        return {path.name: sha256(path) for path in [self.folder / "config.json", *self.files]}
+    def paths(self) -> list[Path]:
+        """config.json and every weight file."""
+        return [self.folder / "config.json", *self.files]
 
     def _check_tensors(self) -> None:
         expected = hugging_face_shapes(self.model)
@@ -150,6 +150,8 @@ def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
                 yield name, list(piece.get_shape()), piece.get_dtype()
     except SafetensorError as error:
         raise InputError(f"{path.name}: not a whole safetensors file ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; is it there, and is reading permitted? ({error})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object")

@@ -87,7 +87,10 @@ def encoded(text: str, source: str, tokenizer_dir: Path, length: int, flag: str)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds, all of them meaning the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{tokenizer_dir}: no usable tokenizer for {flag} ({reason})") from None
+        raise InputError(
+            f"{tokenizer_dir}: no usable tokenizer for {flag} ({reason}); add tokenizer.json, or give token ids in a "
+            "safetensors file"
+        ) from None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) < length:
         raise InputError(
@@ -102,7 +105,7 @@ def ready_made(path: Path, length: int, flag: str) -> torch.Tensor:
         ids = load_file(path).get("input_ids")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{flag}: {path} is not readable as safetensors ({error})") from None
-    if ids is None or ids.dim() != 2 or ids.is_floating_point() or ids.shape[0] == 0:
+    if ids is None or ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64) or ids.shape[0] == 0:
         raise InputError(f"{flag}: {path} needs an integer tensor input_ids [sequences, tokens]")
     if ids.shape[1] < length:
         raise InputError(f"{flag}: {path} has sequences of {ids.shape[1]} tokens, fewer than the {length} asked for")

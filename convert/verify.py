@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from .converter import MANIFEST
 from .device import pick_device
 from .errors import InputError
 from .forward import LayerForward
-from .joined import Checkpoint
+from .joined import Checkpoint, section
 from .layout import rank_tensors
 from .rotation import Rotation
 from .runtime import Runtime
@@ -27,6 +29,7 @@ SAFETENSORS_DTYPES = {"I8": "int8", "F32": "float32", "F16": "float16", "BF16": 
 SCALES = ("scale", "scale_to_int", "scaling_factor", "smoother")
 # Rotary tables that a checkpoint may hold or leave to be computed at load.
 OPTIONAL = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
+MANIFEST_FILES = r"rank\d+\.safetensors|config\.json"
 
 # (layer, phase)
 OnProgress = Callable[[int, str], None]
@@ -74,13 +77,28 @@ def structure_problems(checkpoint: Checkpoint) -> list[str]:
             problems += rank_problems(checkpoint, rank)
         except InputError as error:
             problems.append(str(error))
+    if not problems:
+        problems += rank_disagreements(checkpoint)
     return problems + manifest_problems(checkpoint)
+
+
+def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
+    """What ranks hold in common must be the same on all of them."""
+    problems = []
+    reads: list[Callable[[], object]] = [checkpoint.embedding, checkpoint.final_norm]
+    reads += [partial(checkpoint.layer, index) for index in range(checkpoint.model.num_hidden_layers)]
+    for read in reads if checkpoint.mapping.tp_size > 1 else []:
+        try:
+            read()
+        except InputError as error:
+            problems.append(str(error))
+    return problems
 
 
 def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     path = checkpoint.rank_file(rank)
     declared = rank_tensors(checkpoint.model, checkpoint.scheme, checkpoint.mapping, rank, checkpoint.dtype)
-    found = {name: (shape, dtype) for name, shape, dtype in headers(path) if name not in OPTIONAL}
+    found = {name: (shape, dtype) for name, shape, dtype in headers(path) if name in declared or name not in OPTIONAL}
     problems = [f"{path.name}: tensor {name} is missing" for name in declared if name not in found]
     problems += [f"{path.name}: tensor {name} is not one that config.json implies" for name in found.keys() - declared]
     for name in declared.keys() & found.keys():
@@ -89,26 +107,33 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
         if (shape, ours) != declared[name]:
             problems.append(f"{path.name}: tensor {name} is {ours} {shape}, config.json implies {declared[name]}")
             continue
-        if dtype == "I8":
-            continue
         tensor = checkpoint.read(rank, name)
-        if not torch.isfinite(tensor).all():
+        if dtype == "I8":
+            if tensor.min() < -127:
+                problems.append(f"{path.name}: tensor {name} holds -128; symmetric weights end at -127")
+        elif not torch.isfinite(tensor).all():
             problems.append(f"{path.name}: tensor {name} holds NaN or Inf")
         elif name.endswith(SCALES) and not (tensor > 0).all():
             problems.append(f"{path.name}: scale {name} is not positive")
     return sorted(problems)
 
 
-def manifest_problems(checkpoint: Checkpoint) -> list[str]:
+def read_manifest(checkpoint: Checkpoint) -> dict[str, Any]:
+    """enginesmith.json; empty for a checkpoint that another converter made."""
     path = checkpoint.folder / MANIFEST
-    if not path.exists():
-        return []
-    recorded = read_json(path).get("files", {})
-    return [
-        f"{name}: differs from the one {MANIFEST} recorded"
-        for name, digest in recorded.items()
-        if not (checkpoint.folder / name).is_file() or sha256(checkpoint.folder / name) != digest
-    ]
+    return read_json(path) if path.exists() else {}
+
+
+def manifest_problems(checkpoint: Checkpoint) -> list[str]:
+    recorded = section(read_manifest(checkpoint), "files")
+    problems = []
+    for name, digest in recorded.items():
+        path = checkpoint.folder / name
+        if not re.fullmatch(MANIFEST_FILES, name):
+            problems.append(f"{MANIFEST}: {name[:60]!r} is no file of a checkpoint")
+        elif not path.is_file() or sha256(path) != digest:
+            problems.append(f"{name}: differs from the one {MANIFEST} recorded")
+    return problems
 
 
 def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
@@ -117,12 +142,10 @@ def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
         if ours != theirs:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
-    path = checkpoint.folder / MANIFEST
-    if path.exists():
-        recorded = read_json(path).get("source", {})
-        for name, digest in source.hashes().items():
-            if name in recorded and recorded[name] != digest:
-                raise InputError(f"--reference: {name} is not the file that the checkpoint was made from")
+    recorded = section(read_manifest(checkpoint), "source")
+    for file in source.paths():
+        if file.name in recorded and recorded[file.name] != sha256(file):
+            raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
 
 
 @torch.inference_mode()
@@ -141,7 +164,7 @@ def measure(
         InputError: the reference is another model, or the text or device cannot be used.
     """
     where = pick_device(device)
-    source = Source(reference)
+    source = Source(reference, "--reference")
     check_same_model(checkpoint, source)
     model = source.model
     limit = model.sliding_window or model.max_position_embeddings
@@ -178,16 +201,23 @@ def measure(
         ours = runtime.final_norm(got[chunk]).float() @ heads[1].t()
         totals += compare_logits(logits, ours, ids[chunk].to(where)).cpu()
     nll, our_nll, kl, same = (totals / (ids.shape[0] * (length - 1))).tolist()
-    return Accuracy(ids.shape[0] * (length - 1), math.exp(our_nll), math.exp(nll), kl, same, errors)
+    return Accuracy(ids.shape[0] * (length - 1), exponential(our_nll), exponential(nll), kl, same, errors)
+
+
+def exponential(nll: float) -> float:
+    """e to the mean negative log-likelihood; infinite where that leaves float64."""
+    return math.exp(nll) if nll < 700 else math.inf
 
 
 def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
     """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
-    path = checkpoint.folder / MANIFEST
-    manifest = read_json(path) if path.exists() else {}
-    if not manifest.get("rotated"):
+    manifest = read_manifest(checkpoint)
+    if manifest.get("rotated") is not True:
         return None
-    return Rotation(checkpoint.model.hidden_size, manifest["options"]["seed"])
+    seed = section(manifest, "options").get("seed")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"{MANIFEST}: a rotated checkpoint needs options.seed")
+    return Rotation(checkpoint.model.hidden_size, seed)
 
 
 def compare_logits(wanted: torch.Tensor, got: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -209,7 +239,7 @@ def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:
     """The verdict as one JSON object."""
     result: dict[str, Any] = {"structure": {"ok": not problems, "problems": problems}}
     if accuracy is not None:
-        result["accuracy"] = {
+        figures = {
             "tokens": accuracy.tokens,
             "perplexity": accuracy.perplexity,
             "reference_perplexity": accuracy.reference_perplexity,
@@ -218,4 +248,12 @@ def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:
             "top1_agreement": accuracy.top1,
             "layer_errors": accuracy.layer_errors,
         }
+        result["accuracy"] = {name: finite(value) for name, value in figures.items()}
     return result
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return value if math.isfinite(value) else None

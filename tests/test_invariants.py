@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from enginesmith.convert.calibrate import LayerStatistics
 from enginesmith.convert.converter import ConvertOptions, convert
 from enginesmith.convert.forward import LayerForward
 from enginesmith.convert.joined import Checkpoint
@@ -50,7 +51,9 @@ def smoothed_layer(
     for group in model.family.groups:
         width = layer.weights[model.family.linear(group.linears[0]).parts[0]].shape[1]
         factor = torch.exp(torch.randn(width, generator=draw))
-        smooth(layer, group, Smoothing(factor, None, None, None), model, scheme, Options(fold=fold))
+        smooth(
+            layer, group, Smoothing(factor, None, None, None), LayerStatistics({}), model, scheme, Options(fold=fold)
+        )
     after = {f"{theirs}.weight": layer.norms[ours] for ours, theirs in model.family.norms.items()}
     after |= {f"{part}.weight": weight for part, weight in layer.weights.items()}
     after |= {f"{part}.bias": bias for part, bias in layer.biases.items()}

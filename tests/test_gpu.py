@@ -1,0 +1,41 @@
+"""Conversion and verification on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.verify import measure
+from enginesmith.plugins import int8
+
+from .conftest import ALGORITHMS
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("shape", [(5, 64, 24), (64, 4096, 128), (33, 100, 7)])
+def test_integer_product_is_exact(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    a = torch.randint(-128, 128, (m, k), dtype=torch.int8)
+    b = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+    assert torch.equal(int8.matmul(a.cuda(), b.cuda()).cpu().long(), a.long() @ b.long().t())
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_converts_and_executes_as_on_the_cpu(
+    algo: str, tiny: Callable[..., Path], converted: Callable[..., Checkpoint]
+) -> None:
+    model = tiny(num_hidden_layers=2)
+    text = str(model.parent / "ids.safetensors")
+    results = {}
+    for device in ("cpu", "cuda"):
+        checkpoint = converted(model, quant=algo, kv_cache="INT8", device=device)
+        results[device] = measure(checkpoint, model, text, chunks=4, length=24, device=device)
+    cpu, cuda = results["cpu"], results["cuda"]
+    assert cuda.reference_perplexity == pytest.approx(cpu.reference_perplexity, rel=1e-3)
+    assert cuda.perplexity == pytest.approx(cpu.perplexity, rel=2e-2)
+    assert cuda.kl < 0.05
