@@ -28,6 +28,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256,
     },
+    "smollm2-135m": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "torch_dtype": "float32",
+    },
     "narrow": {
         "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "num_attention_heads": 16,
         "num_key_value_heads": 4, "vocab_size": 32000,
@@ -54,12 +58,15 @@ def write(folder: Path, shape: str, layers: int | None) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     model = read_model(config)
     shapes = hugging_face_shapes(model)
+    if model.tied:
+        shapes.pop(model.family.head)
+    dtype = getattr(torch, config["torch_dtype"])
     draw = torch.Generator().manual_seed(0)
 
     def tensor(name: str) -> torch.Tensor:
         if name.endswith("norm.weight"):
-            return 1 + 0.1 * torch.randn(shapes[name], generator=draw).half()
-        return (torch.randn(shapes[name], generator=draw) / shapes[name][-1] ** 0.5).half()
+            return (1 + 0.1 * torch.randn(shapes[name], generator=draw)).to(dtype)
+        return (torch.randn(shapes[name], generator=draw) / shapes[name][-1] ** 0.5).to(dtype)
 
     where = {}
     prefix = model.family.layer.format(i=0)
@@ -72,7 +79,7 @@ def write(folder: Path, shape: str, layers: int | None) -> None:
     rest = {name: tensor(name) for name in shapes if name not in where}
     save_file(rest, folder / "rest.safetensors")
     where |= dict.fromkeys(rest, "rest.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     ids = torch.randint(model.vocab_size, (SEQUENCES, TOKENS), generator=draw)
     save_file({"input_ids": ids}, folder / "ids.safetensors")
 

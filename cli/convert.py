@@ -137,7 +137,7 @@ def summary(done: Converted, options: ConvertOptions) -> str:
     size = sum((done.folder / name).stat().st_size for name in done.manifest["files"])
     what = options.quant or "no quantization"
     cache = f", {options.kv_cache} KV cache" if options.kv_cache else ""
-    ranks = len(done.manifest["files"])
+    ranks = options.tp_size * options.pp_size
     return f"{done.folder}: {what}{cache}, {ranks} rank{'s' if ranks > 1 else ''}, {size / 1e6:,.1f} MB"
 
 

@@ -8,6 +8,7 @@ Models", equations 3 and 4. All linears that read one input share one s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,11 +19,12 @@ from . import ranges
 from .calibrate import InputStatistics
 from .rounding import row_amax, to_int8
 
-ALPHAS = [step / 10 for step in range(11)]
+COARSE_ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+FINE_STEP = 0.125
 # A channel's range counts as at least this fraction of the widest one's, so that dead channels keep s finite.
 FLOOR = 1e-5
-# Iterations of ``balance``; the noise settles within twenty.
-STEPS = 20
+# Iterations of ``balance``; the noise has all but settled by then.
+STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,29 @@ def choose(
             return best
     output_error = error_of(statistics, weight, rows)
     if alpha is None:
-        candidates = [(None, torch.ones_like(amax)), *((a, factor(amax, weight_amax, a)) for a in ALPHAS)]
-        tried = [Smoothing(s, range_of(s), a, output_error(s, range_of(s))) for a, s in candidates]
-        best = min(tried, key=lambda smoothing: smoothing.error)
+
+        def tried(value: float | None, s: torch.Tensor) -> Smoothing:
+            return Smoothing(s, range_of(s), value, output_error(s, range_of(s)))
+
+        coarse = [tried(None, torch.ones_like(amax))]
+        coarse += [tried(value, factor(amax, weight_amax, value)) for value in COARSE_ALPHAS]
+        best = least(coarse)
+        if best.alpha is not None:
+            around = (best.alpha - FINE_STEP, best.alpha + FINE_STEP)
+            fine = [tried(value, factor(amax, weight_amax, value)) for value in around if 0 <= value <= 1]
+            best = least([best, *fine])
         s = balance(statistics, weight, rows, best.factor, act_range is not None)
-        balanced = Smoothing(s, range_of(s), best.alpha, output_error(s, range_of(s)))
-        best = min(best, balanced, key=lambda smoothing: smoothing.error)
+        best = least([best, tried(best.alpha, s)])
     if act_range == "auto":
-        found = {ranges.static_range(name, statistics, best.factor) for name in ranges.METHODS}
-        tried = [Smoothing(best.factor, x, best.alpha, output_error(best.factor, x)) for x in sorted(found)]
-        best = min(tried, key=lambda smoothing: smoothing.error)
+        s = best.factor
+        found = sorted({ranges.static_range(name, statistics, s) for name in ranges.METHODS}, reverse=True)
+        best = least([Smoothing(s, range_, best.alpha, output_error(s, range_)) for range_ in found])
     return best
+
+
+def least(choices: list[Smoothing]) -> Smoothing:
+    """The choice of least output error, the first of equals."""
+    return min(choices, key=lambda choice: math.inf if choice.error is None else choice.error)
 
 
 def error_of(
@@ -122,10 +136,11 @@ def error_of(
         smoothed = weight * s
         scales = row_scales(smoothed, rows)
         x = tokens / s
-        largest = x.abs().amax(1, keepdim=True) if range_ is None else torch.full_like(x[:, :1], range_)
-        x_scale = largest.clamp_min(torch.finfo(torch.float32).tiny) / 127
+        largest = row_amax(x)[:, None] if range_ is None else torch.full_like(x[:, :1], range_)
+        x_scale = largest / 127
         got = int8.matmul(int8.saturate(x / x_scale), to_int8(smoothed, scales)).float()
-        return float((count @ (got * x_scale * (scales / 127) - wanted).square()).sum()) / energy
+        got.mul_(x_scale).mul_(scales / 127).sub_(wanted)
+        return float(count @ torch.linalg.vector_norm(got, dim=1).square()) / energy
 
     return error
 

@@ -13,7 +13,7 @@ import torch
 from .architectures import HEADS, Group, Linear
 from .calibrate import LayerStatistics
 from .model import Model
-from .rounding import row_amax, to_int8
+from .rounding import SMALLEST, row_amax, to_int8
 from .scheme import Scheme
 from .smoothing import Rows, Smoothing, choose, row_scales
 
@@ -235,4 +235,5 @@ def cache_scale(statistics: LayerStatistics, folded: torch.Tensor | float = 1.0)
     """
     assert statistics.key_amax is not None
     assert statistics.value_amax is not None
-    return torch.maximum(statistics.key_amax.max(), (statistics.value_amax / folded).max())[None] / 127
+    largest = torch.maximum(statistics.key_amax.max(), (statistics.value_amax / folded).max())
+    return torch.where(largest > SMALLEST, largest, 1.0)[None] / 127

@@ -15,10 +15,9 @@ def saturate(x: torch.Tensor) -> torch.Tensor:
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b.T exactly: int8 [m, k] and int8 [n, k] give int32 [m, n]."""
-    if a.device.type == "cpu":
-        fits = a.shape[1] > 1  # torch 2.13 answers zeros for an inner dimension of 1
-    else:
-        fits = a.shape[0] > 16 and a.shape[1] % 8 == 0 and b.shape[0] % 8 == 0
+    # On a GPU the product wants whole tiles; on a CPU torch 2.13 answers zeros for an inner dimension of 1.
+    tiles = a.shape[0] > 16 and a.shape[1] % 8 == 0 and b.shape[0] % 8 == 0
+    fits = a.shape[1] > 1 if a.device.type == "cpu" else tiles
     if fits:
         return torch._int_mm(a, b.t())
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)

@@ -227,7 +227,7 @@ def test_full_disk_is_known_before_any_work(
 
 
 def command(model: Path, output: Path, *options: str) -> list[str]:
-    program = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "convert"]
+    program = [str(Path(sys.executable).with_name("enginesmith")), "convert"]
     program += ["--model_dir", str(model), "--output_dir", str(output), "--quant", QUANT]
     return [*program, "--calib", str(model.parent / "ids.safetensors"), "--calib_seq_len", "24", *options]
 

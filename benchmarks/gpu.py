@@ -1,6 +1,6 @@
 """A random model of Llama-3.1-8B's shape, calibrated and converted on a GPU.
 
-python benchmarks/cuda.py WORK_DIR
+python benchmarks/gpu.py WORK_DIR
 
 Prints seconds, calibration tokens a second, and peak device memory.
 """

@@ -1,0 +1,196 @@
+"""The command as a user types it: spellings, output, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from enginesmith.cli.main import main
+from enginesmith.convert.scheme import SMOOTHQUANT, smoothquant_algo
+
+Tiny = Callable[..., Path]
+
+
+@dataclass
+class Done:
+    stdout: str
+    stderr: str
+
+
+def run(*words: object, expect: int = 0) -> Done:
+    """Type ``enginesmith`` and these words, in this process, which has torch loaded already."""
+    out, err = io.StringIO(), io.StringIO()
+    typed = mock.patch.object(sys, "argv", ["enginesmith", *map(str, words)])
+    with typed, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == expect, err.getvalue()
+    if expect == 2:
+        assert err.getvalue().startswith("enginesmith: ")
+        assert len(err.getvalue().strip().splitlines()) == 1
+    return Done(out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def inputs(tiny: Tiny, tmp_path: Path) -> list[object]:
+    """--model_dir and calibration flags for a tiny model."""
+    ids = tmp_path / "ids.safetensors"
+    return ["--model_dir", tiny(), "--calib", ids, "--calib_size", 8, "--calib_seq_len", 24]
+
+
+def test_convert_then_verify(inputs: list[object], tmp_path: Path) -> None:
+    out, model = tmp_path / "out", inputs[1]
+    quant = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+    done = run("convert", *inputs, "--output_dir", out, "--quant", quant, "--tp_size", 2, "--kv_cache", "INT8")
+    assert f"{quant}, INT8 KV cache, 2 ranks" in done.stdout
+    assert "every tensor as config.json implies" in run("verify", out).stdout
+    measure = ["verify", out, "--reference", model, "--text", tmp_path / "ids.safetensors", "--seq_len", 24]
+    shown = run(*measure, "--chunks", 4).stdout
+    assert "perplexity" in shown
+    assert "top-1 agreement" in shown
+    verdict = json.loads(run(*measure, "--json").stdout)
+    assert verdict["ok"] is True
+    assert verdict["structure"] == {"ok": True, "problems": []}
+    assert 0 < verdict["accuracy"]["mean_kl"] < 0.3
+    assert len(verdict["accuracy"]["layer_errors"]) == 4
+    failed = run(*measure, "--max_ppl_increase", -99, expect=1)
+    assert "more than --max_ppl_increase -99" in failed.stderr
+
+
+def test_verify_fails_on_a_damaged_checkpoint(inputs: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("convert", *inputs, "--output_dir", out, "--quant", "W8A8_SQ_PER_CHANNEL")
+    rank = out / "rank0.safetensors"
+    whole = rank.read_bytes()
+    rank.write_bytes(whole[:-1])
+    assert "rank0.safetensors: not a whole safetensors file" in run("verify", out, expect=1).stderr
+    rank.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "rank0.safetensors: differs from the one enginesmith.json recorded" in run("verify", out, expect=1).stderr
+    rank.unlink()
+    verdict = json.loads(run("verify", out, "--json", expect=1).stdout)
+    assert verdict["structure"]["problems"][0] == "rank0.safetensors: missing"
+
+
+def test_verify_notices_ranks_that_disagree(inputs: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("convert", *inputs, "--output_dir", out, "--quant", "W8A8_SQ_PER_CHANNEL", "--tp_size", 2)
+    (out / "enginesmith.json").unlink()
+    tensors = load_file(out / "rank1.safetensors")
+    tensors["transformer.layers.1.post_layernorm.weight"] *= 2
+    save_file(tensors, out / "rank1.safetensors")
+    assert "ranks disagree about transformer.layers.1.post_layernorm.weight" in run("verify", out, expect=1).stderr
+
+
+def test_verify_notices_another_config(inputs: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("convert", *inputs, "--output_dir", out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"norm_epsilon": 0.5}))
+    assert "config.json: differs from the one" in run("verify", out, expect=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "GPTForCausalLM"}, "architecture 'GPTForCausalLM' is not supported"),
+        ({"mapping": 5}, "mapping must be an object"),
+        ({"mapping": {"tp_size": 0}}, "tp_size must be an integer from 1"),
+        ({"mapping": {"tp_size": 3}}, "--tp_size 3 does not divide"),
+        ({"quantization": {"quant_algo": "NVFP4"}}, "quantization 'NVFP4' is not supported"),
+        ({"quantization": {"quant_algo": []}}, "is not supported"),
+        ({"norm_epsilon": "x"}, "norm_epsilon must be a positive number"),
+        ({"rotary_scaling": "x"}, "rope scaling must be an object"),
+        ({"num_attention_heads": 10**30}, "num_attention_heads must be an integer"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"dtype": "int8"}, "dtype 'int8' is not supported"),
+    ],
+)
+def test_verify_refuses_a_config_it_cannot_execute(
+    changes: dict[str, Any], words: str, inputs: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run("convert", *inputs, "--output_dir", out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | changes))
+    assert words in run("verify", out, expect=2).stderr
+
+
+def test_verify_refuses_another_model(inputs: list[object], tmp_path: Path, tiny: Tiny) -> None:
+    out = tmp_path / "out"
+    run("convert", *inputs, "--output_dir", out)
+    tiny(vocab_size=103)
+    words = run("verify", out, "--reference", inputs[1], expect=2).stderr
+    assert "--reference: vocab_size is 103, the checkpoint's is 101" in words
+    tiny(rms_norm_eps=1e-3)
+    assert "config.json is not the file" in run("verify", out, "--reference", inputs[1], expect=2).stderr
+    assert "--reference: /nowhere is not a folder" in run("verify", out, "--reference", "/nowhere", expect=2).stderr
+
+
+def test_upstream_spellings(inputs: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--smoothquant", 0.5, "--per-token", "--per-channel", "--int8_kv_cache", "--tp-size=2"]
+    run("convert", *inputs, "--output-dir", out, *flags)
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization"]["quant_algo"] == "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+    assert config["quantization"]["kv_cache_quant_algo"] == "INT8"
+    assert config["quantization"]["smoothquant_val"] == 0.5
+    assert config["mapping"]["tp_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--smoothquant", 0.5, "--quant", "W8A8_SQ_PER_CHANNEL"], "both name a quantization"),
+        (["--per_token"], "go with --smoothquant"),
+        (["--int8_kv_cache", "--kv_cache", "FP8"], "contradict each other"),
+        (["--alpha", "2"], "neither auto nor a number between 0 and 1"),
+        (["--quant", "W4A16_AWQ"], "W8A8_SQ_PER_CHANNEL"),
+        (["--use_weight_only"], "No such option"),
+        (["--tp_size", "two"], "--tp_size"),
+    ],
+)
+def test_flags_that_make_no_sense(flags: list[object], words: str, inputs: list[object], tmp_path: Path) -> None:
+    assert words in run("convert", *inputs, "--output_dir", tmp_path / "out", *flags, expect=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_result(inputs: list[object], tmp_path: Path) -> None:
+    done = run("convert", *inputs, "--output_dir", tmp_path / "out", "--quant", "W8A8_SQ_PER_CHANNEL", "--json")
+    manifest = json.loads(done.stdout)
+    assert manifest == json.loads((tmp_path / "out" / "enginesmith.json").read_text())
+    assert done.stderr == ""
+    assert set(manifest["files"]) == {"config.json", "rank0.safetensors"}
+    assert len(manifest["layers"]) == 4
+
+
+def test_help_names_both_commands_and_the_exit_codes() -> None:
+    shown = run("--help").stdout
+    assert "convert" in shown
+    assert "verify" in shown
+    assert "Exit codes: 0 done, 1 an accuracy or structure check failed, 2 bad usage" in " ".join(shown.split())
+
+
+def test_a_full_standard_output_is_no_traceback(inputs: list[object], tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("enginesmith")
+    with open("/dev/full", "w") as full:
+        words = [program, "convert", *map(str, inputs), "--output_dir", str(tmp_path / "out")]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_upstream_flags_name_an_algorithm(per_token: bool, per_channel: bool) -> None:
+    scheme = SMOOTHQUANT[smoothquant_algo(per_token, per_channel)]
+    assert (scheme.per_token, scheme.per_channel, scheme.plugin) == (per_token, per_channel, True)
