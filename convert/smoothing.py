@@ -23,6 +23,8 @@ COARSE_ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 FINE_STEP = 0.125
 # A channel's range counts as at least this fraction of the widest one's, so that dead channels keep s finite.
 FLOOR = 1e-5
+# Rows of a matrix that searches look at.
+SAMPLED_ROWS = 512
 # Iterations of ``balance``; the noise has all but settled by then.
 STEPS = 10
 
@@ -46,11 +48,36 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How the rows of a group's stacked weights are scaled: one scale a row, or one for all of them."""
+class Block:
+    """The rows of one matrix in a group, as the search sees them.
 
+    Attributes:
+        sample: float32 [rows, in], some of its rows, evenly taken.
+        count: how many rows it has.
+        amax: float32 [in], max_i |W_ij| over all of its rows.
+        per_channel: every row has its own scale; otherwise the matrix has one.
+    """
+
+    sample: torch.Tensor
     count: int
+    amax: torch.Tensor
     per_channel: bool
+
+    @staticmethod
+    def of(weight: torch.Tensor, per_channel: bool) -> Block:
+        stride = math.ceil(weight.shape[0] / SAMPLED_ROWS)
+        return Block(weight[::stride], weight.shape[0], weight.abs().amax(0), per_channel)
+
+    @property
+    def times(self) -> float:
+        """How many rows each sampled one stands for."""
+        return self.count / self.sample.shape[0]
+
+    def scales(self, smoothed: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """127 times the step of every sampled row, float32 [rows]; smoothed is sample * s."""
+        if self.per_channel:
+            return row_amax(smoothed)
+        return (self.amax * s).max().expand(smoothed.shape[0])
 
 
 def factor(activation_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -58,32 +85,16 @@ def factor(activation_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: floa
     return (floored(activation_amax).pow(alpha) / floored(weight_amax).pow(1 - alpha)).clamp_min(1e-5)
 
 
-def row_scales(weight: torch.Tensor, rows: list[Rows]) -> torch.Tensor:
-    """w of every row of stacked weights, float32 [out]: its own maximum, or that of its linear."""
-    amax = row_amax(weight)
-    pieces = amax.split([r.count for r in rows])
-    return torch.cat(
-        [piece if r.per_channel else piece.max().expand_as(piece) for piece, r in zip(pieces, rows, strict=True)]
-    )
-
-
-def choose(
-    statistics: InputStatistics,
-    weight: torch.Tensor,
-    rows: list[Rows],
-    alpha: float | None,
-    act_range: str | None,
-) -> Smoothing:
+def choose(statistics: InputStatistics, blocks: list[Block], alpha: float | None, act_range: str | None) -> Smoothing:
     """The smoothing factor of a group, and the static range of its input.
 
     Args:
         statistics: of the group's input.
-        weight: float32 [out, in], the group's weights stacked.
-        rows: how those rows are scaled.
+        blocks: the group's matrices.
         alpha: the migration strength, or None to search it against the output error.
         act_range: None for scales per token; "auto" to search the range too; or a method of ranges.METHODS.
     """
-    amax, weight_amax = statistics.channel_amax(), weight.abs().amax(0)
+    amax, weight_amax = statistics.channel_amax(), torch.stack([block.amax for block in blocks]).amax(0)
     method = "absmax" if act_range == "auto" else act_range
 
     def range_of(s: torch.Tensor) -> float | None:
@@ -94,7 +105,7 @@ def choose(
         best = Smoothing(s, range_of(s), alpha, None)
         if act_range != "auto":
             return best
-    output_error = error_of(statistics, weight, rows)
+    output_error = error_of(statistics, blocks)
     if alpha is None:
 
         def tried(value: float | None, s: torch.Tensor) -> Smoothing:
@@ -107,7 +118,7 @@ def choose(
             around = (best.alpha - FINE_STEP, best.alpha + FINE_STEP)
             fine = [tried(value, factor(amax, weight_amax, value)) for value in around if 0 <= value <= 1]
             best = least([best, *fine])
-        s = balance(statistics, weight, rows, best.factor, act_range is not None)
+        s = balance(statistics, blocks, best.factor, act_range is not None)
         best = least([best, tried(best.alpha, s)])
     if act_range == "auto":
         s = best.factor
@@ -121,33 +132,33 @@ def least(choices: list[Smoothing]) -> Smoothing:
     return min(choices, key=lambda choice: math.inf if choice.error is None else choice.error)
 
 
-def error_of(
-    statistics: InputStatistics, weight: torch.Tensor, rows: list[Rows]
-) -> Callable[[torch.Tensor, float | None], float]:
-    """The output error of a candidate (s, X), by executing its integers on the kept tokens.
+def error_of(statistics: InputStatistics, blocks: list[Block]) -> Callable[[torch.Tensor, float | None], float]:
+    """The output error of a candidate (s, X), by executing its integers on the kept tokens and sampled rows.
 
     error = sum_t n_t ||q(x_t / s) q(s W)' - x_t W'||^2 / sum_t n_t ||x_t W'||^2, n_t the tokens t stands for.
     """
     tokens, count = statistics.tokens, statistics.weight
+    weight = torch.cat([block.sample for block in blocks])
+    rows = [block.sample.shape[0] for block in blocks]
+    times = torch.cat([block.amax.new_full((n,), block.times) for n, block in zip(rows, blocks, strict=True)])
     wanted = tokens @ weight.t()
-    energy = float((count @ wanted.square()).sum()) or 1.0
+    energy = float(count @ wanted.square() @ times) or 1.0
 
     def error(s: torch.Tensor, range_: float | None) -> float:
         smoothed = weight * s
-        scales = row_scales(smoothed, rows)
+        pieces = zip(blocks, smoothed.split(rows), strict=True)
+        scales = torch.cat([block.scales(piece, s) for block, piece in pieces])
         x = tokens / s
         largest = row_amax(x)[:, None] if range_ is None else torch.full_like(x[:, :1], range_)
         x_scale = largest / 127
         got = int8.matmul(int8.saturate(x / x_scale), to_int8(smoothed, scales)).float()
         got.mul_(x_scale).mul_(scales / 127).sub_(wanted)
-        return float(count @ torch.linalg.vector_norm(got, dim=1).square()) / energy
+        return float(count @ got.square_() @ times) / energy
 
     return error
 
 
-def balance(
-    statistics: InputStatistics, weight: torch.Tensor, rows: list[Rows], start: torch.Tensor, static: bool
-) -> torch.Tensor:
+def balance(statistics: InputStatistics, blocks: list[Block], start: torch.Tensor, static: bool) -> torch.Tensor:
     """Refine s until the rounding noise of activations and weights balance in every channel.
 
     With independent rounding errors the output noise of (s, steps) is, up to a constant,
@@ -170,14 +181,16 @@ def balance(
     Returns:
         the s of least noise that was met, float32 [in].
     """
-    size = weight.abs()
-    own = torch.cat([torch.full((r.count,), r.per_channel, device=weight.device) for r in rows])
-    per_row, shared = size[own], size[~own]
+    own = [block for block in blocks if block.per_channel]
+    shared = [block for block in blocks if not block.per_channel]
     tokens, count = statistics.tokens.abs(), statistics.weight
     amax = floored(statistics.channel_amax())
     input_energy = floored(count @ tokens.square())
-    weight_energy = floored(size.square().sum(0))
-    shared_amax = floored(shared.amax(0)) if len(shared) else None
+    weight_energy = floored(torch.stack([block.sample.square().sum(0) * block.times for block in blocks]).sum(0))
+    per_row = torch.cat([amax.new_zeros(0, len(amax)), *(block.sample.abs() for block in own)])
+    times = torch.cat([amax.new_zeros(0), *(amax.new_full((len(b.sample),), b.times) for b in own)])
+    shared_rows = sum(block.count for block in shared)
+    shared_amax = floored(torch.stack([block.amax for block in shared]).amax(0)) if shared else None
 
     s = start / (start / amax).min() if static else start
     limit = 0.0
@@ -193,9 +206,9 @@ def balance(
         p, where_p = (tokens / s).max(1)
         p = count * p.square() if not static else count
         d, where_d = (per_row * s).max(1)
-        d = d.square()
+        d = times * d.square()
         big_p, big_q = p.sum(), (squared * weight_energy).sum()
-        big_r, big_s = d.sum() + len(shared) * limit**2, (input_energy / squared).sum()
+        big_r, big_s = d.sum() + shared_rows * limit**2, (input_energy / squared).sum()
         noise = float(big_p * big_q + big_r * big_s)
         if noise < least:
             best, least = s, noise

@@ -15,7 +15,7 @@ from .calibrate import LayerStatistics
 from .model import Model
 from .rounding import SMALLEST, row_amax, to_int8
 from .scheme import Scheme
-from .smoothing import Rows, Smoothing, choose, row_scales
+from .smoothing import Block, Smoothing, choose
 
 Tensors = dict[str, torch.Tensor]
 VALUE = "self_attn.v_proj"
@@ -80,11 +80,9 @@ def quantize_layer(
     )
     chosen = {}
     for group in model.family.groups:
-        stacked = torch.cat([layer.weights[part] for part in parts_of(group, model)])
         chosen[group.name] = choose(
             statistics.inputs[group.name],
-            stacked,
-            rows_of(group, model, scheme, options),
+            blocks_of(layer, group, model, scheme, options),
             options.alpha,
             options.act_range if scheme.static else None,
         )
@@ -104,17 +102,17 @@ def parts_of(group: Group, model: Model) -> list[str]:
     return [part for name in group.linears for part in model.family.linear(name).parts]
 
 
-def rows_of(group: Group, model: Model, scheme: Scheme, options: Options) -> list[Rows]:
-    """How the group's output rows are scaled once everything is folded.
+def blocks_of(layer: Layer, group: Group, model: Model, scheme: Scheme, options: Options) -> list[Block]:
+    """The group's matrices, with the scales that they will have once everything is folded.
 
     A linear that feeds another group may scale its rows freely (the next smoother undoes it), so folding
     makes its one scale per matrix as fine as one per row.
     """
     feeders = {g.feeder for g in model.family.groups} if options.fold else set()
     return [
-        Rows(rows, row_scaled(linear, scheme, options) or part in feeders)
+        Block.of(layer.weights[part], row_scaled(linear, scheme, options) or part in feeders)
         for linear in map(model.family.linear, group.linears)
-        for part, rows in zip(linear.parts, model.out_features(linear.name), strict=True)
+        for part in linear.parts
     ]
 
 
@@ -199,8 +197,9 @@ def round_linear(
 ) -> Tensors:
     """The tensors that execute one linear: integers, scales, smoother and bias."""
     weight = torch.cat([layer.weights[part] for part in linear.parts])
-    per_channel = row_scaled(linear, scheme, options)
-    amax = row_scales(weight, [Rows(rows, per_channel) for rows in model.out_features(linear.name)])
+    amax = torch.cat([row_amax(layer.weights[part]) for part in linear.parts])
+    if not row_scaled(linear, scheme, options):
+        amax = torch.cat([piece.max().expand_as(piece) for piece in amax.split(model.out_features(linear.name))])
     tensors = {"weight": to_int8(weight, amax)}
     if model.has_bias(linear.name):
         tensors["bias"] = torch.cat([layer.biases[part] for part in linear.parts])
