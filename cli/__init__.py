@@ -1,1 +1,1 @@
-
+"""The ``enginesmith`` command: options, progress, tables and exit codes; no logic."""
