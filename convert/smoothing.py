@@ -23,8 +23,8 @@ COARSE_ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 FINE_STEP = 0.125
 # A channel's range counts as at least this fraction of the widest one's, so that dead channels keep s finite.
 FLOOR = 1e-5
-# Rows of a matrix that searches look at.
-SAMPLED_ROWS = 512
+# Rows of a matrix that searches look at, a quarter of them the ones with the largest weights.
+SAMPLED_ROWS = 1024
 # Iterations of ``balance``; the noise has all but settled by then.
 STEPS = 10
 
@@ -52,26 +52,27 @@ class Block:
     """The rows of one matrix in a group, as the search sees them.
 
     Attributes:
-        sample: float32 [rows, in], some of its rows, evenly taken.
-        count: how many rows it has.
-        amax: float32 [in], max_i |W_ij| over all of its rows.
+        sample: float32 [rows, in]; those with the largest weights, and some of the others, evenly taken.
+        times: float32 [rows]; how many rows each of them stands for.
+        amax: float32 [in], max_i |W_ij| over all rows.
         per_channel: every row has its own scale; otherwise the matrix has one.
     """
 
     sample: torch.Tensor
-    count: int
+    times: torch.Tensor
     amax: torch.Tensor
     per_channel: bool
 
     @staticmethod
     def of(weight: torch.Tensor, per_channel: bool) -> Block:
-        stride = math.ceil(weight.shape[0] / SAMPLED_ROWS)
-        return Block(weight[::stride], weight.shape[0], weight.abs().amax(0), per_channel)
-
-    @property
-    def times(self) -> float:
-        """How many rows each sampled one stands for."""
-        return self.count / self.sample.shape[0]
+        rows, amax = weight.shape[0], weight.abs().amax(0)
+        if rows <= SAMPLED_ROWS:
+            return Block(weight, weight.new_ones(rows), amax, per_channel)
+        order = row_amax(weight).argsort(descending=True, stable=True)
+        top, rest = order[: SAMPLED_ROWS // 4], order[SAMPLED_ROWS // 4 :]
+        some = rest[:: math.ceil(len(rest) / (SAMPLED_ROWS - len(top)))]
+        times = torch.cat((weight.new_ones(len(top)), weight.new_full((len(some),), len(rest) / len(some))))
+        return Block(weight[torch.cat((top, some))], times, amax, per_channel)
 
     def scales(self, smoothed: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """127 times the step of every sampled row, float32 [rows]; smoothed is sample * s."""
@@ -140,7 +141,7 @@ def error_of(statistics: InputStatistics, blocks: list[Block]) -> Callable[[torc
     tokens, count = statistics.tokens, statistics.weight
     weight = torch.cat([block.sample for block in blocks])
     rows = [block.sample.shape[0] for block in blocks]
-    times = torch.cat([block.amax.new_full((n,), block.times) for n, block in zip(rows, blocks, strict=True)])
+    times = torch.cat([block.times for block in blocks])
     wanted = tokens @ weight.t()
     energy = float(count @ wanted.square() @ times) or 1.0
 
@@ -186,10 +187,10 @@ def balance(statistics: InputStatistics, blocks: list[Block], start: torch.Tenso
     tokens, count = statistics.tokens.abs(), statistics.weight
     amax = floored(statistics.channel_amax())
     input_energy = floored(count @ tokens.square())
-    weight_energy = floored(torch.stack([block.sample.square().sum(0) * block.times for block in blocks]).sum(0))
+    weight_energy = floored(torch.stack([block.times @ block.sample.square() for block in blocks]).sum(0))
     per_row = torch.cat([amax.new_zeros(0, len(amax)), *(block.sample.abs() for block in own)])
-    times = torch.cat([amax.new_zeros(0), *(amax.new_full((len(b.sample),), b.times) for b in own)])
-    shared_rows = sum(block.count for block in shared)
+    times = torch.cat([amax.new_zeros(0), *(block.times for block in own)])
+    shared_rows = sum(float(block.times.sum()) for block in shared)
     shared_amax = floored(torch.stack([block.amax for block in shared]).amax(0)) if shared else None
 
     s = start / (start / amax).min() if static else start

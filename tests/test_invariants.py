@@ -19,7 +19,7 @@ from enginesmith.convert.layout import Mapping, layer_tensors
 from enginesmith.convert.model import read_model
 from enginesmith.convert.rotation import Rotation, hartley
 from enginesmith.convert.scheme import Scheme, scheme_of
-from enginesmith.convert.smoothing import Smoothing
+from enginesmith.convert.smoothing import Block, Smoothing
 from enginesmith.convert.smoothquant import Layer, Options, smooth
 from enginesmith.plugins import gpt_attention, int8, quantize_per_token, rmsnorm_quantization
 
@@ -177,3 +177,13 @@ def test_norm_and_attention_references_equal_transformers() -> None:
 
 def test_stages_hold_consecutive_layers() -> None:
     assert Mapping(1, 3).stages(6) == [range(2), range(2, 4), range(4, 6)]
+
+
+def test_a_search_sees_the_rows_that_stand_out() -> None:
+    """A model's massive activations leave through one or two output rows; a search that misses them chooses badly."""
+    weight = torch.randn(3000, 8)
+    weight[1234] *= 100
+    block = Block.of(weight, per_channel=True)
+    assert torch.equal(block.sample[0], weight[1234])
+    assert float(block.times.sum()) == pytest.approx(3000)
+    assert len(block.sample) <= 1024
