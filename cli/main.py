@@ -11,7 +11,7 @@ from ..convert.errors import InputError
 from .convert import convert
 from .verify import verify
 
-DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,9 +3,9 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-model=work/smollm2
-checkpoint=work/smollm2-w8a8
-mkdir -p work
+model=out/smollm2
+checkpoint=out/smollm2-w8a8
+mkdir -p out
 rm -rf "$checkpoint"
 python examples/smollm2.py "$model"
 enginesmith convert --model_dir "$model" --output_dir "$checkpoint" \
