@@ -1,22 +1,12 @@
-"""A TensorRT-LLM checkpoint folder: config.json, rankN.safetensors filled in place, enginesmith.json.
-
-The folder is made under a hidden name beside its final one and renamed when it is complete, so the
-final name never holds half a checkpoint, whatever ends the process.
-"""
+"""A TensorRT-LLM checkpoint folder: config.json, rankN.safetensors filled in place, enginesmith.json."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from re import fullmatch
 from typing import Any
 
 import torch
@@ -34,8 +24,6 @@ DTYPE_NAMES = {
     "bfloat16": "BF16",
 }
 ITEM_SIZE = {"int8": 1, "float32": 4, "float16": 2, "bfloat16": 2}
-# What a conversion writes, and may therefore remove after a run that was killed.
-MADE_HERE = r"rank\d+\.safetensors|config\.json|enginesmith\.json"
 
 
 class RankFile:
@@ -78,92 +66,6 @@ class RankFile:
         self.file.close()
         if self.missing:
             raise AssertionError(f"{self.path.name}: never written: {sorted(self.missing)[:3]}")
-
-
-class Staging:
-    """The folder while it is being made: ``with Staging(final) as staging: ...; staging.commit()``.
-
-    Leaving without commit removes it. What a killed run left behind is removed by the next one. The folder itself
-    is the lock that keeps two runs apart: held from before its first file until after its last name.
-
-    Raises:
-        InputError: the final folder exists, its parent cannot be written, another run is making it, or the hidden
-            name is taken by something that no run made.
-    """
-
-    def __init__(self, final: str | Path):
-        self.final = Path(os.path.abspath(final))
-        self.folder = self.final.parent / f".{self.final.name}.partial"
-        if self.exists():
-            raise InputError(f"--output_dir: {final} exists; remove it or choose another folder")
-
-    def exists(self) -> bool:
-        try:
-            return os.path.lexists(self.final)
-        except OSError as error:
-            raise InputError(f"--output_dir: cannot use {self.final} ({error.strerror})") from None
-
-    def __enter__(self) -> Staging:
-        try:
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            self.lock = self.own()
-            leftovers = list(self.folder.iterdir())
-            for leftover in leftovers:
-                if leftover.is_symlink() or not leftover.is_file() or not fullmatch(MADE_HERE, leftover.name):
-                    raise InputError(f"--output_dir: {self.folder} holds {leftover.name}, which is not ours; remove it")
-            for leftover in leftovers:
-                leftover.unlink()
-        except OSError as error:
-            raise InputError(f"--output_dir: cannot write {self.folder} ({error.strerror})") from None
-        return self
-
-    def own(self) -> int:
-        """A descriptor of the hidden folder, locked, the folder still having that name."""
-        while True:
-            with suppress(FileExistsError):
-                self.folder.mkdir()
-            try:
-                lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.lexists(self.folder) and os.path.samestat(os.fstat(lock), os.lstat(self.folder)):
-                    return lock
-            except BlockingIOError:
-                os.close(lock)
-                raise InputError(f"--output_dir: {self.final} is being written by another process") from None
-            os.close(lock)
-
-    def commit(self) -> None:
-        """Make every byte durable and give the folder its final name."""
-        for path in self.folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        os.fsync(self.lock)
-        if self.exists():
-            raise InputError(f"--output_dir: {self.final} appeared while it was being made")
-        self.folder.rename(self.final)
-
-    def __exit__(self, *_: object) -> None:
-        with uninterrupted():
-            if os.path.lexists(self.folder) and os.path.samestat(os.fstat(self.lock), os.lstat(self.folder)):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            os.close(self.lock)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Clean up to the end, whatever keys are pressed meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def reserve(descriptor: int, size: int, path: Path) -> None:

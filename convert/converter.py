@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from . import smoothquant
 from .calibrate import LayerStatistics, calibrate_layer
-from .checkpoint import RankFile, Staging, checkpoint_config, write_json
+from .checkpoint import RankFile, checkpoint_config, write_json
 from .device import fast_dtype, pick_device
 from .errors import InputError
 from .forward import LayerForward, rotary_frequencies
@@ -27,6 +27,7 @@ from .rotation import Rotation
 from .scheme import Scheme, scheme_of
 from .smoothing import Smoothing
 from .source import Source, sha256
+from .staging import MARK, Staging
 from .text import Tokens, read_tokens
 
 MANIFEST = "enginesmith.json"
@@ -96,7 +97,7 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
         layers = job.run(staging.folder, on_progress)
         on_progress(job.model.num_hidden_layers, "hash", 0)
         write_json(staging.folder / "config.json", job.config())
-        hashes.add("files", sorted(path for path in staging.folder.iterdir()))
+        hashes.add("files", sorted(path for path in staging.folder.iterdir() if path.name != MARK))
         manifest = job.manifest(layers) | hashes.wait()
         write_json(staging.folder / MANIFEST, manifest)
         staging.commit()
