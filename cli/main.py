@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from ..convert.errors import InputError
-from .convert import convert
-from .verify import verify
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+# Each lives in the module of its name, imported when it is called: planning a build needs no PyTorch.
+COMMANDS = {
+    "convert": "Convert a Hugging Face folder into a TensorRT-LLM checkpoint.",
+    "verify": "Check a checkpoint's structure, and its accuracy by executing it.",
+    "plugins": "Show which TensorRT-LLM plugins a checkpoint's engine uses, and where.",
+    "build": "Plan the engines of a checkpoint for a GPU and a workload, and build them.",
+    "check-engine": "Say whether an engine can run on this machine, or why not.",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = name.replace("-", "_")
+        command = getattr(import_module(f"..{module}", __name__), module)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="enginesmith")
 def cli() -> None:
-    """Hugging Face models to quantized TensorRT-LLM checkpoints that are proven right.
+    """Hugging Face models to quantized TensorRT-LLM checkpoints that are proven right, to engines, to Triton.
 
-    Exit codes: 0 done, 1 an accuracy or structure check failed, 2 bad usage or bad input.
+    Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input.
     """
-
-
-cli.add_command(convert)
-cli.add_command(verify)
 
 
 def main() -> None:

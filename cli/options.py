@@ -9,7 +9,8 @@ class Command(click.Command):
     """A command whose options may be spelled with - or _."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [underscored(arg) for arg in args])
+        ctx.meta["words"] = [underscored(arg) for arg in args]
+        return super().parse_args(ctx, list(ctx.meta["words"]))
 
 
 def underscored(arg: str) -> str:

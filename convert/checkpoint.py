@@ -153,10 +153,6 @@ def checkpoint_config(
     }
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=4, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def prod(shape: list[int]) -> int:
     size = 1
     for axis in shape:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -17,20 +16,20 @@ from torch.nn import functional
 
 from . import smoothquant
 from .calibrate import LayerStatistics, calibrate_layer
-from .checkpoint import RankFile, checkpoint_config, write_json
+from .checkpoint import RankFile, checkpoint_config
 from .device import fast_dtype, pick_device
 from .errors import InputError
+from .files import MANIFEST, Hashes, write_json
 from .forward import LayerForward, rotary_frequencies
 from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
 from .ranges import METHODS
 from .rotation import Rotation
 from .scheme import Scheme, scheme_of
 from .smoothing import Smoothing
-from .source import Source, sha256
+from .source import Source
 from .staging import MARK, Staging
 from .text import Tokens, read_tokens
 
-MANIFEST = "enginesmith.json"
 # Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
@@ -288,25 +287,6 @@ class Job:
             "rotated": self.rotation is not None,
             "layers": layers if self.scheme.smoothquant else [],
         }
-
-
-class Hashes:
-    """SHA-256 of files, computed beside the conversion."""
-
-    def __enter__(self) -> Hashes:
-        self.pool = ThreadPoolExecutor()
-        self.pending: dict[str, dict[str, Future[str]]] = {}
-        return self
-
-    def add(self, kind: str, paths: list[Path]) -> None:
-        self.pending[kind] = {path.name: self.pool.submit(sha256, path) for path in paths}
-
-    def wait(self) -> dict[str, dict[str, str]]:
-        """By kind and file name."""
-        return {kind: {name: job.result() for name, job in jobs.items()} for kind, jobs in self.pending.items()}
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
 
 
 def write_layer(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError
+from .files import read_json, section
 from .forward import rotary_frequencies
 from .layout import Mapping, Tensor, layer_tensors, rank_indices
 from .model import Model, model_of_checkpoint, positive
 from .scheme import Scheme, scheme_of
-from .source import read_json
 
 
 class Checkpoint:
@@ -112,10 +111,3 @@ class Checkpoint:
         """[vocab_size, hidden_size], padding rows removed."""
         ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
         return torch.cat([self.read(rank, "lm_head.weight") for rank in ranks])[: self.model.vocab_size]
-
-
-def section(config: dict[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key, {})
-    if not isinstance(value, dict):
-        raise InputError(f"config.json: {key} must be an object, not {value!r}")
-    return value

@@ -14,8 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
+from ..plugins.lazy import torch
 from .architectures import COLUMNS, HEADS, Linear
 from .errors import InputError
 from .model import Model
@@ -177,6 +176,16 @@ def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> to
     return torch.cat(pieces)
 
 
+def rank_size(linear: Linear, model: Model, tp_size: int) -> int:
+    """How many channels of a linear's cut axis each rank holds."""
+    if linear.cut == COLUMNS:
+        return model.dimension(linear.in_features) // tp_size
+    rows = model.out_features(linear.name)
+    if linear.cut != HEADS:
+        return sum(rows) // tp_size
+    return sum(max(part // model.head_size // tp_size, 1) * model.head_size for part in rows)
+
+
 def even_share(size: int, parts: int, part: int) -> torch.Tensor:
     return torch.arange(size // parts * part, size // parts * (part + 1))
 
@@ -190,7 +199,7 @@ def rank_tensors(
     model: Model, scheme: Scheme, mapping: Mapping, rank: int, dtype: str
 ) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of every tensor in ``rank{rank}.safetensors``; dtype is the model's."""
-    stage, tp_rank = divmod(rank, mapping.tp_size)
+    stage = rank // mapping.tp_size
     tensors: dict[str, tuple[list[int], str]] = {}
     if model.brings_rotary_tables:
         tensors["rotary_inv_freq"] = ([model.head_size // 2], FLOAT32)
@@ -198,7 +207,7 @@ def rank_tensors(
     if stage == 0:
         tensors["transformer.vocab_embedding.weight"] = ([model.vocab_size, model.hidden_size], dtype)
     for name, spec in layer_tensors(model, scheme).items():
-        shape = rank_shape(spec, model, mapping.tp_size, tp_rank)
+        shape = rank_shape(spec, model, mapping.tp_size)
         stored = dtype if spec.dtype == MODEL_DTYPE else spec.dtype
         for i in range(len(mapping.stages(model.num_hidden_layers)[stage])):
             tensors[f"transformer.layers.{i}.{name}"] = (shape, stored)
@@ -209,7 +218,7 @@ def rank_tensors(
     return tensors
 
 
-def rank_shape(spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> list[int]:
+def rank_shape(spec: Tensor, model: Model, tp_size: int) -> list[int]:
     if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
         return spec.shape(model)
-    return spec.shape(model, **{spec.cut_axis: len(rank_indices(spec.linear, model, tp_size, tp_rank))})
+    return spec.shape(model, **{spec.cut_axis: rank_size(spec.linear, model, tp_size)})

@@ -6,16 +6,13 @@ files that lie in the folder, and every tensor is checked against the architectu
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from .errors import InputError
+from .files import headers, read_json
 from .layout import hugging_face_shapes
 from .model import Model, read_model
 
@@ -139,41 +136,3 @@ def weight_files(folder: Path) -> list[Path]:
             "save_pretrained(..., safe_serialization=True)"
         )
     raise InputError(f"{folder}: no model.safetensors or model.safetensors.index.json")
-
-
-def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
-    """(name, shape, dtype) of every tensor in a safetensors file, bounds checked by safetensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
-                piece = file.get_slice(name)
-                yield name, list(piece.get_shape()), piece.get_dtype()
-    except SafetensorError as error:
-        raise InputError(f"{path.name}: not a whole safetensors file ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; is it there, and is reading permitted? ({error})") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return value
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    """hashlib.file_digest for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,22 +13,21 @@ import torch
 from torch.nn import functional
 
 from ..plugins.rmsnorm_quantization import rms_norm
-from .converter import MANIFEST
 from .device import pick_device
 from .errors import InputError
+from .files import MANIFEST, headers, manifest_problems, read_manifest, section, sha256
 from .forward import LayerForward
-from .joined import Checkpoint, section
+from .joined import Checkpoint
 from .layout import rank_tensors
 from .rotation import Rotation
 from .runtime import Runtime
-from .source import Source, headers, read_json, sha256
+from .source import Source
 from .text import read_tokens
 
 SAFETENSORS_DTYPES = {"I8": "int8", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SCALES = ("scale", "scale_to_int", "scaling_factor", "smoother")
 # Rotary tables that a checkpoint may hold or leave to be computed at load.
 OPTIONAL = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
-MANIFEST_FILES = r"rank\d+\.safetensors|config\.json"
 
 # (layer, phase)
 OnProgress = Callable[[int, str], None]
@@ -79,7 +77,7 @@ def structure_problems(checkpoint: Checkpoint) -> list[str]:
             problems.append(str(error))
     if not problems:
         problems += rank_disagreements(checkpoint)
-    return problems + manifest_problems(checkpoint)
+    return problems + manifest_problems(checkpoint.folder)
 
 
 def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
@@ -118,31 +116,13 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     return sorted(problems)
 
 
-def read_manifest(checkpoint: Checkpoint) -> dict[str, Any]:
-    """enginesmith.json; empty for a checkpoint that another converter made."""
-    path = checkpoint.folder / MANIFEST
-    return read_json(path) if path.exists() else {}
-
-
-def manifest_problems(checkpoint: Checkpoint) -> list[str]:
-    recorded = section(read_manifest(checkpoint), "files")
-    problems = []
-    for name, digest in recorded.items():
-        path = checkpoint.folder / name
-        if not re.fullmatch(MANIFEST_FILES, name):
-            problems.append(f"{MANIFEST}: {name[:60]!r} is no file of a checkpoint")
-        elif not path.is_file() or sha256(path) != digest:
-            problems.append(f"{name}: differs from the one {MANIFEST} recorded")
-    return problems
-
-
 def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
     """Raise InputError unless the checkpoint was made from this source, as far as its files tell."""
     for name in ("architecture", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
         if ours != theirs:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
-    recorded = section(read_manifest(checkpoint), "source")
+    recorded = section(read_manifest(checkpoint.folder), "source")
     for file in source.paths():
         if file.name in recorded and recorded[file.name] != sha256(file):
             raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
@@ -211,7 +191,7 @@ def exponential(nll: float) -> float:
 
 def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
     """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
-    manifest = read_manifest(checkpoint)
+    manifest = read_manifest(checkpoint.folder)
     if manifest.get("rotated") is not True:
         return None
     seed = section(manifest, "options").get("seed")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch.nn import functional
-
 from . import int8
 from .identity import Plugin
+from .lazy import torch
 
 # The fields that quantization sets; the plugin has many more.
 PLUGIN = Plugin(
-    "GPTAttention", ("num_heads", "num_kv_heads", "head_size", "kv_cache_quant_mode"), "gpt_attention_plugin"
+    "GPTAttention",
+    ("num_heads", "num_kv_heads", "head_size", "kv_cache_quant_mode"),
+    "gpt_attention_plugin",
+    "attention",
 )
 FP8_MAX = 448.0
 
@@ -61,5 +62,5 @@ def reference(
         kind, scale = kv_cache
         k, v = cached(k, scale, kind), cached(v, scale, kind)
     k, v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
-    attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return attended.transpose(1, 2).reshape(batch, tokens, heads * d).to(qkv.dtype)

@@ -1,8 +1,22 @@
-"""What names a plugin to TensorRT and to trtllm-build."""
+"""What names a plugin to TensorRT and to trtllm-build, and where it can be used."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+SMOOTHQUANT_PER_TOKEN = ("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN")
+SMOOTHQUANT_STATIC = ("W8A8_SQ_PER_TENSOR_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN")
+SMOOTHQUANT = SMOOTHQUANT_PER_TOKEN + SMOOTHQUANT_STATIC
+
+# GPU generations as inclusive ranges of SM numbers: 80 to 88 Ampere, 89 Ada, 90 Hopper, 100 to 119 data-centre
+# Blackwell, 120 and above consumer Blackwell.
+Generations = tuple[tuple[int, int], ...]
+ANY: Generations = ((80, 90), (100, 121))
+# The engine builder refuses INT8 and INT4 on SM 100 to 119.
+INTEGER: Generations = ((80, 90), (120, 121))
+
+Site = Literal["linear", "column linear", "rmsnorm", "layernorm", "input", "attention", "none"]
 
 
 @dataclass(frozen=True)
@@ -13,10 +27,45 @@ class Plugin:
         name, version, namespace: the key in TensorRT's plugin registry.
         fields: names of its creation fields, in order.
         config_key: the PluginConfig entry that enables it.
+        site: what makes one node of it in a decoder layer: every "linear", every "column linear" (cut along
+            in_features by tensor parallelism), every "rmsnorm" or "layernorm" before linears, every "input" of
+            linears that no norm makes, the "attention"; "none" for plugins outside the layers.
+        algorithms: the QuantAlgo values whose networks hold it; empty for any.
+        enabled_by: the QuantAlgo values for which a build sets config_key, where they are more than those.
+        gpus: the GPU generations that run it.
+        dtypes: engine dtypes it is compiled for.
+        in_multiple, out_multiple: what a linear's in_features and out_features on one rank must be multiples of.
+        typed: config_key takes a dtype; otherwise true or false.
+        since, until: the TensorRT-LLM releases that have it, of those that this project builds for.
     """
 
     name: str
     fields: tuple[str, ...]
     config_key: str
+    site: Site
+    algorithms: tuple[str, ...] = ()
+    enabled_by: tuple[str, ...] = ()
+    gpus: Generations = ANY
+    dtypes: tuple[str, ...] = ("float16", "bfloat16")
+    in_multiple: int = 1
+    out_multiple: int = 1
+    typed: bool = True
+    since: str = "0.16.0"
+    until: str = "1.2.1"
     version: str = "1"
     namespace: str = "tensorrt_llm"
+
+    def runs_on(self, sm: int) -> bool:
+        return within(sm, self.gpus)
+
+    def used_by(self, algorithm: str | None) -> bool:
+        """Whether networks of this QuantAlgo hold it."""
+        return not self.algorithms or algorithm in self.algorithms
+
+    def enabled_for(self, algorithm: str | None) -> bool:
+        """Whether a build of this QuantAlgo sets config_key."""
+        return algorithm in self.algorithms + self.enabled_by
+
+
+def within(sm: int, generations: Generations) -> bool:
+    return any(first <= sm <= last for first, last in generations)

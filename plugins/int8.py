@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from .lazy import torch
 
 # The longest inner dimension whose products of two int8 values (at most 128 * 127 each) sum exactly in float32.
 EXACT_IN_FLOAT32 = 2**24 // (128 * 127)

@@ -5,9 +5,8 @@ TensorRT fuses the pair around each matmul into one INT8 product, which is what 
 
 from __future__ import annotations
 
-import torch
-
 from . import int8
+from .lazy import torch
 
 
 def reference(

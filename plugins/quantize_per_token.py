@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-
 from . import int8
-from .identity import Plugin
+from .identity import SMOOTHQUANT_PER_TOKEN, SMOOTHQUANT_STATIC, Plugin
+from .lazy import torch
 
 PLUGIN = Plugin(
     "QuantizePerToken",
     ("type_id", "quant_mode", "clamp_enabled", "sum_per_token"),
     "quantize_per_token_plugin",
+    "input",
+    SMOOTHQUANT_PER_TOKEN,
+    enabled_by=SMOOTHQUANT_STATIC,
+    typed=False,
 )
 
 

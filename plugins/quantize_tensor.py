@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from . import int8
-from .identity import Plugin
+from .identity import SMOOTHQUANT_PER_TOKEN, SMOOTHQUANT_STATIC, Plugin
+from .lazy import torch
 
-PLUGIN = Plugin("QuantizeTensor", (), "quantize_tensor_plugin")
+PLUGIN = Plugin(
+    "QuantizeTensor",
+    (),
+    "quantize_tensor_plugin",
+    "input",
+    SMOOTHQUANT_STATIC,
+    enabled_by=SMOOTHQUANT_PER_TOKEN,
+    typed=False,
+)
 
 
 def reference(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

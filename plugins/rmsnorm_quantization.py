@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
 from . import quantize_per_token, quantize_tensor
-from .identity import Plugin
+from .identity import SMOOTHQUANT, Plugin
+from .lazy import torch
 
 PLUGIN = Plugin(
     "RmsnormQuantization",
     ("eps", "dyn_act_scaling", "sum_per_token", "clamp_enabled", "quant_mode", "type_id", "out_type_id"),
     "rmsnorm_quantization_plugin",
+    "rmsnorm",
+    SMOOTHQUANT,
 )
 
 

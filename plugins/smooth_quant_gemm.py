@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from . import int8
-from .identity import Plugin
+from .identity import INTEGER, SMOOTHQUANT, Plugin
+from .lazy import torch
 
 PLUGIN = Plugin(
     "SmoothQuantGemm",
     ("has_per_channel_scaling", "has_per_token_scaling", "type_id"),
     "smooth_quant_gemm_plugin",
+    "linear",
+    SMOOTHQUANT,
+    gpus=INTEGER,
+    in_multiple=16,
+    out_multiple=8,
 )
 
 

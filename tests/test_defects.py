@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.checkpoint import write_json
 from enginesmith.convert.converter import ConvertOptions, convert
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.files import write_json
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.source import Source
 from enginesmith.convert.verify import measure, structure_problems

@@ -1,0 +1,119 @@
+"""Which quantization runs where: QuantAlgo values of the engine backend, by release and GPU generation.
+
+Source: TensorRT-LLM 0.16 to 1.2 (quantization/mode.py, builder.py, _torch/modules/linear.py), release notes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..plugins.identity import ANY, INTEGER, Generations, within
+from .releases import RELEASES, Release, number
+
+FP8_GPUS: Generations = ((89, 90), (100, 121))
+BLACKWELL_GUARD = "TensorRT-LLM's builder refuses INT8 and INT4 on SM 100 to 119"
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Where a quantization of weights, or of the KV cache, can be built.
+
+    Attributes:
+        gpus: the GPU generations.
+        why: what keeps it from the others.
+        instead: what would work there.
+        since: the first release that has it.
+        dtypes: engine dtypes.
+        arranged: integers are stored in the order of one GPU generation's kernels.
+    """
+
+    gpus: Generations = ANY
+    why: str = ""
+    instead: str = ""
+    since: str = "0.16.0"
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
+    arranged: bool = False
+
+
+INTEGERS = Algorithm(INTEGER, BLACKWELL_GUARD, "FP8 there, or an Ampere, Ada or Hopper GPU")
+ARRANGED = Algorithm(INTEGER, BLACKWELL_GUARD, INTEGERS.instead, arranged=True)
+FP8 = Algorithm(FP8_GPUS, "FP8 needs Ada, Hopper or Blackwell (SM 89 or above)", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN")
+QSERVE = Algorithm(((80, 90), (120, 121)), BLACKWELL_GUARD, INTEGERS.instead, dtypes=("float16",))
+
+WEIGHTS: dict[str | None, Algorithm] = {
+    None: Algorithm(),
+    "W8A16": ARRANGED,
+    "W4A16": ARRANGED,
+    "W4A16_AWQ": INTEGERS,
+    "W4A8_AWQ": Algorithm(((89, 90),), "its kernels are for Ada and Hopper (SM 89 and 90)", "W4A16_AWQ"),
+    "W8A16_GPTQ": ARRANGED,
+    "W4A16_GPTQ": ARRANGED,
+    "W8A8_SQ_PER_CHANNEL": INTEGERS,
+    "W8A8_SQ_PER_TENSOR_PLUGIN": INTEGERS,
+    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": INTEGERS,
+    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": INTEGERS,
+    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": INTEGERS,
+    "W4A8_QSERVE_PER_GROUP": QSERVE,
+    "W4A8_QSERVE_PER_CHANNEL": QSERVE,
+    "FP8": FP8,
+    "FP8_PER_CHANNEL_PER_TOKEN": Algorithm(
+        ((89, 90), (120, 121)), "TensorRT-LLM's builder refuses scales per channel or token on SM 100 to 119", "FP8"
+    ),
+    "NVFP4": Algorithm(((100, 121),), "NVFP4 needs Blackwell (SM 100 or above)", "FP8", since="0.17.0"),
+    "MIXED_PRECISION": Algorithm(),
+}
+PYTORCH_ONLY = (
+    "FP8_BLOCK_SCALES",
+    "NVFP4_AWQ",
+    "W4A8_NVFP4_FP8",
+    "W4A8_MXFP4_FP8",
+    "W4A8_MXFP4_MXFP8",
+    "W4A16_MXFP4",
+)
+KV_CACHE: dict[str | None, Algorithm] = {
+    None: Algorithm(),
+    "INT8": INTEGERS,
+    "FP8": Algorithm(FP8_GPUS, FP8.why, "an INT8 cache"),
+}
+
+
+def refusal(algorithm: str | None, kv_cache: str | None, dtype: str, release: Release, sm: int) -> str | None:
+    """Why this cannot be built, and what would; None if it can.
+
+    Args:
+        algorithm, kv_cache: QuantAlgo names, or None.
+        dtype: the engine's dtype.
+        sm: the GPU's generation.
+    """
+    if algorithm in PYTORCH_ONLY:
+        return f"{algorithm} exists only in the PyTorch backend; the engine backend has {listed(WEIGHTS)}"
+    if algorithm not in WEIGHTS:
+        return f"quant_algo {algorithm!r} is not one of the engine backend; it has {listed(WEIGHTS)}"
+    if kv_cache not in KV_CACHE:
+        return f"kv_cache_quant_algo {kv_cache!r} is not supported; use one of: {listed(KV_CACHE)}, or none"
+    if not within(sm, release.gpus):
+        return f"TensorRT-LLM {release.version} builds no engine for SM {sm}; {releases_for(sm)}"
+    if dtype not in WEIGHTS[algorithm].dtypes:
+        return f"{algorithm} needs dtype {' or '.join(WEIGHTS[algorithm].dtypes)}, not {dtype}; convert with --dtype"
+    for what, known in ((algorithm, WEIGHTS[algorithm]), (f"{kv_cache} KV cache", KV_CACHE[kv_cache])):
+        if number(release.version) < number(known.since):
+            return f"{what} begins with TensorRT-LLM {known.since}; {release.version} does not know it"
+        if not within(sm, known.gpus):
+            return f"{what} cannot be built for SM {sm}: {known.why}; use {known.instead}"
+    return None
+
+
+def listed(names: dict[str | None, Algorithm]) -> str:
+    return ", ".join(name for name in names if name)
+
+
+def releases_for(sm: int) -> str:
+    fitting = [release.version for release in RELEASES if within(sm, release.gpus)]
+    if not fitting:
+        return "no release from 0.16 on has kernels for it" + (" (0.14 was the last for T4)" if sm == 75 else "")
+    return f"use {fitting[0]} to {fitting[-1]}"
+
+
+def arrangement(sm: int) -> str:
+    """The generation whose kernels' weight order an SM uses: integers arranged for one fit all of its SMs."""
+    return "SM 90" if sm == 90 else "SM 75 to 89"

@@ -1,0 +1,165 @@
+"""A checkpoint as a build sees it: sizes, mapping, quantization; no tensor is read and no PyTorch needed.
+
+Any architecture that trtllm-build reads can be described; the plugins of each layer are known for the families
+that this project converts.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..convert.architectures import COLUMNS, FAMILIES, Family
+from ..convert.errors import InputError
+from ..convert.files import MANIFEST, headers, manifest_problems, read_json, read_manifest, section, sha256, text_digest
+from ..convert.layout import Mapping, rank_size, rank_tensors
+from ..convert.model import flag, model_of_checkpoint, positive
+from ..convert.scheme import SMOOTHQUANT, scheme_of
+
+
+class CheckpointFolder:
+    """What config.json states and how large each rank's file is.
+
+    Attributes:
+        algorithm, kv_cache: QuantAlgo names, or None.
+        rank_bytes: size of each rank's file.
+        family: the model family, or None for one that this project does not convert.
+
+    Raises:
+        InputError: config.json or a rank's file is missing, or holds what no build could use.
+    """
+
+    def __init__(self, folder: str | Path, flag_name: str = "--checkpoint_dir"):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{flag_name}: {self.folder} is not a folder")
+        self.config = config = read_json(self.folder / "config.json")
+        for key in ("architecture", "dtype", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if key not in config:
+                raise InputError(f"{self.folder}/config.json: no {key} in it; is this a TensorRT-LLM checkpoint?")
+        self.architecture = str(config["architecture"])
+        self.dtype = str(config["dtype"])
+        self.logits_dtype = str(config.get("logits_dtype", "float32"))
+        quantization = section(config, "quantization")
+        self.algorithm: str | None = name_or_none(quantization, "quant_algo")
+        self.kv_cache: str | None = name_or_none(quantization, "kv_cache_quant_algo")
+        self.layers = positive(config, "num_hidden_layers")
+        self.hidden_size = positive(config, "hidden_size")
+        self.heads = positive(config, "num_attention_heads")
+        self.kv_heads = positive(config, "num_key_value_heads", self.heads)
+        self.head_size = positive(config, "head_size", self.hidden_size // self.heads)
+        self.intermediate_size = positive(config, "intermediate_size", 4 * self.hidden_size)
+        self.vocab_size = positive(config, "vocab_size")
+        self.parallel_embedding = flag(config, "use_parallel_embedding")
+        self.positions = positive(config, "max_position_embeddings", 2**31)
+        parallel = {"tp_size": 1, "pp_size": 1, "cp_size": 1, **section(config, "mapping")}
+        self.mapping = Mapping(positive(parallel, "tp_size"), positive(parallel, "pp_size"))
+        self.world_size = self.mapping.world_size
+        self.check_ranks(parallel)
+        self.rank_bytes = [self.rank_file(rank).stat().st_size for rank in range(self.world_size)]
+        self.family: Family | None = next((f for f in FAMILIES if self.architecture in f.architectures), None)
+
+    def rank_file(self, rank: int) -> Path:
+        return self.folder / f"rank{rank}.safetensors"
+
+    def layers_of(self, rank: int) -> range:
+        """The decoder layers on one rank."""
+        return self.mapping.stages(self.layers)[rank // self.mapping.tp_size]
+
+    def linear_sizes(self) -> list[tuple[str, int, int]]:
+        """(name, out_features, in_features) of a layer's linears on one rank, for a known family."""
+        model, tp = model_of_checkpoint(self.config), self.mapping.tp_size
+        sizes = []
+        for linear in model.family.linears:
+            cut = rank_size(linear, model, tp)
+            whole_out, whole_in = sum(model.out_features(linear.name)), model.dimension(linear.in_features)
+            sizes.append((linear.name, *((whole_out, cut) if linear.cut == COLUMNS else (cut, whole_in))))
+        return sizes
+
+    def check_ranks(self, parallel: dict[str, Any]) -> None:
+        """Raise InputError unless there is exactly one file for each rank of the mapping."""
+        where = f"{self.folder}/config.json"
+        if positive(parallel, "cp_size") != 1:
+            raise InputError(f"{where}: context parallelism (cp_size) is not supported; convert with cp_size 1")
+        stated = parallel.get("world_size", self.world_size)
+        if stated != self.world_size:
+            raise InputError(f"{where}: world_size {stated!r} is not tp_size * pp_size = {self.world_size}")
+        if self.layers % self.mapping.pp_size:
+            raise InputError(f"{where}: {self.layers} layers cannot be cut into {self.mapping.pp_size} equal stages")
+        names = {path.name for path in self.folder.glob("rank*.safetensors") if path.is_file()}
+        found = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"rank(\d+)\.safetensors", name)))
+        if found != list(range(self.world_size)):
+            tp, pp = self.mapping.tp_size, self.mapping.pp_size
+            raise InputError(
+                f"{self.folder}: tp_size {tp} * pp_size {pp} needs ranks 0 to {self.world_size - 1}, "
+                f"there are files for {', '.join(map(str, found)) or 'none'}; convert again with the mapping you want"
+            )
+
+    def check_structure(self) -> None:
+        """Raise InputError unless every rank's header names the tensors that config.json implies.
+
+        Only for what this project converts; other checkpoints are left to trtllm-build.
+        """
+        known = self.algorithm is None or self.algorithm in SMOOTHQUANT
+        for rank in range(self.world_size):
+            found = {name: shape for name, shape, _ in headers(self.rank_file(rank))}
+            if self.family is None or not known:
+                continue
+            scheme = scheme_of(self.algorithm, self.kv_cache)
+            wanted = rank_tensors(model_of_checkpoint(self.config), scheme, self.mapping, rank, self.dtype)
+            for name, (shape, _) in wanted.items():
+                if name not in found:
+                    raise InputError(f"rank{rank}.safetensors: tensor {name} is missing; run enginesmith verify")
+                if found[name] != shape:
+                    raise InputError(
+                        f"rank{rank}.safetensors: tensor {name} has shape {found[name]}, config.json implies {shape}"
+                    )
+
+    def check_manifest(self, every_file: bool) -> None:
+        """Raise InputError where a file is not the one that the conversion recorded.
+
+        Args:
+            every_file: hash them all; otherwise only config.json and files younger than the manifest.
+        """
+        if every_file:
+            problems = manifest_problems(self.folder)
+        else:
+            made = (self.folder / MANIFEST).stat().st_mtime_ns if (self.folder / MANIFEST).exists() else 0
+            recorded = section(read_manifest(self.folder), "files")
+            suspects = [
+                self.folder / name
+                for name in recorded
+                if name == "config.json" or changed_since(self.folder / Path(name).name, made)
+            ]
+            problems = [
+                f"{path.name}: differs from the one {MANIFEST} recorded"
+                for path in suspects
+                if not path.is_file() or sha256(path) != recorded[path.name]
+            ]
+        if problems:
+            raise InputError(f"{self.folder}: {problems[0]}; convert again, or remove {MANIFEST} to build it as it is")
+
+    def digest(self) -> str:
+        """What identifies its content: the manifest's hashes, or config.json's and the file sizes."""
+        recorded = section(read_manifest(self.folder), "files")
+        if not recorded:
+            recorded = {"config.json": sha256(self.folder / "config.json"), "sizes": self.rank_bytes}
+        return text_digest(recorded)
+
+    @property
+    def packed_for_sm(self) -> int | None:
+        """The SM that weight-only integers were arranged for at conversion; None where the layout fits any."""
+        value = read_manifest(self.folder).get("packed_for_sm")
+        return value if isinstance(value, int) else None
+
+
+def changed_since(path: Path, moment: int) -> bool:
+    return not path.is_file() or path.stat().st_mtime_ns > moment
+
+
+def name_or_none(quantization: dict[str, Any], key: str) -> str | None:
+    value = quantization.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"config.json: quantization.{key} must be a name or null, not {value!r}")
+    return None if value in (None, "NO_QUANT") else value

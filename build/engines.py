@@ -1,0 +1,56 @@
+"""Building a plan's engines on this machine: whole or not at all, finished ranks kept for the next try."""
+
+from __future__ import annotations
+
+from importlib import metadata, util
+from pathlib import Path
+
+from ..convert.errors import InputError
+from ..convert.staging import Staging
+from . import build_engine
+from .gpus import Present, present
+from .plan import Plan
+from .script import write_plan
+
+
+def installed_release() -> str | None:
+    """The version of the TensorRT-LLM that is installed here, or None."""
+    if util.find_spec("tensorrt_llm") is None:
+        return None
+    try:
+        return metadata.version("tensorrt_llm")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def build(plan: Plan, output: Path) -> bool:
+    """Build every rank into a new engine folder; False if one failed.
+
+    Raises:
+        InputError: this machine is not the plan's target, or the checkpoint is not the one that was converted.
+    """
+    check_here(plan, present())
+    plan.checkpoint.check_manifest(every_file=True)
+    with Staging(output, resume=True) as staging:
+        planned = staging.folder / "plan"
+        planned.mkdir(exist_ok=True)
+        write_plan(plan, planned)
+        code = build_engine.build_all(planned, plan.checkpoint.folder, staging.folder, plan.run("workers"))
+        if code == build_engine.BUILT:
+            staging.commit()
+    return code == build_engine.BUILT
+
+
+def check_here(plan: Plan, gpus: list[Present]) -> None:
+    """Raise InputError unless this machine has the plan's release and kind of GPU."""
+    installed = installed_release()
+    if installed is None:
+        raise InputError("TensorRT-LLM is not installed here")
+    if not build_engine.same_release(installed, plan.release.version):
+        raise InputError(f"--release {plan.release.version}: TensorRT-LLM {installed} is installed here; plan for it")
+    others = [here.gpu for here in gpus if here.gpu.sm != plan.gpu.sm]
+    if gpus and others:
+        raise InputError(
+            f"--gpu {plan.gpu.name} (SM {plan.gpu.sm}): this machine has {others[0].name} (SM {others[0].sm}); "
+            "an engine is built on the kind of GPU that it runs on"
+        )

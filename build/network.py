@@ -1,0 +1,98 @@
+"""Which plugin nodes TensorRT-LLM puts into the network of a checkpoint: in each decoder layer, and outside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ..convert.architectures import COLUMNS, FAMILIES, Family
+from ..convert.errors import InputError
+from ..plugins import catalog, gemm, nccl
+from ..plugins.identity import Plugin, Site
+from .checkpoint_folder import CheckpointFolder
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of one plugin in one decoder layer, or outside the layers.
+
+    Attributes:
+        layer: the layer's number in the whole model; None outside the layers.
+        places: names inside the layer of what each node computes.
+    """
+
+    plugin: Plugin
+    layer: int | None
+    places: tuple[str, ...]
+
+
+def rank_nodes(checkpoint: CheckpointFolder, rank: int, gemm_plugin: bool = True) -> list[Nodes]:
+    """Every plugin node in one rank's network, layer by layer, then those outside.
+
+    Args:
+        gemm_plugin: the build enables gemm_plugin (a plan does).
+
+    Raises:
+        InputError: a family whose layers are not known here.
+    """
+    family = checkpoint.family
+    if family is None:
+        raise InputError(
+            f"config.json: the layers of {checkpoint.architecture} are not known; known: "
+            f"{', '.join(name for known in FAMILIES for name in known.architectures)}"
+        )
+    in_layer = layer_nodes(checkpoint, family, gemm_plugin)
+    nodes = [Nodes(plugin, layer, places) for layer in checkpoint.layers_of(rank) for plugin, places in in_layer]
+    return nodes + [Nodes(plugin, None, (place,)) for plugin, place in outside(checkpoint, rank, gemm_plugin)]
+
+
+def layer_nodes(
+    checkpoint: CheckpointFolder, family: Family, gemm_plugin: bool
+) -> list[tuple[Plugin, tuple[str, ...]]]:
+    """The plugins of one decoder layer, and where each has its nodes."""
+    plugins = [plugin for plugin in catalog.QUANTIZATION if plugin.used_by(checkpoint.algorithm)]
+    if checkpoint.algorithm is None and gemm_plugin:
+        plugins.append(gemm.IN_LAYER)
+    plugins.append(catalog.ATTENTION)
+    if checkpoint.mapping.tp_size > 1:
+        plugins.append(nccl.ALL_REDUCE)
+    return [(plugin, places) for plugin in plugins if (places := sites(family, plugin.site))]
+
+
+def sites(family: Family, site: Site) -> tuple[str, ...]:
+    """What makes a node in a layer of this family."""
+    if site == "linear":
+        return tuple(linear.name for linear in family.linears)
+    if site == "column linear":
+        return tuple(linear.name for linear in family.linears if linear.cut == COLUMNS)
+    if site == "rmsnorm":
+        return tuple(family.norms)
+    if site == "input":
+        return tuple(group.name for group in family.groups if group.norm is None)
+    return ("attention",) if site == "attention" else ()
+
+
+def outside(checkpoint: CheckpointFolder, rank: int, gemm_plugin: bool) -> list[tuple[Plugin, str]]:
+    """Plugins outside the decoder layers: what passes between stages, the embedding and lm_head."""
+    mapping, nodes = checkpoint.mapping, []
+    stage = rank // mapping.tp_size
+    first, last = stage == 0, stage == mapping.pp_size - 1
+    if first and checkpoint.parallel_embedding and mapping.tp_size > 1:
+        nodes.append((nccl.ALL_REDUCE, "vocab_embedding"))
+    if not first:
+        nodes.append((nccl.RECV, "hidden_states"))
+    if not last:
+        nodes.append((nccl.SEND, "hidden_states"))
+    if last and gemm_plugin:
+        nodes.append((gemm.PLUGIN, "lm_head"))
+    if last and mapping.tp_size > 1:
+        nodes.append((nccl.ALL_GATHER, "lm_head"))
+    return nodes
+
+
+def totals(nodes: list[Nodes]) -> dict[str, int]:
+    """Nodes of each plugin in the whole network."""
+    count: Counter[str] = Counter()
+    for node in nodes:
+        count[node.plugin.name] += len(node.places)
+    return dict(sorted(count.items()))

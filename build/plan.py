@@ -1,0 +1,325 @@
+"""A build plan: checkpoint and target in; build_config.json, plugins and memory out, or the reason why not.
+
+What cannot work is refused here, before any build, with what would work instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..convert.errors import InputError
+from ..plugins import catalog
+from . import algorithms
+from .build_config import Given, build_config, quantization_plugins
+from .checkpoint_folder import CheckpointFolder
+from .gpus import GPU
+from .memory import Memory, gibibytes, rank_memory
+from .releases import Release
+
+LATENCY_BATCH = 8
+LARGEST_BATCH = 2048
+# Tokens in a step beyond which larger ones no longer raise throughput; above it upstream warns.
+MOST_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks of an engine.
+
+    Attributes:
+        given: trtllm-build's flags, by name.
+        preset: "latency", "throughput" or None.
+        max_output_len: tokens of output; with max_input_len it gives max_seq_len.
+        chunked_context: serving will cut long prompts into chunks (needs paged context attention).
+        fraction: share of the free memory that serving gives to the KV cache.
+    """
+
+    given: Given
+    preset: str | None = None
+    max_output_len: int | None = None
+    chunked_context: bool = False
+    fraction: float = 0.9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that holds.
+
+    Attributes:
+        build_config: the content of build_config.json.
+        memory: of each rank.
+        warnings: what works otherwise than one might expect.
+    """
+
+    checkpoint: CheckpointFolder
+    release: Release
+    gpu: GPU
+    wishes: Wishes
+    build_config: dict[str, Any]
+    memory: list[Memory]
+    warnings: list[str]
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """PluginConfig entries that the checkpoint's quantization switches on."""
+        return quantization_plugins(self.checkpoint)
+
+    def run(self, name: str, default: Any = None) -> Any:
+        """A flag of how the build runs."""
+        return self.wishes.given.get(name, default)
+
+    def as_json(self) -> dict[str, Any]:
+        checkpoint = self.checkpoint
+        return {
+            "release": self.release.version,
+            "tensorrt": self.release.tensorrt,
+            "build_image": self.release.build_image,
+            "serve_image": self.release.serve_image,
+            "gpu": {"name": self.gpu.name, "sm": self.gpu.sm, "memory": self.gpu.memory},
+            "checkpoint": {
+                "folder": str(checkpoint.folder.resolve()),
+                "digest": checkpoint.digest(),
+                "architecture": checkpoint.architecture,
+                "dtype": checkpoint.dtype,
+                "quant_algo": checkpoint.algorithm,
+                "kv_cache_quant_algo": checkpoint.kv_cache,
+                "tp_size": checkpoint.mapping.tp_size,
+                "pp_size": checkpoint.mapping.pp_size,
+            },
+            "preset": self.wishes.preset,
+            "chunked_context": self.wishes.chunked_context,
+            "logits_dtype": self.run("logits_dtype"),
+            "strip_plan": bool(self.run("strip_plan", False)),
+            "log_level": self.run("log_level", "info"),
+            "plugins": self.plugins,
+            "build_config": self.build_config,
+            "kv_cache_free_gpu_mem_fraction": self.wishes.fraction,
+            "memory": [rank.as_json() for rank in self.memory],
+            "warnings": self.warnings,
+        }
+
+
+def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: Wishes) -> Plan:
+    """The plan of a checkpoint's engines on one kind of GPU.
+
+    Raises:
+        InputError: what cannot work, and what would.
+    """
+    reason = algorithms.refusal(checkpoint.algorithm, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
+    if reason:
+        raise InputError(reason)
+    check_arrangement(checkpoint, gpu)
+    check_shapes_of_plugins(checkpoint)
+    checkpoint.check_structure()
+    checkpoint.check_manifest(every_file=False)
+    wishes = with_preset(checkpoint, release, gpu, wishes)
+    config = build_config(checkpoint, release, wishes.given)
+    check_sizes(config, wishes)
+    check_features(checkpoint, release, config, wishes)
+    memory = memory_of(checkpoint, config, gpu, wishes)
+    check_memory(memory, config, checkpoint)
+    return Plan(checkpoint, release, gpu, wishes, config, memory, list(warnings(checkpoint, config, memory, wishes)))
+
+
+def memory_of(checkpoint: CheckpointFolder, config: dict[str, Any], gpu: GPU, wishes: Wishes) -> list[Memory]:
+    ranks = range(checkpoint.world_size)
+    return [rank_memory(checkpoint, rank, config, gpu.memory, wishes.fraction) for rank in ranks]
+
+
+def with_preset(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: Wishes) -> Wishes:
+    """The wishes with a preset's flags where the user gave none, and max_seq_len from the output's length.
+
+    latency: few sequences, steps no longer than a prompt. throughput: as many sequences of full length as the KV cache
+    holds. Both let TensorRT tune several profiles.
+    """
+    given = dict(wishes.given)
+    if wishes.max_output_len is not None:
+        if "max_seq_len" in given:
+            raise InputError("--max_output_len and --max_seq_len say the same thing; give one of them")
+        given["max_seq_len"] = given.get("max_input_len", 1024) + wishes.max_output_len
+    if wishes.preset is None:
+        return replace(wishes, given=given)
+    if "opt_num_tokens" not in given:
+        given.setdefault("multiple_profiles", True)
+    longest = given.get("max_input_len", 1024)
+    if wishes.preset == "latency":
+        given.setdefault("max_batch_size", LATENCY_BATCH)
+        given.setdefault("max_num_tokens", max(longest, given["max_batch_size"] * given.get("max_beam_width", 1)))
+    else:
+        given.setdefault("max_num_tokens", max(longest, MOST_TOKENS if gpu.memory >= 40 * 2**30 else MOST_TOKENS // 2))
+        if "max_batch_size" not in given:
+            one = build_config(checkpoint, release, given | {"max_batch_size": 1})
+            fitting = min(rank.sequences for rank in memory_of(checkpoint, one, gpu, wishes))
+            batch = min(fitting // one["max_beam_width"], LARGEST_BATCH)
+            given["max_batch_size"] = max(batch - batch % 8 if batch > 8 else batch, 1)
+    return replace(wishes, given=given)
+
+
+def check_arrangement(checkpoint: CheckpointFolder, gpu: GPU) -> None:
+    """Raise InputError for integers that conversion arranged for another generation's kernels."""
+    packed = checkpoint.packed_for_sm
+    known = algorithms.WEIGHTS[checkpoint.algorithm]
+    if known.arranged and packed is not None and algorithms.arrangement(packed) != algorithms.arrangement(gpu.sm):
+        raise InputError(
+            f"{checkpoint.folder}: its weights are arranged for {algorithms.arrangement(packed)}, "
+            f"the GPU is SM {gpu.sm}; convert again for it"
+        )
+
+
+def check_shapes_of_plugins(checkpoint: CheckpointFolder) -> None:
+    """Raise InputError where a rank's linears are not of sizes that a plugin's kernels take."""
+    if checkpoint.family is None:
+        return
+    for plugin in catalog.QUANTIZATION:
+        if not plugin.used_by(checkpoint.algorithm):
+            continue
+        for linear, out_features, in_features in checkpoint.linear_sizes():
+            if out_features % plugin.out_multiple or in_features % plugin.in_multiple:
+                raise InputError(
+                    f"{linear}: {plugin.name} takes out_features in multiples of {plugin.out_multiple} and in_features "
+                    f"of {plugin.in_multiple}; on one of {checkpoint.mapping.tp_size} ranks it is {out_features} x "
+                    f"{in_features}; convert with another --tp_size or --quant"
+                )
+
+
+def check_sizes(config: dict[str, Any], wishes: Wishes) -> None:
+    """Raise InputError for lengths and token counts that contradict each other."""
+    longest, prompt, tokens = config["max_seq_len"], config["max_input_len"], config["max_num_tokens"]
+    if prompt > longest:
+        raise InputError(f"--max_input_len {prompt} is longer than --max_seq_len {longest}")
+    paged = config["plugin_config"]["use_paged_context_fmha"]
+    if tokens < prompt and not (wishes.chunked_context and paged):
+        way = "serve with --chunked_context" if paged else "use shorter prompts"
+        raise InputError(
+            f"--max_num_tokens {tokens} is too small for prompts of --max_input_len {prompt}; "
+            f"give at least {prompt}, or {way}"
+        )
+    if wishes.chunked_context and not paged:
+        raise InputError("--chunked_context needs --use_paged_context_fmha enable, which this plan does not have")
+    rows = config["max_batch_size"] * config["max_beam_width"]
+    if "max_num_tokens" in wishes.given and "max_batch_size" in wishes.given and tokens < rows:
+        raise InputError(
+            f"--max_num_tokens {tokens} is less than one token for each of {rows} sequences (batch times beams); "
+            f"give at least {rows}"
+        )
+    if config["opt_num_tokens"] is not None and config["opt_num_tokens"] > tokens:
+        raise InputError(f"--opt_num_tokens {config['opt_num_tokens']} is more than --max_num_tokens {tokens}")
+
+
+def check_features(checkpoint: CheckpointFolder, release: Release, config: dict[str, Any], wishes: Wishes) -> None:
+    """Raise InputError for plugin options that this checkpoint or release cannot have together."""
+    for fault, reason in feature_faults(checkpoint, release, config, wishes):
+        if fault:
+            raise InputError(reason)
+
+
+def feature_faults(
+    checkpoint: CheckpointFolder, release: Release, config: dict[str, Any], wishes: Wishes
+) -> Iterator[tuple[bool, str]]:
+    """(whether it is so, what is wrong and what would work) of each combination that fails."""
+    plugin, algorithm, cache = config["plugin_config"], checkpoint.algorithm, checkpoint.kv_cache
+    paged, mapping = plugin["use_paged_context_fmha"], checkpoint.mapping
+    smoothquant = str(algorithm).startswith("W8A8_SQ")
+    fp8 = algorithm == "FP8"
+    yield (
+        paged and cache == "INT8",
+        "--use_paged_context_fmha enable: paged context attention cannot read an INT8 KV cache; "
+        "disable it, or convert with --kv_cache FP8 or none",
+    )
+    yield (
+        paged and cache == "FP8" and algorithm not in ("FP8", "W4A8_AWQ", "NVFP4"),
+        f"--use_paged_context_fmha enable: an FP8 KV cache needs an FP8 model there, not {algorithm}; disable it",
+    )
+    yield (
+        paged and config["kv_cache_type"] != "PAGED",
+        "--use_paged_context_fmha enable needs --kv_cache_type paged",
+    )
+    yield (
+        plugin["paged_kv_cache"] != (config["kv_cache_type"] == "PAGED"),
+        "--paged_kv_cache and --kv_cache_type contradict each other; give --kv_cache_type alone",
+    )
+    yield (
+        bool(plugin["use_fp8_context_fmha"]) and (cache != "FP8" or algorithm not in ("FP8", "W4A8_AWQ", "NVFP4")),
+        "--use_fp8_context_fmha enable needs an FP8 model with an FP8 KV cache",
+    )
+    yield (
+        bool(plugin["use_fused_mlp"]) and not (algorithm is None or fp8 or algorithm == "MIXED_PRECISION"),
+        f"--use_fused_mlp enable: {algorithm} has scales for gate and up apart; only FP8 and unquantized models fuse",
+    )
+    yield (
+        bool(plugin.get("lora_plugin")) and smoothquant,
+        "--lora_plugin: SmoothQuant engines refuse LoRA; use W4A16_AWQ or no quantization",
+    )
+    yield (
+        any(plugin.get(name) for name in ("low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin")) and not fp8,
+        "--low_latency_gemm_plugin and --low_latency_gemm_swiglu_plugin are for FP8 models only",
+    )
+    yield (
+        bool(plugin.get("gemm_swiglu_plugin")) and not fp8,
+        "--gemm_swiglu_plugin is for FP8 models only",
+    )
+    yield (
+        plugin.get("gemm_plugin") == "fp8" and not fp8,
+        "--gemm_plugin fp8 is for FP8 models only; use auto",
+    )
+    yield (
+        bool(plugin["reduce_fusion"])
+        and (checkpoint.architecture != "LlamaForCausalLM" or mapping.tp_size == 1 or mapping.pp_size > 1),
+        "--reduce_fusion enable works for LlamaForCausalLM with tp_size > 1 and pp_size 1 only",
+    )
+    yield (
+        bool(plugin["streamingllm"]) and not release.version.startswith("0."),
+        f"--streamingllm enable: TensorRT-LLM {release.version} no longer has it",
+    )
+    yield (
+        bool(plugin["multiple_profiles"]) and config["opt_num_tokens"] is not None,
+        "--multiple_profiles enable and --opt_num_tokens exclude each other; give one of them",
+    )
+    yield (
+        plugin["context_fmha"] is False and paged,
+        "--use_paged_context_fmha enable needs --context_fmha enable",
+    )
+
+
+def check_memory(memory: list[Memory], config: dict[str, Any], checkpoint: CheckpointFolder) -> None:
+    """Raise InputError unless every rank holds its weights, its activations and one sequence of full length."""
+    for rank in memory:
+        if config["kv_cache_type"] == "DISABLED" and rank.available > 0:
+            continue
+        if rank.sequences >= config["max_beam_width"]:
+            continue
+        taken = f"{gibibytes(rank.weights)} of weights and {gibibytes(rank.activations)} of activations"
+        tokens = max(rank.available, 0) // rank.kv_per_token
+        if rank.available <= 0:
+            advice = f"convert with a larger --tp_size than {checkpoint.mapping.tp_size}, or fewer --max_num_tokens"
+        else:
+            advice = f"give --max_seq_len {tokens} or less, or convert with a larger --tp_size or --kv_cache INT8"
+        raise InputError(
+            f"rank {rank.rank}: {taken} leave room for {tokens} tokens of KV cache in {gibibytes(rank.gpu)}, "
+            f"one sequence has {config['max_seq_len']}; {advice}"
+        )
+
+
+def warnings(
+    checkpoint: CheckpointFolder, config: dict[str, Any], memory: list[Memory], wishes: Wishes
+) -> Iterator[str]:
+    """What works, but otherwise than one might expect."""
+    fitting = min(rank.sequences for rank in memory) // config["max_beam_width"]
+    if fitting < config["max_batch_size"]:
+        yield (
+            f"the KV cache holds {fitting} sequences of {config['max_seq_len']} tokens at once, "
+            f"max_batch_size is {config['max_batch_size']}: longer ones wait or are paused"
+        )
+    if checkpoint.kv_cache == "INT8" or (checkpoint.kv_cache == "FP8" and checkpoint.algorithm != "FP8"):
+        yield "paged context attention is off: no KV cache reuse and no chunked context when serving"
+    if config["max_seq_len"] > checkpoint.positions:
+        yield f"max_seq_len {config['max_seq_len']} is beyond the model's {checkpoint.positions} positions"
+    if config["max_num_tokens"] > MOST_TOKENS:
+        yield f"max_num_tokens {config['max_num_tokens']} is above {MOST_TOKENS}: more memory, hardly more throughput"
+    arranged = algorithms.WEIGHTS[checkpoint.algorithm].arranged
+    if arranged and checkpoint.packed_for_sm is None:
+        yield "integers arranged by another tool: nothing says for which GPU generation; check with its maker"
+    if wishes.chunked_context:
+        yield "serve with chunked context (enginesmith triton --enable_chunked_context): prompts exceed one step"

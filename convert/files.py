@@ -1,0 +1,110 @@
+"""Files that are read without PyTorch: JSON, safetensors headers, hashes, and the manifest of a conversion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import InputError
+
+# Beside a checkpoint's config.json: how it was made, and the SHA-256 of every file.
+MANIFEST = "enginesmith.json"
+MANIFEST_FILES = r"rank\d+\.safetensors|config\.json"
+
+
+def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
+    """(name, shape, dtype) of every tensor in a safetensors file, bounds checked by safetensors."""
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
+                piece = file.get_slice(name)
+                yield name, list(piece.get_shape()), piece.get_dtype()
+    except SafetensorError as error:
+        raise InputError(f"{path.name}: not a whole safetensors file ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; is it there, and is reading permitted? ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return value
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    """hashlib.file_digest for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def section(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key, {})
+    if not isinstance(value, dict):
+        raise InputError(f"config.json: {key} must be an object, not {value!r}")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class Hashes:
+    """SHA-256 of files, computed beside the conversion."""
+
+    def __enter__(self) -> Hashes:
+        self.pool = ThreadPoolExecutor()
+        self.pending: dict[str, dict[str, Future[str]]] = {}
+        return self
+
+    def add(self, kind: str, paths: list[Path]) -> None:
+        self.pending[kind] = {path.name: self.pool.submit(sha256, path) for path in paths}
+
+    def wait(self) -> dict[str, dict[str, str]]:
+        """By kind and file name."""
+        return {kind: {name: job.result() for name, job in jobs.items()} for kind, jobs in self.pending.items()}
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+
+def text_digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """enginesmith.json; empty for a checkpoint that another converter made."""
+    path = folder / MANIFEST
+    return read_json(path) if path.exists() else {}
+
+
+def manifest_problems(folder: Path) -> list[str]:
+    """Files of a checkpoint that are no longer the ones its manifest recorded."""
+    problems = []
+    for name, digest in section(read_manifest(folder), "files").items():
+        path = folder / name
+        if not re.fullmatch(MANIFEST_FILES, name):
+            problems.append(f"{MANIFEST}: {name[:60]!r} is no file of a checkpoint")
+        elif not path.is_file() or sha256(path) != digest:
+            problems.append(f"{name}: differs from the one {MANIFEST} recorded")
+    return problems
