@@ -253,9 +253,8 @@ def tail(path: Path) -> str:
 
 
 def digest(plan: dict[str, Any]) -> str:
-    """What a finished rank must have been built by: the plan but for where its checkpoint lies."""
-    checkpoint = {key: value for key, value in plan["checkpoint"].items() if key != "folder"}
-    return hashlib.sha256(json.dumps(plan | {"checkpoint": checkpoint}, sort_keys=True).encode()).hexdigest()
+    """What a finished rank must have been built by."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -34,7 +34,7 @@ def build(plan: Plan, output: Path) -> bool:
     with Staging(output, resume=True) as staging:
         planned = staging.folder / "plan"
         planned.mkdir(exist_ok=True)
-        write_plan(plan, planned)
+        write_plan(plan, planned, output / "plan")
         code = build_engine.build_all(planned, plan.checkpoint.folder, staging.folder, plan.run("workers"))
         if code == build_engine.BUILT:
             staging.commit()

@@ -78,6 +78,24 @@ def find(name: str) -> GPU:
     return by_name[wanted]
 
 
+def target(name: str | None, sm: int | None, memory: float | None) -> GPU:
+    """The GPU to plan for: named, described, or this machine's."""
+    if name is not None:
+        if sm is not None:
+            raise InputError("--gpu and --sm say the same thing; give one of them")
+        known = find(name)
+        return known if memory is None else GPU(known.name, known.sm, int(memory * GIB))
+    if sm is not None:
+        if memory is None:
+            raise InputError("--sm needs --gpu_memory GIB, to see what fits")
+        return GPU(f"a GPU of SM {sm}", sm, int(memory * GIB))
+    here = present()
+    if not here:
+        raise InputError(f"no NVIDIA GPU here; say for which to plan with --gpu: {', '.join(KNOWN)}")
+    smallest = min((one.gpu for one in here), key=lambda gpu: gpu.memory)
+    return smallest if memory is None else GPU(smallest.name, smallest.sm, int(memory * GIB))
+
+
 def present() -> list[Present]:
     """The GPUs of this machine; none where nvidia-smi is missing or fails."""
     query = ["nvidia-smi", "--query-gpu=index,name,compute_cap,memory.total,driver_version"]

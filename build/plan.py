@@ -79,7 +79,6 @@ class Plan:
             "serve_image": self.release.serve_image,
             "gpu": {"name": self.gpu.name, "sm": self.gpu.sm, "memory": self.gpu.memory},
             "checkpoint": {
-                "folder": str(checkpoint.folder.resolve()),
                 "digest": checkpoint.digest(),
                 "architecture": checkpoint.architecture,
                 "dtype": checkpoint.dtype,

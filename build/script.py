@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -24,7 +25,7 @@ BUILD_SH = """#!/usr/bin/env bash
 #   {by_hand}
 set -euo pipefail
 plan=$(cd "$(dirname "$0")" && pwd)
-checkpoint=$(realpath "${{1:-{checkpoint}}}")
+checkpoint=$(realpath "${{1:-$plan/{checkpoint}}}")
 engine=$(realpath -m "${{2:-$plan/engine}}")
 partial=$(dirname "$engine")/.$(basename "$engine").partial
 image={image}
@@ -45,8 +46,8 @@ echo "$engine"
 """
 
 
-def write_plan(plan: Plan, folder: Path) -> None:
-    """Write a plan's files into a folder that exists."""
+def write_plan(plan: Plan, folder: Path, final: Path) -> None:
+    """Write a plan's files into a folder that exists; final is where it will lie, for the way to the checkpoint."""
     write_json(folder / "plan.json", plan.as_json())
     write_json(folder / "build_config.json", plan.build_config)
     (folder / "checkpoint.sha256").write_text(checksums(plan), encoding="utf-8")
@@ -55,7 +56,7 @@ def write_plan(plan: Plan, folder: Path) -> None:
         release=plan.release.version,
         gpu=f"{plan.gpu.name} (SM {plan.gpu.sm})",
         by_hand=shlex.join(trtllm_build(plan, "CHECKPOINT_DIR", "ENGINE_DIR")),
-        checkpoint=default_path(plan.checkpoint.folder),
+        checkpoint=quoted(os.path.relpath(plan.checkpoint.folder.resolve(), final.resolve())),
         image=shlex.quote(plan.release.build_image),
     )
     (folder / "build.sh").write_text(script, encoding="utf-8")
@@ -69,9 +70,9 @@ def checksums(plan: Plan) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(recorded.items()))
 
 
-def default_path(folder: Path) -> str:
+def quoted(path: str) -> str:
     """A path as it stands inside a double-quoted default of a shell parameter."""
-    return "".join(f"\\{c}" if c in '\\"$`}' else c for c in str(folder.resolve()))
+    return "".join(f"\\{c}" if c in '\\"$`}' else c for c in path)
 
 
 def trtllm_build(plan: Plan, checkpoint_dir: str, output_dir: str) -> list[str]:

@@ -13,7 +13,6 @@ import click
 from ..build import engines, gpus, releases
 from ..build.checkpoint_folder import CheckpointFolder
 from ..build.flags import FLAGS, REFUSED, Flag
-from ..build.gpus import GIB, GPU
 from ..build.memory import gibibytes
 from ..build.plan import Plan, Wishes, make_plan
 from ..build.script import write_plan
@@ -111,10 +110,10 @@ def build(
     given = {name: flags[name] for name in flags if was_given(name)}
     wishes = Wishes(given, preset, max_output_len, chunked_context, kv_cache_free_gpu_mem_fraction)
     target = releases.find(release or engines.installed_release() or releases.LATEST)
-    plan = make_plan(checkpoint, target, target_gpu(gpu, sm, gpu_memory), wishes)
+    plan = make_plan(checkpoint, target, gpus.target(gpu, sm, gpu_memory), wishes)
     if plan_only:
         with Staging(output_dir) as staging:
-            write_plan(plan, staging.folder)
+            write_plan(plan, staging.folder, staging.final)
             staging.commit()
     elif engines.installed_release() is None:
         command = shlex.join(["enginesmith", "build", *words, "--plan_only"])
@@ -143,24 +142,6 @@ def check_ranks(checkpoint: CheckpointFolder, tp_size: int | None, pp_size: int 
             f"--tp_size {tp_size or tp} --pp_size {pp_size or pp}: the checkpoint has tp_size {tp}, pp_size {pp}; "
             "convert again to change them"
         )
-
-
-def target_gpu(name: str | None, sm: int | None, memory: float | None) -> GPU:
-    """The GPU to plan for: named, described, or this machine's."""
-    if name is not None:
-        if sm is not None:
-            raise InputError("--gpu and --sm say the same thing; give one of them")
-        known = gpus.find(name)
-        return known if memory is None else GPU(known.name, known.sm, int(memory * GIB))
-    if sm is not None:
-        if memory is None:
-            raise InputError("--sm needs --gpu_memory GIB, to see what fits")
-        return GPU(f"a GPU of SM {sm}", sm, int(memory * GIB))
-    here = gpus.present()
-    if not here:
-        raise InputError(f"no NVIDIA GPU here; say for which to plan with --gpu: {', '.join(gpus.KNOWN)}")
-    smallest = min((present.gpu for present in here), key=lambda gpu: gpu.memory)
-    return smallest if memory is None else GPU(smallest.name, smallest.sm, int(memory * GIB))
 
 
 def report(plan: Plan, output: Path, plan_only: bool) -> None:

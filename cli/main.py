@@ -17,6 +17,8 @@ COMMANDS = {
     "verify": "Check a checkpoint's structure, and its accuracy by executing it.",
     "plugins": "Show which TensorRT-LLM plugins a checkpoint's engine uses, and where.",
     "build": "Plan the engines of a checkpoint for a GPU and a workload, and build them.",
+    "triton": "Make a Triton model repository that serves an engine, or check one.",
+    "run": "Run a release recipe: convert, verify, plan, build, triton.",
     "check-engine": "Say whether an engine can run on this machine, or why not.",
 }
 

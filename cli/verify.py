@@ -8,7 +8,7 @@ import math
 import click
 
 from ..convert.joined import Checkpoint
-from ..convert.verify import Accuracy, measure, structure_problems, summary
+from ..convert.verify import Accuracy, accuracy_failures, measure, structure_problems, summary
 from .display import Bar, print_accuracy
 from .options import Command
 
@@ -66,16 +66,6 @@ def verify(
             click.echo(f"FAILED and {len(failures) - SHOWN_PROBLEMS} more", err=True)
     if failures:
         raise click.exceptions.Exit(1)
-
-
-def accuracy_failures(accuracy: Accuracy | None, limit: float | None) -> list[str]:
-    if accuracy is None:
-        return []
-    if not math.isfinite(accuracy.perplexity):
-        return [f"perplexity is {accuracy.perplexity}"]
-    if limit is not None and accuracy.increase_percent > limit:
-        return [f"perplexity rose by {accuracy.increase_percent:.2f} %, more than --max_ppl_increase {limit:g}"]
-    return []
 
 
 def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str]) -> None:

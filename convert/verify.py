@@ -237,3 +237,14 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return value if math.isfinite(value) else None
+
+
+def accuracy_failures(accuracy: Accuracy | None, limit: float | None) -> list[str]:
+    """What fails a gate of ``limit`` percent more perplexity; without one, only what is no number."""
+    if accuracy is None:
+        return []
+    if not math.isfinite(accuracy.perplexity):
+        return [f"perplexity is {accuracy.perplexity}"]
+    if limit is not None and accuracy.increase_percent > limit:
+        return [f"perplexity rose by {accuracy.increase_percent:.2f} %, more than --max_ppl_increase {limit:g}"]
+    return []
