@@ -9,6 +9,7 @@ import click
 
 from ..convert.errors import InputError
 from .convert import convert
+from .triton import triton
 from .verify import verify
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -25,6 +26,7 @@ def cli() -> None:
 
 cli.add_command(convert)
 cli.add_command(verify)
+cli.add_command(triton)
 
 
 def main() -> None:
