@@ -1,1 +1,1 @@
-"""Checkpoint to build plan to engine to Triton model repository. Nothing lives here yet."""
+"""Checkpoint to build plan to engine to Triton model repository: ``engine_folder``, ``triton``."""

@@ -1,0 +1,403 @@
+"""An engine folder and a tokenizer folder in, a Triton model repository out: complete, every value written out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...convert.errors import InputError
+from ...convert.staging import Staging
+from ..engine_folder import EngineFolder
+from . import tensors
+from .pbtxt import Message, Word, write
+
+MODELS = Path(__file__).parent / "models"
+POLICIES = ("guaranteed_no_evict", "max_utilization")
+# Rows of one request; the engine itself batches across requests, so more brings nothing.
+USUAL_BATCH = 64
+# Each is a process that holds the tokenizer.
+USUAL_INSTANCES, USUAL_BLS_INSTANCES = 4, 8
+LOGITS_TYPES = {"float32": "FP32", "float16": "FP16"}
+PROMPT_TYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+# From this release on the prompt embedding table has the model's type.
+PROMPT_TYPE_SINCE = (0, 20)
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """What a repository is made from, and how it shall serve.
+
+    Attributes:
+        engine_dir, tokenizer_dir, output_dir: folders; the last must not exist.
+        max_batch_size: rows a request may have; the engine's, at most 64, if None.
+        decoupled: several responses to a request, which streaming needs.
+        max_queue_delay: microseconds that a request waits for others to be batched with.
+        kv_cache_free_gpu_mem_fraction: of the GPU memory that is free once the engine is loaded.
+        max_tokens_in_paged_kv_cache: tokens; unlimited if None.
+        enable_kv_cache_reuse, enable_chunked_context: need an engine with paged context FMHA.
+        exclude_input_in_output: answers begin after the prompt.
+        preprocessing_instances, postprocessing_instances, bls_instances: processes; at most 4, 4 and 8 if None.
+        batch_scheduler_policy: guaranteed_no_evict or max_utilization.
+        bls: with the model tensorrt_llm_bls; if None, when decoupled, for only it streams text faultlessly.
+        add_special_tokens: the tokenizer's own, around each prompt.
+        skip_special_tokens: leave them out of answers.
+        chat: prompts go through the tokenizer's chat template.
+        self_contained: copy engine and tokenizer into the repository.
+        mount_dir: where a self-contained repository will be found by the server.
+    """
+
+    engine_dir: str
+    tokenizer_dir: str
+    output_dir: str
+    max_batch_size: int | None = None
+    decoupled: bool = False
+    max_queue_delay: int = 0
+    kv_cache_free_gpu_mem_fraction: float = 0.9
+    max_tokens_in_paged_kv_cache: int | None = None
+    enable_kv_cache_reuse: bool = False
+    enable_chunked_context: bool = False
+    exclude_input_in_output: bool = True
+    preprocessing_instances: int | None = None
+    postprocessing_instances: int | None = None
+    bls_instances: int | None = None
+    batch_scheduler_policy: str = "guaranteed_no_evict"
+    bls: bool | None = None
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+    chat: bool = False
+    self_contained: bool = False
+    mount_dir: str = "/models"
+
+
+def generate(options: TritonOptions) -> Path:
+    """Write the repository; its folder appears when it is complete.
+
+    Returns:
+        the repository.
+
+    Raises:
+        InputError: an option that the engine cannot serve, or an engine or tokenizer that cannot be read.
+    """
+    engine = EngineFolder(options.engine_dir)
+    check_options(options, engine)
+    check_tokenizer(options, engine)
+    plan = Plan(options, engine)
+    with Staging(options.output_dir) as staging:
+        for name, config in plan.configs().items():
+            version = staging.folder / name / "1"
+            version.mkdir(parents=True)
+            (version.parent / "config.pbtxt").write_text(write(config), encoding="utf-8")
+        for name, source in plan.sources().items():
+            version = staging.folder / name / "1"
+            shutil.copyfile(MODELS / source, version / "model.py")
+            shutil.copyfile(MODELS / "tokenization.py", version / "tokenization.py")
+        for name in ("ensemble", "tensorrt_llm"):
+            (staging.folder / name / "1" / ".keep").touch()  # Triton wants the folder; git and archives drop empty ones
+        if options.self_contained:
+            copy_files(engine_files(engine), staging.folder / "tensorrt_llm" / "1")
+            tokenizer = staging.folder / "preprocessing" / "1" / "tokenizer"
+            copy_files(tokenizer_files(Path(options.tokenizer_dir)), tokenizer)
+            open_tokenizer(tokenizer, "--self_contained")
+        shutil.copyfile(MODELS / "client.py", staging.folder / "try.py")
+        script = staging.folder / "launch.sh"
+        script.write_text(launch_script(engine.world_size), encoding="utf-8")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        staging.commit()
+    return staging.final
+
+
+def check_options(options: TritonOptions, engine: EngineFolder) -> None:
+    """Raise InputError for an option that makes no sense, or that the engine cannot serve."""
+    if not tensors.OLDEST <= engine.release <= tensors.NEWEST:
+        raise InputError(
+            f"--engine_dir: built by TensorRT-LLM {engine.version}; Triton repositories are known for "
+            f"{dotted(tensors.OLDEST)} to {dotted(tensors.NEWEST)}"
+        )
+    if engine.logits_dtype not in LOGITS_TYPES:
+        raise InputError(f"--engine_dir: logits_dtype {engine.logits_dtype} cannot be served; build with float16 or 32")
+    if engine.dtype not in PROMPT_TYPES:
+        raise InputError(f"--engine_dir: dtype {engine.dtype} is not one of {', '.join(PROMPT_TYPES)}")
+    if options.max_batch_size is not None and not 1 <= options.max_batch_size <= engine.max_batch_size:
+        raise InputError(
+            f"--max_batch_size {options.max_batch_size}: the engine was built for 1 to {engine.max_batch_size}"
+        )
+    fraction = options.kv_cache_free_gpu_mem_fraction
+    if not (math.isfinite(fraction) and 0 < fraction < 1):
+        raise InputError(f"--kv_cache_free_gpu_mem_fraction {fraction}: a number between 0 and 1 is needed")
+    for flag in ("enable_kv_cache_reuse", "enable_chunked_context"):
+        if getattr(options, flag) and (reason := engine.why_no_paged_context()):
+            raise InputError(f"--{flag}: {reason}; leave it out, or build with --use_paged_context_fmha enable")
+    if options.batch_scheduler_policy not in POLICIES:
+        raise InputError(f"--batch_scheduler_policy {options.batch_scheduler_policy}: one of {', '.join(POLICIES)}")
+    counts = {
+        "max_queue_delay": (options.max_queue_delay, 0),
+        "max_tokens_in_paged_kv_cache": (options.max_tokens_in_paged_kv_cache, 1),
+        "preprocessing_instances": (options.preprocessing_instances, 1),
+        "postprocessing_instances": (options.postprocessing_instances, 1),
+        "bls_instances": (options.bls_instances, 1),
+    }
+    for flag, (value, least) in counts.items():
+        if value is not None and not least <= value < 2**31:
+            raise InputError(f"--{flag} {value}: at least {least} is needed")
+    if not PurePosixPath(options.mount_dir).is_absolute() or ".." in PurePosixPath(options.mount_dir).parts:
+        raise InputError(f"--mount_dir {options.mount_dir}: an absolute path inside the container is needed")
+    for flag in ("engine_dir", "tokenizer_dir", "output_dir", "mount_dir"):
+        if not str(getattr(options, flag)).isprintable():
+            raise InputError(f"--{flag}: control characters in a path cannot be served; rename the folder")
+
+
+def check_tokenizer(options: TritonOptions, engine: EngineFolder) -> None:
+    """Raise InputError for a tokenizer that does not load or does not fit the engine."""
+    tokenizer = open_tokenizer(Path(options.tokenizer_dir), "--tokenizer_dir")
+    if (largest := largest_id(tokenizer)) >= engine.vocab_size:
+        raise InputError(
+            f"--tokenizer_dir: {options.tokenizer_dir} has token id {largest}, the engine a vocabulary of "
+            f"{engine.vocab_size}; take the tokenizer of the engine's model"
+        )
+    if options.chat and not tokenizer.chat_template:
+        raise InputError(f"--chat: the tokenizer in {options.tokenizer_dir} has no chat template; leave --chat out")
+
+
+def open_tokenizer(folder: Path, flag: str) -> Any:
+    """The tokenizer of a folder, without running code from it.
+
+    Raises:
+        InputError: it does not load.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{flag}: {folder} is not a folder")
+    from transformers.utils import logging
+
+    from .models.tokenization import load_tokenizer
+
+    logging.set_verbosity_error()
+    try:
+        return load_tokenizer(str(folder))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # many kinds, a panic of the Rust library among them, all meaning the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{flag}: no usable tokenizer in {folder} ({reason}); tokenizer.json is needed") from None
+
+
+def largest_id(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values(), default=-1)
+
+
+class Plan:
+    """The configuration of every model in a repository."""
+
+    def __init__(self, options: TritonOptions, engine: EngineFolder):
+        self.options, self.engine = options, engine
+        self.batch = options.max_batch_size or min(engine.max_batch_size, USUAL_BATCH)
+        self.bls = options.decoupled if options.bls is None else options.bls
+        mount = PurePosixPath(options.mount_dir)
+        self.engine_dir = str(mount / "tensorrt_llm/1") if options.self_contained else absolute(options.engine_dir)
+        self.tokenizer_dir = (
+            str(mount / "preprocessing/1/tokenizer") if options.self_contained else absolute(options.tokenizer_dir)
+        )
+        self.steps = tensors.ensemble_steps(engine.release)
+
+    def sources(self) -> dict[str, str]:
+        """Python model -> the file that is its model.py."""
+        sources = {"preprocessing": "preprocessing.py", "postprocessing": "postprocessing.py"}
+        return sources | ({"tensorrt_llm_bls": "bls.py"} if self.bls else {})
+
+    def configs(self) -> dict[str, Message]:
+        """Model -> its config.pbtxt."""
+        models = [self.ensemble(), self.preprocessing(), self.tensorrt_llm(), self.postprocessing()]
+        return {str(model["name"]): model for model in models + ([self.tensorrt_llm_bls()] if self.bls else [])}
+
+    def ensemble(self) -> Message:
+        return {
+            "name": "ensemble",
+            "platform": "ensemble",
+            "max_batch_size": self.batch,
+            **self.face(tensors.TEXT_INPUTS, tensors.TEXT_OUTPUTS),
+            "ensemble_scheduling": {
+                "step": [
+                    {
+                        "model_name": step.model,
+                        "model_version": -1,
+                        "input_map": [{"key": name, "value": source} for name, source in step.inputs.items()],
+                        "output_map": [{"key": name, "value": target} for name, target in step.outputs.items()],
+                    }
+                    for step in self.steps
+                ]
+            },
+        }
+
+    def preprocessing(self) -> Message:
+        return {
+            **self.python_model("preprocessing", self.options.preprocessing_instances, USUAL_INSTANCES),
+            "dynamic_batching": self.queue(),
+            **self.face(tensors.PREPROCESSING_INPUTS, tensors.PREPROCESSING_OUTPUTS),
+            "parameters": parameters(
+                tokenizer_dir=self.tokenizer_dir,
+                vocab_size=self.engine.vocab_size,
+                add_special_tokens=self.options.add_special_tokens and not self.options.chat,
+                chat=self.options.chat,
+            ),
+        }
+
+    def postprocessing(self) -> Message:
+        return {
+            **self.python_model("postprocessing", self.options.postprocessing_instances, USUAL_INSTANCES),
+            "dynamic_batching": {},
+            **self.face(tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS),
+            "parameters": parameters(
+                tokenizer_dir=self.tokenizer_dir,
+                skip_special_tokens=self.options.skip_special_tokens,
+                decoupled=self.options.decoupled,
+            ),
+        }
+
+    def tensorrt_llm(self) -> Message:
+        options = self.options
+        limits = {} if options.max_tokens_in_paged_kv_cache is None else {
+            "max_tokens_in_paged_kv_cache": options.max_tokens_in_paged_kv_cache
+        }  # fmt: skip
+        return {
+            "name": "tensorrt_llm",
+            "backend": "tensorrtllm",
+            "max_batch_size": self.batch,
+            "model_transaction_policy": {"decoupled": options.decoupled},
+            "dynamic_batching": self.queue(),
+            **self.face(tensors.ENGINE_INPUTS, tensors.ENGINE_OUTPUTS),
+            # The backend places the engine on GPUs itself.
+            "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
+            "parameters": parameters(
+                FORCE_CPU_ONLY_INPUT_TENSORS="no",
+                executor_worker_path="/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
+                gpt_model_type="inflight_fused_batching",
+                gpt_model_path=self.engine_dir,
+                max_beam_width=self.engine.max_beam_width,
+                batch_scheduler_policy=options.batch_scheduler_policy,
+                kv_cache_free_gpu_mem_fraction=options.kv_cache_free_gpu_mem_fraction,
+                **limits,
+                enable_kv_cache_reuse=options.enable_kv_cache_reuse,
+                enable_chunked_context=options.enable_chunked_context,
+                exclude_input_in_output=options.exclude_input_in_output,
+            ),
+        }
+
+    def tensorrt_llm_bls(self) -> Message:
+        first_two = [{"model": step.model, "inputs": step.inputs, "outputs": step.outputs} for step in self.steps[:2]]
+        return {
+            **self.python_model("tensorrt_llm_bls", self.options.bls_instances, USUAL_BLS_INSTANCES),
+            "model_transaction_policy": {"decoupled": self.options.decoupled},
+            **self.face(tensors.TEXT_INPUTS, tensors.TEXT_OUTPUTS),
+            "parameters": parameters(
+                tokenizer_dir=self.tokenizer_dir,
+                skip_special_tokens=self.options.skip_special_tokens,
+                tensorrt_llm_model_name="tensorrt_llm",
+                steps=json.dumps(first_two),
+            ),
+        }
+
+    def python_model(self, name: str, instances: int | None, usual: int) -> Message:
+        count = instances or min(self.batch, usual)
+        return {
+            "name": name,
+            "backend": "python",
+            "max_batch_size": self.batch,
+            "instance_group": [{"count": count, "kind": Word("KIND_CPU")}],
+        }
+
+    def queue(self) -> Message:
+        return {
+            "preferred_batch_size": [self.batch],
+            "max_queue_delay_microseconds": self.options.max_queue_delay,
+            "default_queue_policy": {"max_queue_size": 0},
+        }
+
+    def face(self, inputs: Iterable[tensors.Tensor], outputs: Iterable[tensors.Tensor]) -> Message:
+        """A model's inputs and outputs as its engine's release has them."""
+        prompt = PROMPT_TYPES[self.engine.dtype] if self.engine.release >= PROMPT_TYPE_SINCE else "FP16"
+        logits = LOGITS_TYPES[self.engine.logits_dtype]
+        types = (self.engine.release, logits, prompt)
+        return {
+            "input": [input_field(tensor) for tensor in tensors.of_release(inputs, *types)],
+            "output": [tensor_field(tensor) for tensor in tensors.of_release(outputs, *types)],
+        }
+
+
+def tensor_field(tensor: tensors.Tensor) -> Message:
+    return {"name": tensor.name, "data_type": Word(f"TYPE_{tensor.dtype}"), "dims": list(tensor.dims)}
+
+
+def input_field(tensor: tensors.Tensor) -> Message:
+    return {
+        **tensor_field(tensor),
+        **({"reshape": {"shape": []}} if tensor.squeezed else {}),
+        **({"allow_ragged_batch": True} if tensor.ragged else {}),
+        **({"optional": True} if tensor.optional else {}),
+    }
+
+
+def parameters(**values: str | float | bool) -> list[Message]:
+    """Triton's parameters are strings, whatever they mean."""
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
+    return [{"key": name, "value": {"string_value": text}} for name, text in texts.items()]
+
+
+def absolute(folder: str) -> str:
+    return os.path.abspath(folder)
+
+
+def dotted(release: tensors.Release) -> str:
+    return ".".join(map(str, release))
+
+
+def engine_files(engine: EngineFolder) -> list[Path]:
+    """What the server reads of an engine folder."""
+    extras = [*sorted(engine.folder.glob("rank*_managed_weights.safetensors")), engine.folder / "quant_cfg.json"]
+    ranks = [engine.folder / f"rank{rank}.engine" for rank in range(engine.world_size)]
+    return [engine.folder / "config.json", *ranks, *(path for path in extras if path.is_file())]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def copy_files(files: list[Path], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+
+
+def launch_script(world_size: int) -> str:
+    """A bash script that starts the server: one process a GPU, of which the first answers requests."""
+    return f"""#!/usr/bin/env bash
+# Starts Triton on this repository: {world_size} GPU{"s, one process each" if world_size > 1 else ""}.
+# Ports: HTTP_PORT, GRPC_PORT, METRICS_PORT. Further arguments go to tritonserver.
+set -euo pipefail
+repository=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
+world_size={world_size}
+server=(
+    tritonserver "--model-repository=$repository" --disable-auto-complete-config
+    "--http-port=${{HTTP_PORT:-8000}}" "--grpc-port=${{GRPC_PORT:-8001}}" "--metrics-port=${{METRICS_PORT:-8002}}"
+)
+if [ "$world_size" -eq 1 ]; then
+    exec "${{server[@]}}" "$@"
+fi
+# Rank 0 serves every model; the others only compute, and load nothing but the engine.
+command=(mpirun --allow-run-as-root)
+for ((rank = 0; rank < world_size; rank++)); do
+    [ "$rank" -eq 0 ] || command+=(:)
+    command+=(-n 1 "${{server[@]}}" "--backend-config=python,shm-region-prefix-name=rank${{rank}}_" "$@")
+    [ "$rank" -eq 0 ] || command+=(--model-control-mode=explicit --load-model=tensorrt_llm)
+done
+exec "${{command[@]}}"
+"""

@@ -1,0 +1,163 @@
+"""A model repository as Triton reads it, from files that are not trusted."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...convert.errors import InputError
+
+CONFIG_LIMIT = 2 * 2**20
+PLACEHOLDER = re.compile(r"\$\{[^}\n]{0,80}\}?")
+COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*')
+
+
+@dataclass
+class Model:
+    """One model's folder.
+
+    Attributes:
+        name: the folder's.
+        config: its parsed inference.ModelConfig.
+        versions: its numbered folders.
+    """
+
+    name: str
+    folder: Path
+    config: Any
+    versions: list[Path]
+
+    def parameter(self, name: str) -> str | None:
+        """A parameter's value; None if it is absent, empty or an unfilled placeholder."""
+        value: str = self.config.parameters[name].string_value if name in self.config.parameters else ""
+        return None if not value or value.startswith("${") else value
+
+    def is_engine(self) -> bool:
+        return self.config.backend == "tensorrtllm" or "gpt_model_type" in self.config.parameters
+
+    def inputs(self) -> dict[str, Any]:
+        return {tensor.name: tensor for tensor in self.config.input}
+
+    def outputs(self) -> dict[str, Any]:
+        return {tensor.name: tensor for tensor in self.config.output}
+
+
+def read_repository(folder: Path) -> tuple[dict[str, Model], list[str]]:
+    """Every model whose configuration can be read, and a line for each problem met on the way.
+
+    Raises:
+        InputError: no such folder, or tritonclient is not installed.
+    """
+    try:
+        if not folder.is_dir():
+            raise InputError(f"--check: {folder} is not a folder")
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise InputError(f"--check: {folder} cannot be read ({error.strerror})") from None
+    protocol()
+    if not names:
+        return {}, [f"{folder} holds no model"]
+    models, problems = {}, []
+    for name in names:
+        try:
+            model, found = read_model(folder, name)
+        except OSError as error:
+            model, found = None, [f"{name}: cannot be read ({error.strerror})"]
+        problems += found
+        if model is not None:
+            models[name] = model
+    return models, problems
+
+
+def protocol() -> Any:
+    """Triton's own definition of a model configuration.
+
+    Raises:
+        InputError: tritonclient is not installed.
+    """
+    try:
+        from tritonclient.grpc import model_config_pb2
+    except ImportError:
+        raise InputError("--check needs Triton's protobuf: pip install 'enginesmith[triton]'") from None
+    return model_config_pb2
+
+
+def read_model(repository: Path, name: str) -> tuple[Model | None, list[str]]:
+    folder = repository / name
+    text, problem = read_text(folder / "config.pbtxt", repository, CONFIG_LIMIT)
+    if text is None:
+        return None, [f"{name}/config.pbtxt: {problem}"]
+    unfilled = placeholders(text)
+    problems = [f"{name}/config.pbtxt: {', '.join(unfilled)} not filled"] if unfilled else []
+    config, problem = parse(text)
+    if config is None:
+        return None, problems or [f"{name}/config.pbtxt: {problem}"]
+    versions = sorted(
+        entry for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,18}", entry.name) and entry.is_dir()
+    )
+    if not versions:
+        problems.append(f"{name}: no version folder; make {name}/1, empty if the model has no files")
+    if config.name and config.name != name:
+        problems.append(f"{name}/config.pbtxt: name is {config.name!r}; Triton wants the folder's name")
+    return Model(name, folder, config, versions), problems
+
+
+def read_text(path: Path, repository: Path, limit: int) -> tuple[str | None, str]:
+    """A UTF-8 text file inside the repository, or None and what is wrong with it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, "no such file"
+    except OSError as error:
+        return None, f"cannot be opened ({error.strerror})"
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None, "not a regular file"
+        if not path.resolve().is_relative_to(repository.resolve()):
+            return None, "a link that leads out of the repository"
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        return None, f"larger than {limit // 2**20} MiB"
+    try:
+        return data.decode("utf-8"), ""
+    except UnicodeDecodeError:
+        return None, "not UTF-8 text"
+
+
+def parse(text: str) -> tuple[Any, str]:
+    """The text as an inference.ModelConfig, or None and what is wrong with it."""
+    from google.protobuf import text_format
+
+    try:
+        return text_format.Parse(text, protocol().ModelConfig()), ""
+    except RecursionError:
+        return None, "nested too deeply"
+    except (text_format.ParseError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        return None, f"not a model configuration ({reason[:200]})"
+
+
+def placeholders(text: str) -> list[str]:
+    """The template's ${names} that were left in, each once; those in comments do no harm."""
+    code = COMMENT_OR_STRING.sub(lambda found: "" if found[0].startswith("#") else found[0], text)
+    return list(dict.fromkeys(PLACEHOLDER.findall(code)))
+
+
+def served_path(path: str, repository: Path, mount_dir: str) -> tuple[Path | None, str]:
+    """Where a path of the server lies on this machine: below mount_dir it is the repository.
+
+    Returns:
+        the path, or None and what is wrong with it.
+    """
+    pure = PurePosixPath(path)
+    if "\0" in path or ".." in pure.parts:
+        return None, "an absolute path without .. is needed"
+    if not pure.is_absolute():
+        return None, "a relative path depends on where tritonserver is started"
+    if pure.is_relative_to(mount_dir):
+        return repository / pure.relative_to(mount_dir), ""
+    return Path(path), ""

@@ -1,0 +1,82 @@
+"""``enginesmith triton``: a model repository for Triton Inference Server, made or checked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from ..build.triton.check import check
+from ..build.triton.generate import POLICIES, TritonOptions, generate
+from .options import Command
+
+SHOWN_PROBLEMS = 20
+
+
+@click.command(cls=Command, short_help="Make a Triton model repository for an engine, or check any.")
+@click.option("--engine_dir", metavar="DIR", help="Engine folder: config.json and rankN.engine.")
+@click.option("--tokenizer_dir", metavar="DIR", help="Hugging Face folder with the tokenizer.")
+@click.option("--output_dir", metavar="DIR", help="The repository to make; must not exist.")
+@click.option("--check", "checked", metavar="DIR", help="Check this repository, whoever made it, and make nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--decoupled", is_flag=True, help="Allow several responses to a request; streaming needs it.")
+@click.option("--bls/--no_bls", default=None, help="With tensorrt_llm_bls, which streams text. [default: if decoupled]")
+@click.option("--chat", is_flag=True, help="Put prompts through the tokenizer's chat template.")
+@click.option("--max_batch_size", type=click.IntRange(1), help="Rows of a request. [default: engine's, at most 64]")
+@click.option("--max_queue_delay", type=click.IntRange(0), default=0, show_default=True, help="Microseconds.")
+@click.option(
+    "--kv_cache_free_gpu_mem_fraction",
+    type=float,
+    default=0.9,
+    show_default=True,
+    help="Of the GPU memory that the engine leaves free; less when the GPU is shared.",
+)
+@click.option("--max_tokens_in_paged_kv_cache", type=click.IntRange(1), help="Tokens. [default: as memory allows]")
+@click.option("--enable_kv_cache_reuse", is_flag=True, help="Reuse the KV cache of equal beginnings.")
+@click.option("--enable_chunked_context", is_flag=True, help="Read long prompts in pieces.")
+@click.option(
+    "--batch_scheduler_policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True, metavar="POLICY"
+)
+@click.option(
+    "--exclude_input_in_output/--include_input_in_output", default=True, show_default=True, help="Answers only."
+)
+@click.option("--add_special_tokens/--no_add_special_tokens", default=True, show_default=True, help="Around prompts.")
+@click.option("--skip_special_tokens/--no_skip_special_tokens", default=True, show_default=True, help="In answers.")
+@click.option("--preprocessing_instances", type=click.IntRange(1), help="Processes. [default: at most 4]")
+@click.option("--postprocessing_instances", type=click.IntRange(1), help="Processes. [default: at most 4]")
+@click.option("--bls_instances", type=click.IntRange(1), help="Requests served at once by BLS. [default: at most 8]")
+@click.option("--self_contained", is_flag=True, help="Copy engine and tokenizer into the repository.")
+@click.option("--mount_dir", default="/models", show_default=True, help="Where the server finds a self-contained one.")
+def triton(checked: str | None, as_json: bool, **options: Any) -> None:
+    """Make a model repository for an engine: text in, text out, ready for tritonserver.
+
+    With --check, examine one instead: configurations, connections, engine, tokenizer. Exit code 1 if anything is wrong.
+    """
+    folders = ("engine_dir", "tokenizer_dir", "output_dir")
+    if checked is not None:
+        if given := [name for name in folders if options[name] is not None]:
+            raise click.UsageError(f"--check makes nothing; leave --{given[0]} out")
+        verdict(checked, check(checked, options["mount_dir"]), as_json)
+        return
+    if missing := [name for name in folders if options[name] is None]:
+        raise click.UsageError(f"--{missing[0]} DIR is needed, or --check DIR")
+    repository = generate(TritonOptions(**options))
+    if as_json:
+        click.echo(json.dumps({"repository": str(repository)}))
+    else:
+        click.echo(f"{repository}: start it with {repository / 'launch.sh'}, ask it with {repository / 'try.py'}")
+
+
+def verdict(folder: str, problems: list[str], as_json: bool) -> None:
+    """Print what was found; exit 1 if there is anything."""
+    if as_json:
+        click.echo(json.dumps({"repository": folder, "ok": not problems, "problems": problems}))
+    else:
+        click.echo(f"{folder}: " + (f"{len(problems)} problems" if problems else "no problem found"))
+        for problem in problems[:SHOWN_PROBLEMS]:
+            click.echo(f"FAILED {problem}", err=True)
+        if len(problems) > SHOWN_PROBLEMS:
+            click.echo(f"FAILED and {len(problems) - SHOWN_PROBLEMS} more", err=True)
+    if problems:
+        raise click.exceptions.Exit(1)

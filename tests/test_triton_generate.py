@@ -1,0 +1,257 @@
+"""Repositories as generate writes them: read by Triton's protobuf, free of problems, complete or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginesmith.build.engine_folder import EngineFolder
+from enginesmith.build.triton import pbtxt, tensors
+from enginesmith.build.triton.check import check
+from enginesmith.build.triton.generate import TritonOptions, generate
+from enginesmith.build.triton.repository import parse
+from enginesmith.convert.errors import InputError
+
+from .test_command_line import run
+from .triton_folders import write_engine, write_tokenizer
+
+VERSIONS = ["0.16.0", "0.17.0.post1", "0.18.2", "0.19.0", "0.20.0", "0.21.0", "1.0.0", "1.2.1", "1.3.0rc20"]
+
+
+def made(tmp_path: Path, engine: dict[str, Any] | None = None, chat: bool = False, **options: Any) -> Path:
+    """A repository in tmp_path/repository."""
+    engine_dir = write_engine(tmp_path / "engine", **(engine or {}))
+    tokenizer_dir = write_tokenizer(tmp_path / "tokenizer", chat=chat)
+    return generate(TritonOptions(str(engine_dir), str(tokenizer_dir), str(tmp_path / "repository"), **options))
+
+
+def config_of(repository: Path, model: str) -> Any:
+    config, problem = parse((repository / model / "config.pbtxt").read_text())
+    assert config is not None, problem
+    return config
+
+
+def parameters(config: Any) -> dict[str, str]:
+    return {name: value.string_value for name, value in config.parameters.items()}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_every_release_is_free_of_problems(version: str, decoupled: bool, tmp_path: Path) -> None:
+    repository = made(tmp_path, {"version": version, "dtype": "bfloat16"}, decoupled=decoupled)
+    assert check(repository) == []
+    names = {"ensemble", "preprocessing", "tensorrt_llm", "postprocessing"} | (
+        {"tensorrt_llm_bls"} if decoupled else set()
+    )
+    assert {path.parent.name for path in repository.glob("*/config.pbtxt")} == names
+    assert {path.name for path in repository.iterdir()} == names | {"launch.sh", "try.py"}
+    for name in names:
+        assert "${" not in (repository / name / "config.pbtxt").read_text()
+    engine = config_of(repository, "tensorrt_llm")
+    inputs = {tensor.name: tensor for tensor in engine.input}
+    old = version < "0.20"
+    assert ("min_length" in inputs, "random_seed" in inputs) == (old, old)
+    assert ("min_tokens" in inputs, "seed" in inputs) == (not old, not old)
+    assert ("return_num_input_tokens" in inputs) == version.startswith("1.")
+    assert ("return_perf_metrics" in inputs) == (version >= "0.19")
+    assert inputs["prompt_embedding_table"].data_type == (10 if old else 14)  # TYPE_FP16, TYPE_BF16
+    assert engine.model_transaction_policy.decoupled == decoupled
+
+
+def test_values_come_from_the_engine(tmp_path: Path) -> None:
+    repository = made(tmp_path, {"logits_dtype": "float16", "max_batch_size": 4, "max_beam_width": 3, "ranks": 2})
+    engine = config_of(repository, "tensorrt_llm")
+    assert engine.max_batch_size == 4
+    assert list(engine.dynamic_batching.preferred_batch_size) == [4]
+    assert {tensor.data_type for tensor in engine.output if tensor.name.endswith("_logits")} == {10}
+    assert parameters(engine)["max_beam_width"] == "3"
+    assert parameters(engine)["gpt_model_path"] == str(tmp_path / "engine")
+    assert parameters(engine)["exclude_input_in_output"] == "true"
+    assert parameters(config_of(repository, "preprocessing"))["vocab_size"] == "600"
+    assert config_of(repository, "preprocessing").instance_group[0].count == 4
+    assert "world_size=2" in (repository / "launch.sh").read_text()
+
+
+def test_a_huge_engine_batch_is_capped(tmp_path: Path) -> None:
+    assert config_of(made(tmp_path, {"max_batch_size": 2048}), "ensemble").max_batch_size == 64
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    repository = made(tmp_path)
+    folders = (str(tmp_path / "engine"), str(tmp_path / "tokenizer"))
+    again = generate(TritonOptions(*folders, str(tmp_path / "again")))
+    for path in repository.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(repository)).read_bytes()
+
+
+def test_self_contained(tmp_path: Path) -> None:
+    repository = made(tmp_path, {"ranks": 2}, self_contained=True, mount_dir="/srv/m", bls=True)
+    assert {path.name for path in (repository / "tensorrt_llm/1").iterdir()} >= {"config.json", "rank1.engine"}
+    assert parameters(config_of(repository, "tensorrt_llm"))["gpt_model_path"] == "/srv/m/tensorrt_llm/1"
+    moved = repository.rename(tmp_path / "elsewhere")
+    (tmp_path / "engine").rename(tmp_path / "gone")
+    (tmp_path / "tokenizer").rename(tmp_path / "gone too")
+    assert check(moved, "/srv/m") == []
+    assert any("gpt_model_path: /srv/m/tensorrt_llm/1 is not a folder" in problem for problem in check(moved))
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "words"),
+    [
+        ({}, {"max_batch_size": 9}, "--max_batch_size 9: the engine was built for 1 to 8"),
+        ({"use_paged_context_fmha": False}, {"enable_kv_cache_reuse": True}, "without use_paged_context_fmha"),
+        ({"use_paged_context_fmha": False}, {"enable_chunked_context": True}, "--enable_chunked_context"),
+        ({"kv_cache": "INT8"}, {"enable_kv_cache_reuse": True}, "INT8 KV cache"),
+        ({}, {"kv_cache_free_gpu_mem_fraction": 1.5}, "between 0 and 1"),
+        ({}, {"kv_cache_free_gpu_mem_fraction": float("nan")}, "between 0 and 1"),
+        ({}, {"batch_scheduler_policy": "fair"}, "guaranteed_no_evict"),
+        ({}, {"max_queue_delay": -1}, "--max_queue_delay -1"),
+        ({}, {"bls_instances": 0}, "--bls_instances 0"),
+        ({}, {"mount_dir": "models"}, "--mount_dir models"),
+        ({}, {"chat": True}, "has no chat template"),
+        ({"version": "0.15.0"}, {}, "0.15.0"),
+        ({"version": "2.0.0"}, {}, "0.16 to 1.3"),
+        ({"logits_dtype": "bfloat16"}, {}, "logits_dtype bfloat16"),
+        ({"vocab_size": 100}, {}, "a vocabulary of 100"),
+        ({}, {"tokenizer_dir": "/nowhere"}, "--tokenizer_dir: /nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_served(engine: dict[str, Any], options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folders = {
+        "engine_dir": str(write_engine(tmp_path / "engine", **engine)),
+        "tokenizer_dir": str(write_tokenizer(tmp_path / "tokenizer")),
+        "output_dir": str(tmp_path / "repository"),
+    }
+    with pytest.raises(InputError, match=r"^--") as raised:
+        generate(TritonOptions(**{**folders, **options}))
+    assert words in str(raised.value)
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not readable as JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "not readable as JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"version": "1.0.0"}'), "no pretrained_config"),
+        (lambda folder: (folder / "rank1.engine").unlink(), "rank1.engine is missing"),
+        (lambda folder: (folder / "rank2.engine").touch(), "rank2.engine belongs to another build"),
+        (lambda folder: (folder / "rank0.engine").write_bytes(b""), "rank0.engine: is empty"),
+    ],
+)
+def test_broken_engine_folders(damage: Any, words: str, tmp_path: Path) -> None:
+    folder = write_engine(tmp_path / "engine", ranks=2)
+    damage(folder)
+    with pytest.raises(InputError) as raised:
+        EngineFolder(folder)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": ""}, "version"),
+        ({"version": "latest"}, "'latest' is no version"),
+        ({"max_batch_size": True}, "max_batch_size is True"),
+        ({"max_input_len": -1}, "max_input_len is -1"),
+        ({"vocab_size": "many"}, "pretrained_config.vocab_size is 'many'"),
+        ({"mapping": {"world_size": 3, "tp_size": 2}}, "world_size 3 is not"),
+        ({"quantization": "none"}, "no pretrained_config.quantization"),
+    ],
+)
+def test_engine_configs_that_make_no_sense(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        EngineFolder(write_engine(tmp_path / "engine", **changes))
+    assert words in str(raised.value)
+
+
+def test_engine_folder_says_what_config_json_says(tmp_path: Path) -> None:
+    engine = EngineFolder(write_engine(tmp_path / "engine", "1.2.0rc3", ranks=2, kv_cache="FP8"))
+    assert (engine.version, engine.release, engine.world_size, engine.tp_size) == ("1.2.0rc3", (1, 2), 2, 2)
+    assert (engine.quant_algo, engine.kv_cache_quant_algo) == ("W8A8_SQ_PER_CHANNEL", "FP8")
+    assert (engine.dtype, engine.logits_dtype, engine.vocab_size) == ("float16", "float32", 600)
+    assert engine.why_no_paged_context() is None
+
+
+@pytest.mark.parametrize("text", ['a"b', "a\\b", "a\nb", "\x01\x7f", "${x}", "é 你好 \U0001f600", "'", "\\n", ""])
+def test_strings_survive_the_text_format(text: str) -> None:
+    written = pbtxt.write({"name": text, "parameters": [{"key": "k", "value": {"string_value": text}}]})
+    config, problem = parse(written)
+    assert config is not None, problem
+    assert config.name == text
+    assert config.parameters["k"].string_value == text
+
+
+def test_paths_with_odd_characters(tmp_path: Path) -> None:
+    odd = tmp_path / 'it\'s "a" $(touch x); `b` \\ 你'
+    repository = made(odd, bls=True)
+    assert check(repository) == []
+    assert parameters(config_of(repository, "tensorrt_llm"))["gpt_model_path"] == str(odd / "engine")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_launch_script_starts_a_process_a_rank(ranks: int, tmp_path: Path) -> None:
+    repository = made(tmp_path / "it's $(here)", {"ranks": ranks})
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("tritonserver", "mpirun"):
+        (programs / name).write_text('#!/bin/bash\nprintf \'%s\\n\' "${0##*/}" "$@"\n')
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "HTTP_PORT": "9000"}
+    done = subprocess.run(
+        [repository / "launch.sh", "--log-verbose=1"], env=environment, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    assert words[0] == ("tritonserver" if ranks == 1 else "mpirun")
+    assert words.count(f"--model-repository={repository}") == ranks
+    assert words.count("--log-verbose=1") == ranks
+    assert words.count("--load-model=tensorrt_llm") == ranks - 1
+    assert words.count(":") == ranks - 1
+    assert "--http-port=9000" in words
+
+
+def test_try_script_compiles_and_explains_itself(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, made(tmp_path) / "try.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--max_tokens" in done.stdout
+
+
+def test_the_ensemble_maps_every_shared_tensor() -> None:
+    for release in [(0, 16), (0, 19), (0, 20), (1, 2)]:
+        declared = {tensor.name for tensor in tensors.TEXT_INPUTS if tensor.exists(release)}
+        used = {source for step in tensors.ensemble_steps(release) for source in step.inputs.values()}
+        assert declared <= used
+        made_by = {target for step in tensors.ensemble_steps(release) for target in step.outputs.values()}
+        assert {tensor.name for tensor in tensors.TEXT_OUTPUTS if tensor.exists(release)} <= made_by
+        assert used - declared <= made_by
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folders = ["--engine-dir", write_engine(tmp_path / "engine"), "--tokenizer-dir", write_tokenizer(tmp_path / "t")]
+    out = tmp_path / "repository"
+    assert "launch.sh" in run("triton", *folders, "--output-dir", out, "--decoupled", "--max-batch-size=2").stdout
+    assert "no problem found" in run("triton", "--check", out).stdout
+    assert json.loads(run("triton", "--check", out, "--json").stdout) == {
+        "repository": str(out),
+        "ok": True,
+        "problems": [],
+    }
+    (out / "preprocessing" / "1" / "model.py").unlink()
+    assert "FAILED preprocessing/1/model.py: no such file" in run("triton", "--check", out, expect=1).stderr
+    assert not json.loads(run("triton", "--check", out, "--json", expect=1).stdout)["ok"]
+    assert "exists" in run("triton", *folders, "--output_dir", out, expect=2).stderr
+    assert "--engine_dir DIR is needed" in run("triton", expect=2).stderr
+    assert "leave --output_dir out" in run("triton", "--check", out, "--output_dir", out, expect=2).stderr
+    assert "is not a folder" in run("triton", "--check", tmp_path / "none", expect=2).stderr
+    made_json = run("triton", *folders, "--output_dir", tmp_path / "two", "--json", "--no_bls", "--decoupled")
+    assert json.loads(made_json.stdout) == {"repository": str(tmp_path / "two")}
+    assert not (tmp_path / "two" / "tensorrt_llm_bls").exists()
