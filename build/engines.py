@@ -6,6 +6,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from ..convert.errors import InputError
+from ..convert.files import MANIFEST, read_json
 from ..convert.staging import Staging
 from . import build_engine
 from .gpus import Present, present
@@ -39,6 +40,13 @@ def build(plan: Plan, output: Path) -> bool:
         if code == build_engine.BUILT:
             staging.commit()
     return code == build_engine.BUILT
+
+
+def is_of(engine: Path, planned: Path) -> bool:
+    """Whether an engine folder, made here or elsewhere, was built by this plan."""
+    if not (engine / MANIFEST).is_file():
+        return False
+    return read_json(engine / MANIFEST).get("plan_digest") == build_engine.digest(read_json(planned / "plan.json"))
 
 
 def check_here(plan: Plan, gpus: list[Present]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -150,8 +151,15 @@ class Run:
 
     def build(self, plan: Plan, options: BuildOptions) -> Step:
         inputs = [tree(self.plan_dir), tree(self.checkpoint), engines.installed_release()]
+        if engines.installed_release() is None and engines.is_of(self.engine, self.plan_dir):
+            self.on_step("build", UNCHANGED)
+            return Step("build", UNCHANGED, text_digest(inputs), tree(self.engine), {"why": "built elsewhere"})
         if engines.installed_release() is None and not self.is_current("build", self.engine, inputs):
-            why = {"ok": options.engine == "auto", "why": "TensorRT-LLM is not installed here", "command": self.script()}
+            why = {
+                "ok": options.engine == "auto",
+                "why": "TensorRT-LLM is not installed here",
+                "command": self.script(),
+            }
             status = NOT_HERE if options.engine == "auto" else FAILED
             self.on_step("build", status)
             return Step("build", status, text_digest(inputs), None, why)
@@ -177,7 +185,8 @@ class Run:
         return self.step("triton", self.repository, inputs, work)
 
     def script(self) -> str:
-        return f"bash {self.plan_dir / 'build.sh'} {self.checkpoint} {self.engine}"
+        """The command that builds the plan's engine to where the run expects it."""
+        return shlex.join(["bash", str(self.plan_dir / "build.sh"), str(self.checkpoint), str(self.engine)])
 
     def step(
         self,

@@ -149,11 +149,18 @@ def with_preset(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes
     else:
         given.setdefault("max_num_tokens", max(longest, MOST_TOKENS if gpu.memory >= 40 * 2**30 else MOST_TOKENS // 2))
         if "max_batch_size" not in given:
-            one = build_config(checkpoint, release, given | {"max_batch_size": 1})
-            fitting = min(rank.sequences for rank in memory_of(checkpoint, one, gpu, wishes))
-            batch = min(fitting // one["max_beam_width"], LARGEST_BATCH)
-            given["max_batch_size"] = max(batch - batch % 8 if batch > 8 else batch, 1)
+            given["max_batch_size"] = fitting_batch(checkpoint, release, gpu, replace(wishes, given=given))
     return replace(wishes, given=given)
+
+
+def fitting_batch(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: Wishes) -> int:
+    """How many sequences of full length every rank holds; a multiple of 8 where there are more than 8."""
+    batch = 1
+    for _ in range(2):  # the logits of the first answer's rows take memory too; then the second fits
+        config = build_config(checkpoint, release, wishes.given | {"max_batch_size": batch})
+        fitting = min(rank.sequences for rank in memory_of(checkpoint, config, gpu, wishes))
+        batch = max(min(fitting // config["max_beam_width"], LARGEST_BATCH), 1)
+    return batch - batch % 8 if batch > 8 else batch
 
 
 def check_arrangement(checkpoint: CheckpointFolder, gpu: GPU) -> None:

@@ -144,21 +144,24 @@ def find_beside(folder: Path, section: Any, key: str) -> None:
 def build_section(path: Path, document: dict[str, Any]) -> BuildOptions | None:
     """The build section: our own options by type, trtllm-build's flags by what each takes."""
     given = document.get("build")
-    if not isinstance(given, dict):
-        return None if given is None else BuildOptions(**(typed(path, "build", document, BuildOptions) or {}))
-    flags = {}
-    for name in [key for key in given if key in BY_NAME]:
-        flags[name] = flag_value(path, name, given[name])
-    for name in given:
-        if name in REFUSED:
-            raise InputError(f"{path.name}: build.{name}: {REFUSED[name]}")
-    own = {key: value for key, value in given.items() if key not in BY_NAME}
-    options = typed(path, "build", {"build": own}, BuildOptions, ("flags",), tuple(BY_NAME)) or {}
+    given = given if isinstance(given, dict) else {}
+    for name in [name for name in given if name in REFUSED]:
+        raise InputError(f"{path.name}: build.{name}: {REFUSED[name]}")
+    flags = {name: flag_value(path, name, value) for name, value in given.items() if name in BY_NAME}
+    own = {"build": {key: value for key, value in given.items() if key not in BY_NAME}} if given else document
+    options = typed(path, "build", own, BuildOptions, ("flags",), tuple(BY_NAME))
+    if options is None:
+        return None
     build = BuildOptions(**options, flags=flags)
-    for key, words in (("engine", ("auto", "required", "never")), ("preset", ("latency", "throughput", None))):
-        if getattr(build, key) not in words:
-            raise InputError(f"{path.name}: build.{key} is {getattr(build, key)!r}; use {', '.join(filter(None, words))}")
+    one_of(f"{path.name}: build.engine", build.engine, ("auto", "required", "never"))
+    if build.preset is not None:
+        one_of(f"{path.name}: build.preset", build.preset, ("latency", "throughput"))
     return build
+
+
+def one_of(where: str, value: Any, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise InputError(f"{where} is {value!r}; use {', '.join(words)}")
 
 
 def flag_value(path: Path, name: str, value: Any) -> Any:
@@ -174,8 +177,7 @@ def flag_value(path: Path, name: str, value: Any) -> Any:
             raise InputError(f"{where} is {value!r}, true or false is needed")
         return value
     if isinstance(flag.kind, tuple):
-        if value not in flag.kind:
-            raise InputError(f"{where} is {value!r}; use {', '.join(flag.kind)}")
+        one_of(where, value, flag.kind)
         return flag.value(value)
     if not isinstance(value, str):
         raise InputError(f"{where} is {value!r}, text is needed")

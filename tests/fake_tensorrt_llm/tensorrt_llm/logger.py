@@ -1,0 +1,4 @@
+class logger:
+    @staticmethod
+    def set_level(level: str) -> None:
+        print(f"log level {level}")

@@ -1,0 +1,218 @@
+"""Recipes: what they may say, which steps run, and that a run killed anywhere ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from enginesmith.build.recipe import read_recipe
+from enginesmith.convert.errors import InputError
+from enginesmith.convert.files import sha256
+from tests.build_folders import enginesmith, fake_machine
+from tests.triton_folders import write_tokenizer
+
+Tiny = Callable[..., Path]
+RECIPE: dict[str, Any] = {
+    "model_dir": "hf",
+    "output_dir": "release",
+    "convert": {
+        "quant": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",
+        "calib": "ids.safetensors",
+        "calib_size": 8,
+        "calib_seq_len": 24,
+        "tp_size": 2,
+    },
+    "verify": {"text": "ids.safetensors", "seq_len": 24, "max_ppl_increase": 50},
+    "build": {"gpu": "A100", "release": "1.2.1", "max_batch_size": 4, "max_input_len": 32},
+    "triton": {"decoupled": True},
+}
+
+
+@pytest.fixture
+def recipe(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
+    """recipe(section={key: value}) -> a recipe file beside a tiny model with a tokenizer."""
+    model = tiny()
+    write_tokenizer(model)
+
+    def write(**changes: Any) -> Path:
+        document = {**RECIPE}
+        for name, change in changes.items():
+            document[name] = {**RECIPE.get(name, {}), **change} if isinstance(change, dict) else change
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in document.items() if value != "left out"}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    return fake_machine(tmp_path / "bin")
+
+
+def statuses(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    return {step["name"]: step["status"] for step in json.loads(done.stdout)["steps"]}
+
+
+def test_without_tensorrt_llm_all_but_engines(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    done = enginesmith("run", recipe(), "--json")
+    here = {"convert": "done", "verify": "done", "plan": "done", "build": "not here", "triton": "not here"}
+    assert statuses(done) == here
+    build = json.loads(done.stdout)["steps"][3]["result"]
+    assert build["command"].startswith("bash ")
+    again = enginesmith("run", recipe(), "--json")
+    assert statuses(again) == {**here, "convert": "unchanged", "verify": "unchanged", "plan": "unchanged"}
+    assert (tmp_path / "release" / "plan" / "build.sh").exists()
+
+
+def test_only_what_changed_runs_again(recipe: Callable[..., Path]) -> None:
+    enginesmith("run", recipe(triton="left out"), "--json")
+    looser = statuses(enginesmith("run", recipe(verify={"max_ppl_increase": 60}), "--json"))
+    assert looser["convert"] == "unchanged"
+    assert looser["verify"] == "done"
+    other = statuses(enginesmith("run", recipe(build={"max_batch_size": 8}), "--json"))
+    assert other["plan"] == "done"
+    assert other["convert"] == "unchanged"
+    reseeded = statuses(enginesmith("run", recipe(convert={"seed": 1}), "--json"))
+    assert reseeded["convert"] == reseeded["verify"] == reseeded["plan"] == "done"
+
+
+def test_a_changed_model_or_output_is_made_again(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    enginesmith("run", recipe(build="left out", triton="left out"), "--json")
+    rank = tmp_path / "release" / "checkpoint" / "rank1.safetensors"
+    before = sha256(rank)
+    whole = rank.read_bytes()
+    rank.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = enginesmith("run", recipe(build="left out", triton="left out"), "--json")
+    assert statuses(again) == {"convert": "done", "verify": "unchanged"}
+    assert sha256(rank) == before
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
+    changed = enginesmith("run", recipe(build="left out", triton="left out"), "--json")
+    assert statuses(changed) == {"convert": "done", "verify": "done"}
+
+
+def test_a_gate_that_fails_ends_the_run(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    failed = enginesmith("run", recipe(verify={"max_ppl_increase": -50}), "--json", expect=1)
+    assert statuses(failed) == {"convert": "done", "verify": "failed"}
+    assert json.loads(failed.stdout)["ok"] is False
+    assert not (tmp_path / "release" / "plan").exists()
+    assert statuses(enginesmith("run", recipe(), "--json"))["verify"] == "done"
+    shown = enginesmith("run", recipe(verify={"max_ppl_increase": -50}), expect=1)
+    assert "more than --max_ppl_increase -50" in shown.stdout
+
+
+def test_with_tensorrt_llm_up_to_the_repository(
+    recipe: Callable[..., Path], machine: dict[str, str], tmp_path: Path
+) -> None:
+    """The engine is built in a process with the stand-in; everything else runs in this environment."""
+    enginesmith("run", recipe(triton="left out"), "--json")
+    built = subprocess.run(
+        ["bash", tmp_path / "release/plan/build.sh", tmp_path / "release/checkpoint", tmp_path / "release/engine"],
+        env={**machine, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{machine['PATH']}"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    done = enginesmith("run", recipe(), "--json")
+    assert statuses(done)["build"] == "unchanged"
+    assert statuses(done)["triton"] == "done"
+    assert (tmp_path / "release" / "repository" / "ensemble" / "config.pbtxt").exists()
+    assert statuses(enginesmith("run", recipe(), "--json"))["triton"] == "unchanged"
+    enginesmith("triton", "--check", tmp_path / "release" / "repository")
+
+
+def test_engine_required_fails_where_there_is_none(recipe: Callable[..., Path]) -> None:
+    failed = enginesmith("run", recipe(build={"engine": "required"}), "--json", expect=1)
+    assert statuses(failed)["build"] == "failed"
+    never = enginesmith("run", recipe(build={"engine": "never"}, triton="left out"), "--json")
+    assert "build" not in statuses(never)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("moment", ["checkpoint-begins", "checkpoint", "verify", "plan", ".steps/verify.json"])
+def test_a_run_killed_at_any_step_ends_with_the_same_bytes(
+    moment: str, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, output = recipe(), tmp_path / "release"
+    enginesmith("run", path)
+    undisturbed = snapshot(output)
+    shutil.rmtree(output)
+    awaited = {"checkpoint-begins": ".checkpoint.partial", "verify": "verify.json"}.get(moment, moment)
+    command = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "run", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    enginesmith("run", path)
+    assert snapshot(output) == undisturbed
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"convrt": {}}, "unknown key 'convrt'; did you mean convert?"),
+    ({"convert": {"quantt": "x"}}, "convert has no 'quantt'; did you mean quant?"),
+    ({"convert": {"tp_size": "two"}}, "convert.tp_size is 'two', which is not a whole number"),
+    ({"convert": {"fold": 1}}, "convert.fold is 1, which is not true or false"),
+    ({"verify": {"max_ppl_increase": "2%"}}, "which is not a number or null"),
+    ({"build": {"gemm_plugin": "fast"}}, "build.gemm_plugin is 'fast'; use auto"),
+    ({"build": {"max_batch_size": 0}}, "a number of at least 1"),
+    ({"build": {"smooth_quant_gemm_plugin": "float16"}}, "quant_algo enables it"),
+    ({"build": {"max_batch": 4}}, "build has no 'max_batch'; did you mean max_batch_size?"),
+    ({"build": {"engine": "maybe"}}, "build.engine is 'maybe'; use auto, required, never"),
+    ({"build": {"preset": "fast"}}, "build.preset is 'fast'; use latency, throughput"),
+    ({"triton": {"decoupled": "yes please"}}, "triton.decoupled"),
+    ({"triton": []}, "triton must be a mapping"),
+    ({"model_dir": 5}, "model_dir is needed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), BAD)
+def test_bad_recipes_are_refused(changes: dict[str, Any], reason: str, recipe: Callable[..., Path]) -> None:
+    with pytest.raises(InputError) as refused:
+        read_recipe(recipe(**changes))
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [1", "not readable as YAML"),
+        ("- 1", "holds no mapping"),
+        ("a: !!python/object/apply:os.system ['true']", "not readable as YAML"),
+        ("a: &a [1]\nb: *a", "aliases are not read"),
+        ("x: " + "[" * 5000, "not readable as YAML"),
+        ("\0", "not readable as YAML"),
+    ],
+)
+def test_broken_yaml_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=reason):
+        read_recipe(path)
+
+
+def test_a_folder_with_other_files_is_not_touched(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "mine").write_text("precious")
+    assert "no earlier run; choose an empty folder" in enginesmith("run", recipe(), expect=2).stderr
+    assert (tmp_path / "release" / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "examples").glob("recipes/*.yaml")))
+def test_the_examples_are_recipes(path: Path) -> None:
+    assert read_recipe(path).build is not None
