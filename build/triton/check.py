@@ -55,6 +55,8 @@ def model_problems(model: Model, repository: Path) -> list[str]:
     preferred = [size for size in config.dynamic_batching.preferred_batch_size if size > config.max_batch_size]
     if preferred:
         problems.append(f"{model.name}: preferred_batch_size {preferred[0]} is above max_batch_size")
+    if not (config.backend or config.platform):
+        problems.append(f"{model.name}: names neither a backend nor a platform")
     if config.max_batch_size < 0:
         problems.append(f"{model.name}: max_batch_size is {config.max_batch_size}")
     for tensor in [*config.input, *config.output]:

@@ -44,7 +44,7 @@ def spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:
 
     One that ends with another is left out: whoever looks for the shorter finds the longer too.
     """
-    found = [encode(tokenizer, word), after(tokenizer, word), after(tokenizer, " " + word)]
+    found = [encode(tokenizer, word), after(tokenizer, word), after(tokenizer, " " + word)] if word else []
     kept: list[list[int]] = []
     for ids in sorted(filter(None, found), key=len):
         if not any(ids[len(ids) - len(shorter) :] == shorter for shorter in kept):
