@@ -132,8 +132,7 @@ class IncrementalDetokenizer:
         return piece
 
     def _advance(self) -> None:
-        tail = self.window[self.whole :]
-        text = decode(self.tokenizer, tail, self.skip)
-        if self.whole and text.strip():
-            self.window, self.sent = tail, len(text)
+        if self.whole:
+            self.window = self.window[self.whole :]
+            self.sent = len(decode(self.tokenizer, self.window, self.skip))
         self.whole = len(self.window)
