@@ -14,7 +14,7 @@ from ...convert.errors import InputError
 CONFIG_LIMIT = 2 * 2**20
 SHOWN_NAMES = 5
 PLACEHOLDER = re.compile(r"\$\{[^}\n]{0,80}\}?")
-COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*')
+COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*')
 
 
 @dataclass
