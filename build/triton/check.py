@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ...convert.errors import InputError
 from ..engine_folder import EngineFolder
@@ -149,7 +149,7 @@ def number_problems(model: Model, name: str, least: float, most: float) -> list[
     return [] if good else [f"{model.name}: {name} is {value!r}; {limits} is what the engine can take"]
 
 
-def release_problems(models: Any, engine: EngineFolder, owner: Model) -> list[str]:
+def release_problems(models: Iterable[Model], engine: EngineFolder, owner: Model) -> list[str]:
     """Tensors that belong to templates of another release than the engine's."""
     problems = []
     for model in models:
