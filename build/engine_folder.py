@@ -125,6 +125,8 @@ def release_of(version: str, folder: Path) -> tuple[int, int]:
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in a file of bounded size."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a regular file")
         with path.open("rb") as file:
             data = file.read(CONFIG_LIMIT + 1)
         if len(data) > CONFIG_LIMIT:

@@ -36,7 +36,12 @@ SHOWN_PROBLEMS = 20
 @click.option("--enable_kv_cache_reuse", is_flag=True, help="Reuse the KV cache of equal beginnings.")
 @click.option("--enable_chunked_context", is_flag=True, help="Read long prompts in pieces.")
 @click.option(
-    "--batch_scheduler_policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True, metavar="POLICY"
+    "--batch_scheduler_policy",
+    type=click.Choice(POLICIES),
+    default=POLICIES[0],
+    show_default=True,
+    metavar="POLICY",
+    help=f"{' or '.join(POLICIES)}.",
 )
 @click.option(
     "--exclude_input_in_output/--include_input_in_output", default=True, show_default=True, help="Answers only."

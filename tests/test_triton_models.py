@@ -128,12 +128,13 @@ def test_special_tokens_leave_no_gap(kind: str) -> None:
         assert joined == decode(tokenizer, ids, skip)
 
 
-def test_memory_of_the_detokenizer_stays_small() -> None:
-    tokenizer = KINDS["byte_level"]()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["the quick", "\n", "   ", "\u4e16"])
+def test_the_detokenizer_keeps_only_its_window(kind: str, text: str) -> None:
+    tokenizer = KINDS[kind]()
     detokenizer = IncrementalDetokenizer(tokenizer)
-    for _ in range(2000):
-        for i in encode(tokenizer, "the quick"):
-            detokenizer.push([i])
+    for i in encode(tokenizer, text * 500):
+        detokenizer.push([i])
     assert len(detokenizer.window) < 20
 
 
@@ -150,7 +151,7 @@ def test_stop_words_match_inside_and_after_spaces() -> None:
     assert as_tokens == [["\u2581stop"], ["stop"]]
     assert spellings(tokenizer, "\n\n") == [tokenizer.convert_tokens_to_ids(["<0x0A>", "<0x0A>"])]
     assert spellings(tokenizer, "</s>") == [[tokenizer.eos_token_id]]
-    assert spellings(tokenizer, "") in ([], [encode(tokenizer, " ")])
+    assert spellings(tokenizer, "") == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,15 +251,9 @@ def test_an_error_in_a_chain_reaches_the_client(server: Server) -> None:
 
 
 def test_an_engine_error_reaches_the_client(tmp_path: Path) -> None:
-    def engine(inputs: dict[str, np.ndarray]) -> list[Any]:
-        raise AssertionError("replaced below")
-
-    served = serve(tmp_path, engine)
-    from . import triton_backend
-
-    broken = InferenceResponse([], triton_backend.TritonError("out of KV cache"))
-    served.run_engine = lambda inputs: [broken]  # type: ignore[method-assign]
-    assert error_of(served.call("tensorrt_llm_bls", asked("the"))) == "out of KV cache"
+    served = serve(tmp_path, decoupled=False, bls=True)
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        assert "decoupled policy" in error_of(served.call(model, asked("the", "stop")))
 
 
 def test_empty_prompts(tmp_path: Path) -> None:
@@ -313,16 +308,16 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
 def test_beams_come_whole(tmp_path: Path) -> None:
     def engine(inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         ids = inputs["input_ids"][0]
-        return [tokens(ids[:2], ids[:3]), tokens(ids[:4], ids)]
+        return [tokens(ids[:1], ids[:2]), tokens(ids[:3], ids)]
 
     served = serve(tmp_path, engine, kind="byte_level")
-    responses = served.call("tensorrt_llm_bls", asked("hello!", **STREAM))
+    responses = served.call("tensorrt_llm_bls", asked("1234", **STREAM))
     assert [[text.decode() for text in response["text_output"][0]] for response in responses] == [
-        ["he", "hel"],
-        ["hell", "hello!"],
+        ["1", "12"],
+        ["123", "1234"],
     ]
-    [first, _] = served.call("ensemble", asked("hello!"))
-    assert [text.decode() for text in first["text_output"][0]] == ["he", "hel"]
+    [first, _] = served.call("ensemble", asked("1234"))
+    assert [text.decode() for text in first["text_output"][0]] == ["1", "12"]
 
 
 def test_tokens_outside_the_tokenizer_are_no_text(tmp_path: Path) -> None:
@@ -345,7 +340,6 @@ def test_without_decoupled(tmp_path: Path) -> None:
     for model in ("ensemble", "tensorrt_llm_bls"):
         assert answers(served.call(model, asked("the stop"))) == ["the stop"]
     assert "stream needs a decoupled repository" in error_of(served.call("tensorrt_llm_bls", asked("the", **STREAM)))
-    assert "2 answers to one request" in error_of(served.call("tensorrt_llm_bls", asked("the", "stop")))
 
 
 def test_special_tokens_can_be_kept(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class InferenceRequest:
         return self.sender
 
     def exec(self, decoupled: bool = False) -> Any:
-        assert decoupled == server.decoupled(self.model_name) or self.model_name not in ("tensorrt_llm",)
+        assert decoupled or not server.decoupled(self.model_name), "a decoupled model must be called as one"
         answers = server.call(self.model_name, {name: tensor._array for name, tensor in self.tensors.items()})
         responses = [
             answer
@@ -141,7 +141,7 @@ def triton_string_to_numpy(name: str) -> type:
 class Server:
     """A repository being served, its engine replaced by a function."""
 
-    def __init__(self, repository: Path, engine: Engine, config: dict[str, Any] | None = None):
+    def __init__(self, repository: Path, engine: Engine):
         global server
         server = self
         self.engine, self.stopped = engine, 0
@@ -185,10 +185,13 @@ class Server:
             answered = [[response] for response in responses]
         return [[self.checked(config, response) for response in sent] for sent in answered]
 
-    def run_engine(self, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    def run_engine(self, inputs: dict[str, np.ndarray]) -> list[Any]:
         if "stop" in inputs and inputs["stop"].any():
             self.stopped += 1
             return []
+        several, streaming = len(inputs["input_ids"]) > 1, "streaming" in inputs and inputs["streaming"].any()
+        if (several or streaming) and not self.decoupled("tensorrt_llm"):
+            return [InferenceResponse([], TritonError("several responses need the decoupled policy"))]
         responses = self.engine(inputs)
         for response in responses:
             check_tensors(response, self.configs["tensorrt_llm"].output, self.configs["tensorrt_llm"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ...convert.errors import InputError
 from ..engine_folder import EngineFolder
@@ -15,6 +15,7 @@ from .repository import Model, protocol, read_repository, read_text, served_path
 
 SOURCE_LIMIT = 4 * 2**20
 TOKENIZER_LIMIT = 256 * 2**20
+LINE_LIMIT = 500  # characters
 LOGITS_TENSORS = ("draft_logits", "context_logits", "generation_logits")
 MODEL_TYPES = ("inflight_fused_batching", "inflight_batching", "V1", "v1")
 PAGED_CONTEXT_SETTINGS = ("enable_kv_cache_reuse", "enable_chunked_context")
@@ -45,8 +46,14 @@ def check(folder: str | Path, mount_dir: str = "/models") -> list[str]:
             if engine is not None:
                 engines.append(engine)
                 problems += engine_problems(model, engine) + release_problems(models.values(), engine, model)
-    problems += bls_problems(models)
-    return problems + tokenizer_problems(models, engines, repository, mount_dir)
+    problems += bls_problems(models) + tokenizer_problems(models, engines, repository, mount_dir)
+    return [printable(problem) for problem in problems]
+
+
+def printable(problem: str) -> str:
+    """One line of bounded length; names come from files, which may hold anything."""
+    line = "".join(character if character.isprintable() else "?" for character in problem[: LINE_LIMIT + 1])
+    return line if len(line) <= LINE_LIMIT else f"{line[:LINE_LIMIT]}..."
 
 
 def model_problems(model: Model, repository: Path) -> list[str]:
@@ -55,6 +62,8 @@ def model_problems(model: Model, repository: Path) -> list[str]:
     preferred = [size for size in config.dynamic_batching.preferred_batch_size if size > config.max_batch_size]
     if preferred:
         problems.append(f"{model.name}: preferred_batch_size {preferred[0]} is above max_batch_size")
+    if not (config.backend or config.platform):
+        problems.append(f"{model.name}: names neither a backend nor a platform")
     if config.max_batch_size < 0:
         problems.append(f"{model.name}: max_batch_size is {config.max_batch_size}")
     for tensor in [*config.input, *config.output]:
@@ -140,7 +149,7 @@ def number_problems(model: Model, name: str, least: float, most: float) -> list[
     return [] if good else [f"{model.name}: {name} is {value!r}; {limits} is what the engine can take"]
 
 
-def release_problems(models: Any, engine: EngineFolder, owner: Model) -> list[str]:
+def release_problems(models: Iterable[Model], engine: EngineFolder, owner: Model) -> list[str]:
     """Tensors that belong to templates of another release than the engine's."""
     problems = []
     for model in models:
@@ -210,10 +219,7 @@ def tokenizer_problems(
             problems.append(f"{name}: tokenizer_dir {where}: {problem}")
             continue
         try:
-            if oversized := [file.name for file in path.glob("*") if file.stat().st_size > TOKENIZER_LIMIT]:
-                limit = f"{TOKENIZER_LIMIT // 2**20} MiB"
-                problems.append(f"{name}: tokenizer_dir {where}: {oversized[0]} is larger than {limit}, no tokenizer")
-                continue
+            refuse_odd_files(path, name)
             largest = largest_id(open_tokenizer(path, f"{name}: tokenizer_dir"))
         except InputError as error:
             problems.append(str(error))
@@ -227,3 +233,12 @@ def tokenizer_problems(
             if largest >= engine.vocab_size
         ]
     return problems
+
+
+def refuse_odd_files(folder: Path, owner: str) -> None:
+    """Raise InputError for what no tokenizer has: huge files, pipes, devices."""
+    for path in folder.glob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise InputError(f"{owner}: tokenizer_dir {folder}: {path.name} is not a regular file")
+        if path.is_file() and path.stat().st_size > TOKENIZER_LIMIT:
+            raise InputError(f"{owner}: tokenizer_dir {folder}: {path.name} is too large for a tokenizer")

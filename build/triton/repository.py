@@ -12,8 +12,9 @@ from typing import Any
 from ...convert.errors import InputError
 
 CONFIG_LIMIT = 2 * 2**20
+SHOWN_NAMES = 5
 PLACEHOLDER = re.compile(r"\$\{[^}\n]{0,80}\}?")
-COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*')
+COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*')
 
 
 @dataclass
@@ -92,7 +93,8 @@ def read_model(repository: Path, name: str) -> tuple[Model | None, list[str]]:
     if text is None:
         return None, [f"{name}/config.pbtxt: {problem}"]
     unfilled = placeholders(text)
-    problems = [f"{name}/config.pbtxt: {', '.join(unfilled)} not filled"] if unfilled else []
+    more = f" and {len(unfilled) - SHOWN_NAMES} more" if len(unfilled) > SHOWN_NAMES else ""
+    problems = [f"{name}/config.pbtxt: {', '.join(unfilled[:SHOWN_NAMES])}{more} not filled"] if unfilled else []
     config, problem = parse(text)
     if config is None:
         return None, problems or [f"{name}/config.pbtxt: {problem}"]
@@ -114,9 +116,10 @@ def read_text(path: Path, repository: Path, limit: int) -> tuple[str | None, str
         return None, "no such file"
     except OSError as error:
         return None, f"cannot be opened ({error.strerror})"
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None, "not a regular file"
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None, "not a regular file"
         if not path.resolve().is_relative_to(repository.resolve()):
             return None, "a link that leads out of the repository"
         data = file.read(limit + 1)

@@ -50,15 +50,17 @@ def ask(
         return
     answers: queue.Queue[grpc.InferResult | InferenceServerException] = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put(error or result))
-    client.async_stream_infer(model, inputs, enable_empty_final_response=True)
-    while True:
-        answer = answers.get()
-        if isinstance(answer, InferenceServerException):
-            raise answer
-        print(text_of(answer), end="", flush=True)
-        if answer.get_response().parameters["triton_final_response"].bool_param:
-            break
-    client.stop_stream()
+    try:
+        client.async_stream_infer(model, inputs, enable_empty_final_response=True)
+        final = False
+        while not final:
+            answer = answers.get()
+            if isinstance(answer, InferenceServerException):
+                raise answer
+            print(text_of(answer), end="", flush=True)
+            final = answer.get_response().parameters["triton_final_response"].bool_param
+    finally:
+        client.stop_stream()
     print()
 
 

@@ -105,7 +105,7 @@ class TritonPythonModel:
         """int32 [rows, 2, tokens]: every spelling of every word; [rows, 2, 0] if there is none."""
         if words is None:
             return np.empty((rows, 2, 0), np.int32)
-        lists = [[ids for word in row if word for ids in spellings(self.tokenizer, word)] for row in words]
+        lists = [[ids for word in row for ids in spellings(self.tokenizer, word)] for row in words]
         table: np.ndarray = stack([word_list(row) for row in lists], [0, -1])
         return table
 

@@ -44,7 +44,7 @@ def spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:
 
     One that ends with another is left out: whoever looks for the shorter finds the longer too.
     """
-    found = [encode(tokenizer, word), after(tokenizer, word), after(tokenizer, " " + word)]
+    found = [encode(tokenizer, word), after(tokenizer, word), after(tokenizer, " " + word)] if word else []
     kept: list[list[int]] = []
     for ids in sorted(filter(None, found), key=len):
         if not any(ids[len(ids) - len(shorter) :] == shorter for shorter in kept):
@@ -132,8 +132,7 @@ class IncrementalDetokenizer:
         return piece
 
     def _advance(self) -> None:
-        tail = self.window[self.whole :]
-        text = decode(self.tokenizer, tail, self.skip)
-        if self.whole and text.strip():
-            self.window, self.sent = tail, len(text)
+        if self.whole:
+            self.window = self.window[self.whole :]
+            self.sent = len(decode(self.tokenizer, self.window, self.skip))
         self.whole = len(self.window)

@@ -1,0 +1,235 @@
+"""check(): every fault that is put into a repository is told, and no input makes it fall over."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from enginesmith.build.triton.check import check
+from enginesmith.build.triton.generate import TritonOptions, generate
+from enginesmith.convert.errors import InputError
+
+from .triton_folders import write_engine, write_tokenizer
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Decoupled, with BLS, for a 0.16 engine with an INT8 KV cache; free of problems."""
+    engine = write_engine(tmp_path / "engine", kv_cache="INT8", ranks=2)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    made = generate(TritonOptions(str(engine), str(tokenizer), str(tmp_path / "repository"), decoupled=True))
+    assert check(made) == []
+    return made
+
+
+def edit(model: str, pattern: str, replacement: str, count: int = 1) -> Damage:
+    """Replace what a pattern finds in a model's configuration."""
+
+    def damage(repository: Path) -> None:
+        path = repository / model / "config.pbtxt"
+        text, found = re.subn(pattern, replacement, path.read_text(), count=count, flags=re.DOTALL)
+        assert found
+        path.write_text(text)
+
+    return damage
+
+
+def mapped(name: str) -> str:
+    return rf'    input_map {{\n      key: "{name}".*?}}\n'
+
+
+def dtype(name: str) -> str:
+    return rf'(name: "{name}"\n  data_type: )TYPE_\w+'
+
+
+def parameter(name: str) -> str:
+    return rf'(key: "{name}"\n  value {{\n    string_value: )"[^"]*"'
+
+
+def write(name: str, content: bytes) -> Damage:
+    return lambda repository: (repository / name).write_bytes(content)
+
+
+def remove(name: str) -> Damage:
+    return lambda repository: (repository / name).unlink()
+
+
+def instead(name: str, make: Callable[[Path], object]) -> Damage:
+    def damage(repository: Path) -> None:
+        (repository / name).unlink()
+        make(repository / name)
+
+    return damage
+
+
+def link(name: str, target: str) -> Damage:
+    return instead(name, lambda path: path.symlink_to(target))
+
+
+FAULTS: list[tuple[Damage, str]] = [
+    # What a model's folder must hold.
+    (remove("ensemble/config.pbtxt"), "ensemble/config.pbtxt: no such file"),
+    (remove("preprocessing/1/model.py"), "preprocessing/1/model.py: no such file"),
+    (write("postprocessing/1/model.py", b"def f(:\n"), "line 1 is not Python"),
+    (write("postprocessing/1/model.py", b"pass\n"), "no class TritonPythonModel"),
+    (lambda repository: (repository / "ensemble/1").rename(repository / "ensemble/one"), "ensemble: no version folder"),
+    (lambda repository: (repository / "new").mkdir(), "new/config.pbtxt: no such file"),
+    # Configurations by themselves.
+    (edit("preprocessing", 'name: "preprocessing"', 'name: "pre"'), "name is 'pre'"),
+    (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"${engine_dir}"'), "${engine_dir} not filled"),
+    (edit("ensemble", r"max_batch_size: \d+", "max_batch_size: ${batch}"), "${batch} not filled"),
+    (edit("ensemble", "TYPE_STRING", "TYPE_TEXT"), "ensemble/config.pbtxt: not a model configuration"),
+    (edit("tensorrt_llm", r"preferred_batch_size: \[8\]", "preferred_batch_size: [99]"), "preferred_batch_size 99"),
+    # The ensemble's connections.
+    (edit("preprocessing", 'name: "QUERY"', 'name: "PROMPT"'), "maps input QUERY, which preprocessing does not have"),
+    (edit("preprocessing", 'name: "INPUT_ID"', 'name: "INPUT_IDS"'), "maps output INPUT_ID, which preprocessing"),
+    (edit("ensemble", mapped("input_lengths"), ""), "required input input_lengths is not mapped"),
+    (edit("ensemble", 'value: "_INPUT_ID"', 'value: "_IDS"', 1), "reads _INPUT_ID, which nothing makes"),
+    (edit("ensemble", 'value: "text_output"', 'value: "answer"'), "no step makes the output text_output"),
+    (edit("postprocessing", "TYPE_INT32", "TYPE_INT64"), "TYPE_INT32 in tensorrt_llm's output_ids, TYPE_INT64"),
+    (edit("postprocessing", r"dims: \[-1, -1\]", "dims: [-1]"), "_TOKENS_BATCH has dims [-1, -1]"),
+    (edit("ensemble", 'model_name: "postprocessing"', 'model_name: "detokenizer"'), "'detokenizer' is no model"),
+    (edit("ensemble", 'value: "batch_index"', 'value: "sequence_index"'), "sequence_index is made by"),
+    (edit("ensemble", r"  dims: \[1\]\n", "  dims: [1]\n  optional: true\n"), "text_input is optional, but"),
+    # What must agree between models.
+    (edit("preprocessing", r"max_batch_size: \d+", "max_batch_size: 2"), "is 8, preprocessing's is 2"),
+    (edit("tensorrt_llm_bls", "decoupled: true", "decoupled: false"), "tensorrt_llm_bls: decoupled is false"),
+    (edit("tensorrt_llm_bls", r"max_batch_size: \d+", "max_batch_size: 4"), "tensorrt_llm_bls: max_batch_size is 4"),
+    (edit("tensorrt_llm_bls", parameter("tensorrt_llm_model_name"), r'\1"llm"'), "'llm' is no model"),
+    (edit("ensemble", "max_batch_size", "model_transaction_policy {}\nmax_batch_size"), "decoupled is false, but"),
+    # The engine.
+    (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"/nowhere"'), "gpt_model_path: /nowhere is not a folder"),
+    (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"engine"'), "relative path"),
+    (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"/models/../etc"'), "without .."),
+    (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1""'), "does not name the engine's folder"),
+    (remove("../engine/rank1.engine"), "rank1.engine is missing"),
+    (edit("tensorrt_llm", r"max_batch_size: \d+", "max_batch_size: 64"), "the engine was built for 8"),
+    (edit("tensorrt_llm", dtype("context_logits"), r"\1TYPE_FP16"), "context_logits is TYPE_FP16"),
+    (edit("tensorrt_llm", 'name: "min_length"', 'name: "min_tokens"'), "min_tokens is of TensorRT-LLM 0.20 to 1.3"),
+    (edit("ensemble", 'name: "random_seed"', 'name: "seed"'), "ensemble: seed is of TensorRT-LLM"),
+    (edit("tensorrt_llm", parameter("enable_kv_cache_reuse"), r'\1"True"'), "reuse is on, but the engine has an INT8"),
+    (edit("tensorrt_llm", parameter("enable_chunked_context"), r'\1"true"'), "enable_chunked_context is on"),
+    (edit("tensorrt_llm", parameter("max_beam_width"), r'\1"9"'), "max_beam_width is '9'"),
+    (edit("tensorrt_llm", parameter("kv_cache_free_gpu_mem_fraction"), r'\1"most"'), "is 'most'"),
+    (edit("tensorrt_llm", parameter("batch_scheduler_policy"), r'\1"fair"'), "batch_scheduler_policy is 'fair'"),
+    (edit("tensorrt_llm", parameter("gpt_model_type"), r'\1"V2"'), "gpt_model_type is 'V2'"),
+    # The tokenizer.
+    (edit("preprocessing", parameter("tokenizer_dir"), r'\1"/nowhere"'), "tokenizer_dir: /nowhere is not a folder"),
+    (edit("postprocessing", parameter("tokenizer_dir"), r'\1""'), "tokenizer_dir does not name"),
+    (write("../tokenizer/tokenizer.json", b"{}"), "no usable tokenizer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "words"), FAULTS, ids=[words for _, words in FAULTS])
+def test_each_fault_is_found(damage: Damage, words: str, repository: Path) -> None:
+    damage(repository)
+    problems = check(repository)
+    assert any(words in problem for problem in problems), problems
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_a_vocabulary_that_does_not_fit(repository: Path) -> None:
+    config = repository.parent / "engine" / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 600', '"vocab_size": 300'))
+    assert check(repository) == ["postprocessing: the tokenizer has token id 310, the engine a vocabulary of 300"]
+
+
+HOSTILE: list[tuple[Damage, str]] = [
+    (write("ensemble/config.pbtxt", b"\x00\xff" * 100), "not UTF-8 text"),
+    (write("ensemble/config.pbtxt", b"name: \x00"), "not a model configuration"),
+    (write("ensemble/config.pbtxt", b""), "ensemble: names neither a backend nor a platform"),
+    (write("ensemble/config.pbtxt", b" " * (3 * 2**20)), "larger than 2 MiB"),
+    (write("ensemble/config.pbtxt", b"x {" * 50_000), "ensemble/config.pbtxt: "),
+    (write("ensemble/config.pbtxt", b"ensemble_scheduling {" * 50_000), "ensemble/config.pbtxt: "),
+    (write("ensemble/config.pbtxt", b'name: "' + b"\\" * 99_999), "ensemble/config.pbtxt: "),
+    (write("ensemble/config.pbtxt", b"max_batch_size: 99999999999999999999"), "not a model configuration"),
+    (write("ensemble/config.pbtxt", b"max_batch_size: -1\nplatform: 'ensemble'"), "max_batch_size is -1"),
+    (write("ensemble/config.pbtxt", b"$" * 100_000 + b"${" * 100_000), "not filled"),
+    (write("ensemble/config.pbtxt", b'"' * 100_001), "ensemble/config.pbtxt: "),
+    (write("preprocessing/1/model.py", b"\x00"), "preprocessing/1/model.py: "),
+    (write("preprocessing/1/model.py", b"(" * 100_000), "preprocessing/1/model.py: "),
+    (write("preprocessing/1/model.py", b"-" * 100_000 + b"1"), "preprocessing/1/model.py: "),
+    (write("preprocessing/1/model.py", b"x = '\xff'"), "not UTF-8 text"),
+    (write("preprocessing/1/model.py", b"#" * (5 * 2**20)), "larger than 4 MiB"),
+    (link("preprocessing/1/model.py", "/etc/hostname"), "a link that leads out of the repository"),
+    (link("ensemble/config.pbtxt", "config.pbtxt"), "cannot be opened"),
+    (link("ensemble/config.pbtxt", "/dev/zero"), "not a regular file"),
+    (instead("ensemble/config.pbtxt", os.mkfifo), "not a regular file"),
+    (instead("ensemble/config.pbtxt", os.mkdir), "not a regular file"),
+    (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"/dev/null"'), "is not a folder"),
+    (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"/\\000"'), "gpt_model_path"),
+    (edit("preprocessing", parameter("tokenizer_dir"), r'\1"/proc/self"'), "tokenizer"),
+    (edit("preprocessing", parameter("tokenizer_dir"), rf'\1"/{"a" * 5000}"'), "tokenizer"),
+    (write("../engine/config.json", b"{" * 100_000), "not readable as JSON"),
+    (write("../engine/config.json", b'{"version": ' + b"9" * 5000 + b"}"), "config.json"),
+    (write("../tokenizer/tokenizer.json", b"[" * 100_000), "no usable tokenizer"),
+    (instead("../tokenizer/tokenizer.json", os.mkfifo), "tokenizer.json is not a regular file"),
+    (instead("../engine/config.json", os.mkfifo), "config.json: not a regular file"),
+    (instead("../engine/config.json", os.mkdir), "config.json: not a regular file"),
+    (write("ensemble/config.pbtxt", b'"' + b'\\"' * 900_000), "ensemble/config.pbtxt: "),
+    (edit("tensorrt_llm", 'name: "tensorrt_llm"', r'name: "\\033[2J\\n"'), r"x1b[2J"),
+    (edit("ensemble", 'key: "QUERY"', r'key: "\\033\\n"'), "maps input ??, which"),
+    (edit("ensemble", 'key: "QUERY"', f'key: "{"Q" * 9999}"'), "QQQ..."),
+    (write("../tokenizer/tokenizer.json", b"\xff" * 1000), "no usable tokenizer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "words"), HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_repositories_give_lines_not_tracebacks(damage: Damage, words: str, repository: Path) -> None:
+    damage(repository)
+    problems = check(repository)
+    assert any(words in problem for problem in problems), problems
+    assert all("\n" not in problem and problem.isprintable() and len(problem) < 600 for problem in problems)
+
+
+def test_nothing_in_a_repository_is_run(repository: Path, tmp_path: Path) -> None:
+    (repository / "preprocessing/1/model.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nTritonPythonModel = 1\n"
+    )
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", null]}}'
+    )
+    (tmp_path / "tokenizer" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    check(repository)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder"):
+        check(tmp_path / "none")
+    assert check(tmp_path) == [f"{tmp_path} holds no model"]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is not a folder"):
+        check(tmp_path / "file")
+
+
+def test_without_tritonclient(repository: Path) -> None:
+    missing = dict.fromkeys(("tritonclient", "tritonclient.grpc", "tritonclient.grpc.model_config_pb2"))
+    with mock.patch.dict(sys.modules, missing), pytest.raises(InputError, match=r"enginesmith\[triton\]"):
+        check(repository)
+
+
+def test_a_minimal_repository_made_by_hand(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "engine", "1.2.1")
+    (tmp_path / "repository/tensorrt_llm/1").mkdir(parents=True)
+    (tmp_path / "repository/tensorrt_llm/config.pbtxt").write_text(
+        f"""# token ids in, token ids out: ${{nothing}} to fill in a comment
+        name: "tensorrt_llm" backend: "tensorrtllm" max_batch_size: 4
+        input [
+          {{ name: "input_ids" data_type: TYPE_INT32 dims: [ -1 ] allow_ragged_batch: true }},
+          {{ name: "input_lengths" data_type: TYPE_INT32 dims: [ 1 ] reshape: {{ shape: [ ] }} }},
+          {{ name: "request_output_len" data_type: TYPE_INT32 dims: [ 1 ] reshape: {{ shape: [ ] }} }}
+        ]
+        output [ {{ name: "output_ids" data_type: TYPE_INT32 dims: [ -1, -1 ] }} ]
+        parameters: {{ key: "gpt_model_path" value: {{ string_value: "{engine}" }} }}
+        """
+    )
+    assert check(tmp_path / "repository") == []
