@@ -52,7 +52,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command; every expected error is one line on standard error."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="enginesmith", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)

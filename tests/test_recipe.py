@@ -19,7 +19,8 @@ import yaml
 from enginesmith.build.recipe import read_recipe
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files import sha256
-from tests.build_folders import enginesmith, fake_machine
+from tests.build_folders import fake_machine
+from tests.command import Done, run
 from tests.triton_folders import write_tokenizer
 
 Tiny = Callable[..., Path]
@@ -42,7 +43,7 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture
 def recipe(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
     """recipe(section={key: value}) -> a recipe file beside a tiny model with a tokenizer."""
-    model = tiny()
+    model = tiny(vocab_size=400)
     write_tokenizer(model)
 
     def write(**changes: Any) -> Path:
@@ -61,55 +62,55 @@ def machine(tmp_path: Path) -> dict[str, str]:
     return fake_machine(tmp_path / "bin")
 
 
-def statuses(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def statuses(done: Done) -> dict[str, str]:
     return {step["name"]: step["status"] for step in json.loads(done.stdout)["steps"]}
 
 
 def test_without_tensorrt_llm_all_but_engines(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    done = enginesmith("run", recipe(), "--json")
+    done = run("run", recipe(), "--json")
     here = {"convert": "done", "verify": "done", "plan": "done", "build": "not here", "triton": "not here"}
     assert statuses(done) == here
     build = json.loads(done.stdout)["steps"][3]["result"]
     assert build["command"].startswith("bash ")
-    again = enginesmith("run", recipe(), "--json")
+    again = run("run", recipe(), "--json")
     assert statuses(again) == {**here, "convert": "unchanged", "verify": "unchanged", "plan": "unchanged"}
     assert (tmp_path / "release" / "plan" / "build.sh").exists()
 
 
 def test_only_what_changed_runs_again(recipe: Callable[..., Path]) -> None:
-    enginesmith("run", recipe(triton="left out"), "--json")
-    looser = statuses(enginesmith("run", recipe(verify={"max_ppl_increase": 60}), "--json"))
+    run("run", recipe(triton="left out"), "--json")
+    looser = statuses(run("run", recipe(verify={"max_ppl_increase": 60}), "--json"))
     assert looser["convert"] == "unchanged"
     assert looser["verify"] == "done"
-    other = statuses(enginesmith("run", recipe(build={"max_batch_size": 8}), "--json"))
+    other = statuses(run("run", recipe(build={"max_batch_size": 8}), "--json"))
     assert other["plan"] == "done"
     assert other["convert"] == "unchanged"
-    reseeded = statuses(enginesmith("run", recipe(convert={"seed": 1}), "--json"))
+    reseeded = statuses(run("run", recipe(convert={"seed": 1}), "--json"))
     assert reseeded["convert"] == reseeded["verify"] == reseeded["plan"] == "done"
 
 
 def test_a_changed_model_or_output_is_made_again(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    enginesmith("run", recipe(build="left out", triton="left out"), "--json")
+    run("run", recipe(build="left out", triton="left out"), "--json")
     rank = tmp_path / "release" / "checkpoint" / "rank1.safetensors"
     before = sha256(rank)
     whole = rank.read_bytes()
     rank.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    again = enginesmith("run", recipe(build="left out", triton="left out"), "--json")
+    again = run("run", recipe(build="left out", triton="left out"), "--json")
     assert statuses(again) == {"convert": "done", "verify": "unchanged"}
     assert sha256(rank) == before
     config = tmp_path / "hf" / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
-    changed = enginesmith("run", recipe(build="left out", triton="left out"), "--json")
+    changed = run("run", recipe(build="left out", triton="left out"), "--json")
     assert statuses(changed) == {"convert": "done", "verify": "done"}
 
 
 def test_a_gate_that_fails_ends_the_run(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    failed = enginesmith("run", recipe(verify={"max_ppl_increase": -50}), "--json", expect=1)
+    failed = run("run", recipe(verify={"max_ppl_increase": -50}), "--json", expect=1)
     assert statuses(failed) == {"convert": "done", "verify": "failed"}
     assert json.loads(failed.stdout)["ok"] is False
     assert not (tmp_path / "release" / "plan").exists()
-    assert statuses(enginesmith("run", recipe(), "--json"))["verify"] == "done"
-    shown = enginesmith("run", recipe(verify={"max_ppl_increase": -50}), expect=1)
+    assert statuses(run("run", recipe(), "--json"))["verify"] == "done"
+    shown = run("run", recipe(verify={"max_ppl_increase": -50}), expect=1)
     assert "more than --max_ppl_increase -50" in shown.stdout
 
 
@@ -117,25 +118,25 @@ def test_with_tensorrt_llm_up_to_the_repository(
     recipe: Callable[..., Path], machine: dict[str, str], tmp_path: Path
 ) -> None:
     """The engine is built in a process with the stand-in; everything else runs in this environment."""
-    enginesmith("run", recipe(triton="left out"), "--json")
+    run("run", recipe(triton="left out"), "--json")
     built = subprocess.run(
         ["bash", tmp_path / "release/plan/build.sh", tmp_path / "release/checkpoint", tmp_path / "release/engine"],
         env={**machine, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{machine['PATH']}"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
-    done = enginesmith("run", recipe(), "--json")
+    done = run("run", recipe(), "--json")
     assert statuses(done)["build"] == "unchanged"
     assert statuses(done)["triton"] == "done"
     assert (tmp_path / "release" / "repository" / "ensemble" / "config.pbtxt").exists()
-    assert statuses(enginesmith("run", recipe(), "--json"))["triton"] == "unchanged"
-    enginesmith("triton", "--check", tmp_path / "release" / "repository")
+    assert statuses(run("run", recipe(), "--json"))["triton"] == "unchanged"
+    run("triton", "--check", tmp_path / "release" / "repository")
 
 
 def test_engine_required_fails_where_there_is_none(recipe: Callable[..., Path]) -> None:
-    failed = enginesmith("run", recipe(build={"engine": "required"}), "--json", expect=1)
+    failed = run("run", recipe(build={"engine": "required"}), "--json", expect=1)
     assert statuses(failed)["build"] == "failed"
-    never = enginesmith("run", recipe(build={"engine": "never"}, triton="left out"), "--json")
+    never = run("run", recipe(build={"engine": "never"}, triton="left out"), "--json")
     assert "build" not in statuses(never)
 
 
@@ -143,24 +144,21 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("moment", ["checkpoint-begins", "checkpoint", "verify", "plan", ".steps/verify.json"])
-def test_a_run_killed_at_any_step_ends_with_the_same_bytes(
-    moment: str, recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_run_killed_at_any_step_ends_with_the_same_bytes(recipe: Callable[..., Path], tmp_path: Path) -> None:
     path, output = recipe(), tmp_path / "release"
-    enginesmith("run", path)
+    run("run", path)
     undisturbed = snapshot(output)
-    shutil.rmtree(output)
-    awaited = {"checkpoint-begins": ".checkpoint.partial", "verify": "verify.json"}.get(moment, moment)
     command = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "run", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (output / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    enginesmith("run", path)
-    assert snapshot(output) == undisturbed
+    for moment in (".checkpoint.partial", "checkpoint", ".steps/convert.json", "verify.json", "plan"):
+        shutil.rmtree(output)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (output / moment).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        run("run", path)
+        assert snapshot(output) == undisturbed, moment
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -209,7 +207,7 @@ def test_broken_yaml_is_refused(text: str, reason: str, tmp_path: Path) -> None:
 def test_a_folder_with_other_files_is_not_touched(recipe: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "mine").write_text("precious")
-    assert "no earlier run; choose an empty folder" in enginesmith("run", recipe(), expect=2).stderr
+    assert "no earlier run; choose an empty folder" in run("run", recipe(), expect=2).stderr
     assert (tmp_path / "release" / "mine").read_text() == "precious"
 
 

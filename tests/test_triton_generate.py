@@ -18,7 +18,7 @@ from enginesmith.build.triton.generate import TritonOptions, generate
 from enginesmith.build.triton.repository import parse
 from enginesmith.convert.errors import InputError
 
-from .test_command_line import run
+from .command import run
 from .triton_folders import write_engine, write_tokenizer
 
 VERSIONS = ["0.16.0", "0.17.0.post1", "0.18.2", "0.19.0", "0.20.0", "0.21.0", "1.0.0", "1.2.1", "1.3.0rc20"]
