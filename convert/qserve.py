@@ -55,7 +55,8 @@ class PerGroup:
     def unfold(self) -> torch.Tensor:
         """k8 = (k4 - z) s2, int8 [out, in]."""
         k4 = self.integers.unflatten(1, (self.s2.shape[1], -1))
-        return ((k4 - self.zero[..., None]) * self.s2[..., None]).flatten(1)
+        k8: torch.Tensor = (k4 - self.zero[..., None]) * self.s2[..., None]
+        return k8.flatten(1)
 
     def dequantize(self) -> torch.Tensor:
         """float32 [out, in]."""
@@ -181,9 +182,11 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 def _by_group(values: torch.Tensor) -> torch.Tensor:
     """[out, groups] -> [groups, out], those of 32 outputs as a 4 x 8 table read down its columns."""
-    return values.t().unflatten(1, (-1, 4, 8)).transpose(2, 3).flatten(1).contiguous()
+    table: torch.Tensor = values.t().unflatten(1, (-1, 4, 8))
+    return table.transpose(2, 3).flatten(1).contiguous()
 
 
 def _by_channel(stored: torch.Tensor) -> torch.Tensor:
     """The inverse of ``_by_group``."""
-    return stored.unflatten(1, (-1, 8, 4)).transpose(2, 3).flatten(1).t().contiguous()
+    table: torch.Tensor = stored.unflatten(1, (-1, 8, 4))
+    return table.transpose(2, 3).flatten(1).t().contiguous()

@@ -45,7 +45,7 @@ def reference(
         [tokens, out] in x's dtype.
     """
     scaled = x if prequant_scaling_factor is None else x * prequant_scaling_factor.view(1, -1)
-    grouped = weight.float().unflatten(1, (weights_scaling_factor.shape[0], -1))
+    grouped: torch.Tensor = weight.float().unflatten(1, (weights_scaling_factor.shape[0], -1))
     grouped = grouped * weights_scaling_factor.float().t()[..., None]
     if zero is not None:
         grouped = grouped + zero.float().t()[..., None]
