@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 
+from .errors import InputError
 from .rounding import Grid, Grouped
 
 # Channels whose errors are gathered before the rest of the matrix is moved.
@@ -85,6 +86,10 @@ def inverse_factor(gram: torch.Tensor, damping: float) -> torch.Tensor:
     A channel that was never active is coupled to no other, hence rounded to nearest. Damping grows tenfold for
     as long as rounding keeps H from being positive definite.
     """
+    if not gram.isfinite().all():
+        raise InputError(
+            "the Gram matrix of calibration inputs holds NaN or infinity; is the model's dtype too narrow?"
+        )
     n = gram.shape[0]
     # Flipped in both axes, upper triangular R of H is lower triangular.
     h = gram.to(torch.float64 if n <= DOUBLE_UP_TO else torch.float32).flip(0, 1)

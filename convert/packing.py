@@ -14,6 +14,7 @@ stored under the shape [in, out * b / 8] that it had before; it is that shape in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Layout:
         interleave: I of step 3.
         tile: R of step 3, in values.
         word: the order of step 4.
-        multiples: what (in, out) must be multiples of for SM 70 to 89, and for SM 90.
+        multiples: what (in, out) must be multiples of up to SM 89, and where step 2 is all there is.
     """
 
     name: str
@@ -44,22 +45,17 @@ class Layout:
     multiples: tuple[tuple[int, int], tuple[int, int]]
 
 
-def _pairs(step: int, starts: range) -> tuple[int, ...]:
-    """Neighbours two by two, from blocks ``step`` apart: (0, 1, step, step + 1, ..., 2, 3, step + 2, ...)."""
-    return tuple(block + start + i for start in range(0, step, 2) for block in starts for i in (0, 1))
+def _runs(length: int, block: int, channels: int) -> tuple[int, ...]:
+    """Runs of neighbours, one from each block in turn: for 2, 8 and 16 that is 0 1 8 9 2 3 10 11 ..."""
+    starts = (start + run for run in range(0, block, length) for start in range(0, channels, block))
+    return tuple(start + i for start in starts for i in range(length))
 
 
-INT8 = Layout("int8", 8, _pairs(8, range(0, 16, 8)), 2, 64, (0, 2, 1, 3), ((64, 32), (32, 32)))
-INT4 = Layout("int4", 4, _pairs(8, range(0, 32, 8)), 4, 64, (0, 2, 4, 6, 1, 3, 5, 7), ((64, 64), (64, 64)))
+INT8 = Layout("int8", 8, _runs(2, 8, 16), 2, 64, (0, 2, 1, 3), ((64, 32), (32, 32)))
+INT4 = Layout("int4", 4, _runs(2, 8, 32), 4, 64, (0, 2, 4, 6, 1, 3, 5, 7), ((64, 64), (64, 64)))
 # 4-bit weights whose activations the kernel converts to FP8 (W4A8_AWQ).
 INT4_FP8 = Layout(
-    "int4 with FP8 activations",
-    4,
-    tuple(block + start + i for start in range(0, 16, 4) for block in (0, 16) for i in range(4)),
-    2,
-    128,
-    (0, 2, 4, 6, 1, 3, 5, 7),
-    ((128, 64), (64, 64)),
+    "int4 with FP8 activations", 4, _runs(4, 16, 32), 2, 128, (0, 2, 4, 6, 1, 3, 5, 7), ((128, 64), (64, 64))
 )
 
 
@@ -102,21 +98,26 @@ def unpack_rows(packed: torch.Tensor) -> torch.Tensor:
     return unpack_nibbles(packed.t()).t().contiguous()
 
 
-def check(layout: Layout, sm: int, out_features: int, in_features: int, name: str = "weight") -> None:
-    """Raise InputError, naming sizes that work, unless the kernels for this GPU take a weight of this shape."""
+def check(layout: Layout, sm: int, shape: Sequence[int], name: str = "weight") -> None:
+    """Raise InputError, naming sizes that work, unless this GPU's kernels take a weight [(experts,) out, in]."""
     if not 70 <= sm <= 90:
         raise InputError(f"{name}: no {layout.name} weight layout for SM {sm}; supported are SM 70 to 90")
     if layout is INT4_FP8 and sm < 89:
         raise InputError(f"{name}: FP8 activations need SM 89 or 90, not SM {sm}")
-    for axis, size, multiple in zip(
-        ("in_features", "out_features"), (in_features, out_features), layout.multiples[sm == 90], strict=True
-    ):
-        if size < 1 or size % multiple:
-            below, above = size // multiple * multiple, (size // multiple + 1) * multiple
-            raise InputError(
-                f"{name}: {axis} {size} must be a multiple of {multiple} for the {layout.name} layout of SM {sm}; "
-                f"sizes that work: {f'{below}, ' if below else ''}{above}"
-            )
+    inner, outer = layout.multiples[0 if _biased(sm, len(shape)) else 1]
+    reader = f"the {layout.name} layout of SM {sm}"
+    check_multiple(f"{name}: in_features", shape[-1], inner, reader)
+    check_multiple(f"{name}: out_features", shape[-2], outer, reader)
+
+
+def check_multiple(what: str, size: int, multiple: int, reader: str) -> None:
+    """Raise InputError, naming the sizes around that work, unless size is a multiple."""
+    if size < 1 or size % multiple:
+        around = [near for near in (size // multiple * multiple, (size // multiple + 1) * multiple) if near > 0]
+        raise InputError(
+            f"{what} {size} must be a multiple of {multiple} for {reader}; sizes that work: "
+            f"{', '.join(map(str, around))}"
+        )
 
 
 def pack(
@@ -136,8 +137,8 @@ def pack(
     Raises:
         InputError: a shape or GPU that the kernels do not take.
     """
+    check(layout, sm, integers.shape, name)
     *experts, out_features, in_features = integers.shape
-    check(layout, sm, out_features, in_features, name)
     q = integers
     if _interleaved(sm, integers.dim()):
         q = q.unflatten(-1, (-1, len(layout.rows)))[..., list(layout.rows)].flatten(-2)
@@ -153,7 +154,7 @@ def unpack(packed: torch.Tensor, layout: Layout, sm: int, name: str = "weight") 
     stream = packed.contiguous().view(torch.int8)
     stream = unpack_nibbles(stream) if layout.bits == 4 else stream
     *experts, in_features, out_features = stream.shape
-    check(layout, sm, out_features, in_features, name)
+    check(layout, sm, (*experts, out_features, in_features), name)
     q = stream
     if _biased(sm, packed.dim()):
         q = _signed(q.reshape(-1, len(layout.word))[:, _inverse(layout.word)] ^ _sign_bit(layout), layout.bits)

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import InputError
-from .packing import pack_nibbles, unpack_nibbles
-from .rounding import row_amax
+from .packing import check_multiple, pack_nibbles, unpack_nibbles
+from .rounding import row_amax, stored
 
 GROUP = 128
 PROTECTED = 119
@@ -88,7 +87,7 @@ def per_group(weight: torch.Tensor) -> PerGroup:
     Args:
         weight: float32 [out, in], in a multiple of 128.
     """
-    s1 = _half(row_amax(weight) / PROTECTED)
+    s1 = stored(row_amax(weight) / PROTECTED, torch.float16)
     k8 = (weight / s1.float()[:, None]).round_().clamp_(-PROTECTED, PROTECTED).unflatten(1, (-1, GROUP))
     least, largest = k8.amin(2).clamp_max(0), k8.amax(2).clamp_min(0)
     quotient = (largest - least) / LEVELS
@@ -110,26 +109,16 @@ def _second(k8: torch.Tensor, least: torch.Tensor, s2: torch.Tensor) -> tuple[to
 def per_channel(weight: torch.Tensor) -> PerChannel:
     """Quantize a float32 [out, in] weight per output channel; 0 is among the values."""
     least, largest = weight.amin(1).clamp_max(0), weight.amax(1).clamp_min(0)
-    s1 = _half((largest - least) / LEVELS)
+    s1 = stored((largest - least) / LEVELS, torch.float16)
     zero = (-least / s1.float()).round_().clamp_(0, LEVELS)
     k4 = (weight / s1.float()[:, None]).round_().add_(zero[:, None]).clamp_(0, LEVELS)
     return PerChannel(k4.to(torch.int8), s1, zero.to(torch.int8))
 
 
-def _half(scale: torch.Tensor) -> torch.Tensor:
-    """As float16, which the kernels read; never 0."""
-    return scale.half().clamp_min(torch.finfo(torch.float16).smallest_normal)
-
-
 def check(out_features: int, in_features: int, name: str = "weight") -> None:
     """Raise InputError, naming sizes that work, unless the kernels take a weight of this shape."""
-    for axis, size in (("in_features", in_features), ("out_features", out_features)):
-        if size < 1 or size % MULTIPLE:
-            below, above = size // MULTIPLE * MULTIPLE, (size // MULTIPLE + 1) * MULTIPLE
-            raise InputError(
-                f"{name}: {axis} {size} must be a multiple of {MULTIPLE} for QServe; "
-                f"sizes that work: {f'{below}, ' if below else ''}{above}"
-            )
+    check_multiple(f"{name}: in_features", in_features, GROUP, "QServe")
+    check_multiple(f"{name}: out_features", out_features, MULTIPLE, "QServe")
 
 
 def stored_per_group(weight: PerGroup) -> dict[str, torch.Tensor]:

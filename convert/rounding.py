@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .errors import InputError
+
 # Below this, 127 / w leaves float32.
 SMALLEST = 1e-30
+# Input channels that may share a scale in TensorRT-LLM's group-wise kernels.
+GROUP_SIZES = (64, 128)
 
 
 def row_amax(weight: torch.Tensor) -> torch.Tensor:
@@ -64,7 +68,7 @@ class Grid:
 
     def stored(self, dtype: torch.dtype) -> Grid:
         """The grid that is left when scales are kept in a narrower dtype; integers should be chosen on this one."""
-        return replace(self, scale=self.scale.to(dtype).clamp_min(torch.finfo(dtype).tiny).float())
+        return replace(self, scale=stored(self.scale, dtype).float())
 
     def steps(self, weight: torch.Tensor) -> torch.Tensor:
         """The nearest k, half to even, as float32 [out, in]."""
@@ -101,6 +105,22 @@ class Grouped:
         k = self.integers.float().unflatten(1, (self.scale.shape[1], -1))
         values: torch.Tensor = (k if self.zero is None else k - self.zero[..., None]) * self.scale[..., None]
         return values.flatten(1)
+
+
+def stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A scale in the dtype that keeps it; never 0, for weights are divided by it."""
+    info = torch.finfo(dtype)
+    return scale.to(dtype).clamp_min(info.smallest_normal * info.eps)
+
+
+def check_groups(in_features: int, group_size: int, name: str) -> None:
+    """Raise InputError, naming what would work, unless groups of a size that kernels know cut the input evenly."""
+    if group_size not in GROUP_SIZES or in_features % group_size:
+        works = " or ".join(str(size) for size in GROUP_SIZES if in_features % size == 0)
+        raise InputError(
+            f"{name}: --group_size {group_size} cannot cut {in_features} input channels; "
+            f"{works or 'neither 64 nor 128'} can"
+        )
 
 
 def weight_only(weight: torch.Tensor, bits: int) -> Grouped:

@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 
+from enginesmith.convert.errors import InputError
 from enginesmith.convert.gptq import gptq, inverse_factor, output_error
-from enginesmith.convert.rounding import Grid, Grouped, row_amax, weight_only
+from enginesmith.convert.rounding import Grid, Grouped, check_groups, row_amax, weight_only
 
 
 def layer(out: int, in_: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,6 +115,23 @@ def test_few_tokens_make_a_singular_gram_matrix() -> None:
         rounded = gptq(weight, x.t() @ x, grid, damping=damping)
         nearest = output_error(grid.round(weight).dequantize() - weight, x.t() @ x)
         assert output_error(rounded.dequantize() - weight, x.t() @ x) < nearest
+
+
+def test_inputs_that_overflowed_are_refused() -> None:
+    weight, gram = layer(16, 192)
+    gram[3, 5] = float("inf")
+    with pytest.raises(InputError, match="Gram matrix of calibration inputs holds NaN or infinity"):
+        gptq(weight, gram, Grid.of(weight, 64, 4, True))
+
+
+def test_group_sizes_that_no_kernel_takes() -> None:
+    check_groups(576, 64, "mlp.fc")
+    with pytest.raises(InputError, match=r"mlp\.fc: --group_size 128 cannot cut 576 input channels; 64 can"):
+        check_groups(576, 128, "mlp.fc")
+    with pytest.raises(InputError, match="--group_size 32 cannot cut 256 input channels; 64 or 128 can"):
+        check_groups(256, 32, "mlp.fc")
+    with pytest.raises(InputError, match="input channels; neither 64 nor 128 can"):
+        check_groups(96, 64, "mlp.fc")
 
 
 def test_same_input_same_integers_and_inputs_kept() -> None:

@@ -131,9 +131,11 @@ def test_awq_rows_share_a_byte() -> None:
 )
 def test_shapes_that_no_kernel_takes(layout: Layout, sm: int, out: int, in_: int, message: str) -> None:
     with pytest.raises(InputError, match=rf"^mlp\.fc\.weight: {message}"):
-        check(layout, sm, out, in_, "mlp.fc.weight")
+        check(layout, sm, (out, in_), "mlp.fc.weight")
 
 
 def test_shape_rules_admit_what_they_say() -> None:
-    check(INT8, 90, 32, 32)
-    check(INT8, 75, 32, 64)
+    check(INT8, 90, (32, 32))
+    check(INT8, 75, (32, 64))
+    with pytest.raises(InputError, match="in_features 32 must be a multiple of 64"):
+        check(INT8, 90, (4, 32, 32))
