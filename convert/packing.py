@@ -104,7 +104,7 @@ def check(layout: Layout, sm: int, shape: Sequence[int], name: str = "weight") -
         raise InputError(f"{name}: no {layout.name} weight layout for SM {sm}; supported are SM 70 to 90")
     if layout is INT4_FP8 and sm < 89:
         raise InputError(f"{name}: FP8 activations need SM 89 or 90, not SM {sm}")
-    inner, outer = layout.multiples[0 if _biased(sm, len(shape)) else 1]
+    inner, outer = layout.multiples[_generation(sm, len(shape)) == 90]
     reader = f"the {layout.name} layout of SM {sm}"
     check_multiple(f"{name}: in_features", shape[-1], inner, reader)
     check_multiple(f"{name}: out_features", shape[-2], outer, reader)
@@ -126,7 +126,7 @@ def pack(
     """The stream that a mixed GEMM on this GPU reads.
 
     Args:
-        integers: int8 [out, in], or [experts, out, in], whose SM 90 layout is that of SM 80.
+        integers: int8 [out, in], or [experts, out, in].
         sm: compute capability times ten.
         dtype: what the bytes are viewed as: int8, or the model's dtype for group-wise plugins.
         name: of the tensor, for messages.
@@ -139,11 +139,11 @@ def pack(
     """
     check(layout, sm, integers.shape, name)
     *experts, out_features, in_features = integers.shape
-    q = integers
-    if _interleaved(sm, integers.dim()):
+    q, generation = integers, _generation(sm, integers.dim())
+    if 75 <= generation < 90:
         q = q.unflatten(-1, (-1, len(layout.rows)))[..., list(layout.rows)].flatten(-2)
         q = q.unflatten(-2, (-1, layout.interleave)).unflatten(-1, (-1, layout.tile)).transpose(-3, -2)
-    if _biased(sm, integers.dim()):
+    if generation < 90:
         q = q.reshape(-1, len(layout.word))[:, list(layout.word)] ^ _sign_bit(layout)
     stream = q.reshape(*experts, in_features, out_features)
     return (pack_nibbles(stream) if layout.bits == 4 else stream.contiguous()).view(dtype)
@@ -155,22 +155,19 @@ def unpack(packed: torch.Tensor, layout: Layout, sm: int, name: str = "weight") 
     stream = unpack_nibbles(stream) if layout.bits == 4 else stream
     *experts, in_features, out_features = stream.shape
     check(layout, sm, (*experts, out_features, in_features), name)
-    q = stream
-    if _biased(sm, packed.dim()):
+    q, generation = stream, _generation(sm, packed.dim())
+    if generation < 90:
         q = _signed(q.reshape(-1, len(layout.word))[:, _inverse(layout.word)] ^ _sign_bit(layout), layout.bits)
-    if not _interleaved(sm, packed.dim()):
+    if not 75 <= generation < 90:
         return q.reshape(*experts, out_features, in_features)
     shape = (*experts, out_features // layout.interleave, in_features // layout.tile, layout.interleave, layout.tile)
     q = q.reshape(shape).transpose(-3, -2).reshape(*experts, out_features, -1, len(layout.rows))
     return q[..., _inverse(layout.rows)].flatten(-2)
 
 
-def _interleaved(sm: int, dimensions: int) -> bool:
-    return 75 <= sm < 90 or (sm == 90 and dimensions == 3)
-
-
-def _biased(sm: int, dimensions: int) -> bool:
-    return sm < 90 or dimensions == 3
+def _generation(sm: int, dimensions: int) -> int:
+    """The SM whose layout is used: experts stay with that of SM 80 on SM 90."""
+    return 80 if sm == 90 and dimensions == 3 else sm
 
 
 def _sign_bit(layout: Layout) -> int:
