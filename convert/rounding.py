@@ -70,20 +70,16 @@ class Grid:
         """The grid that is left when scales are kept in a narrower dtype; integers should be chosen on this one."""
         return replace(self, scale=stored(self.scale, dtype).float())
 
-    def steps(self, weight: torch.Tensor) -> torch.Tensor:
-        """The nearest k, half to even, as float32 [out, in]."""
+    def round(self, weight: torch.Tensor) -> Grouped:
+        """Round float32 [out, in] to the nearest k, half to even."""
         k: torch.Tensor = weight.unflatten(1, (self.scale.shape[1], -1)) / self.scale[..., None]
         k = k.round_() if self.zero is None else k.add_(self.zero[..., None]).round_()
-        return k.clamp_(self.low, self.high).flatten(1)
+        return self.take(k.clamp_(self.low, self.high).flatten(1))
 
-    def round(self, weight: torch.Tensor) -> Grouped:
-        """Round to nearest. weight: float32 [out, in]."""
-        return self.take(self.steps(weight))
-
-    def take(self, steps: torch.Tensor) -> Grouped:
-        """The weight of given k, float32 or integer [out, in]."""
+    def take(self, k: torch.Tensor) -> Grouped:
+        """The weight of given k, whole numbers [out, in]."""
         zero = None if self.zero is None else self.zero.to(torch.int8)
-        return Grouped(steps.to(torch.int8), self.scale, zero)
+        return Grouped(k.to(torch.int8), self.scale, zero)
 
 
 @dataclass(frozen=True)
