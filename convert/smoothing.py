@@ -65,20 +65,32 @@ class Block:
 
     @staticmethod
     def of(weight: torch.Tensor, per_channel: bool) -> Block:
-        rows, amax = weight.shape[0], weight.abs().amax(0)
-        if rows <= SAMPLED_ROWS:
-            return Block(weight, weight.new_ones(rows), amax, per_channel)
-        order = row_amax(weight).argsort(descending=True, stable=True)
-        top, rest = order[: SAMPLED_ROWS // 4], order[SAMPLED_ROWS // 4 :]
-        some = rest[:: math.ceil(len(rest) / (SAMPLED_ROWS - len(top)))]
-        times = torch.cat((weight.new_ones(len(top)), weight.new_full((len(some),), len(rest) / len(some))))
-        return Block(weight[torch.cat((top, some))], times, amax, per_channel)
+        return Block(*sample_rows(weight, SAMPLED_ROWS), weight.abs().amax(0), per_channel)
 
     def scales(self, smoothed: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """127 times the step of every sampled row, float32 [rows]; smoothed is sample * s."""
         if self.per_channel:
             return row_amax(smoothed)
         return (self.amax * s).max().expand(smoothed.shape[0])
+
+
+def sample_rows(weight: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A quarter of them those with the largest weights, the others evenly taken; and how many rows each stands for.
+
+    Args:
+        weight: float32 [out, in].
+        most: the number of rows to take at most; a smaller weight is taken whole.
+
+    Returns:
+        float32 [rows, in] and float32 [rows].
+    """
+    if len(weight) <= most:
+        return weight, weight.new_ones(len(weight))
+    order = row_amax(weight).argsort(descending=True, stable=True)
+    top, rest = order[: most // 4], order[most // 4 :]
+    some = rest[:: math.ceil(len(rest) / (most - len(top)))]
+    times = torch.cat((weight.new_ones(len(top)), weight.new_full((len(some),), len(rest) / len(some))))
+    return weight[torch.cat((top, some))], times
 
 
 def factor(activation_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -1,0 +1,95 @@
+"""GPTQ: round a weight one input channel at a time, and let the channels still to come make up for the error.
+
+The output error of a rounded weight is trace(dW H dW') with H = X'X, the Gram matrix of the layer's inputs. With
+channel j fixed at q_j, the least error that the remaining channels can still reach is had by moving them
+
+    w_k <- w_k - (w_j - q_j) / U_jj * U_jk    for all k > j,    U'U = H^-1, U upper triangular
+
+Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", equations
+2 and 3 and algorithm 1. U is found without inverting H: if H = R R' with R upper triangular (a Cholesky
+factorization from the last channel to the first), then U = R^-1.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import InputError
+from .rounding import Grid, Grouped
+
+# Channels whose errors are gathered before the rest of the matrix is moved.
+BLOCK = 128
+# The widest input whose factorization is done in float64; wider ones would take too long.
+DOUBLE_UP_TO = 4096
+
+
+def gptq(
+    weight: torch.Tensor, gram: torch.Tensor, grid: Grid, act_order: bool = False, damping: float = 0.01
+) -> Grouped:
+    """The integers of least output error that GPTQ finds.
+
+    Args:
+        weight: float32 [out, in].
+        gram: float32 [in, in], X'X of the inputs, up to a positive factor.
+        grid: what each group may take, fixed beforehand. (The paper fits a group's scale when it reaches it, which
+            changed held-out errors of SmolLM2's linears by 2 % either way.)
+        act_order: take the channels with the largest H_jj first; the ones that matter least absorb the errors.
+            Groups stay where they are, so nothing is reordered at run time.
+        damping: share of the mean of H_jj that is added to all of them.
+
+    Returns:
+        the rounded weight, on ``grid``; the same for the same input.
+    """
+    columns, groups = weight.shape[1], grid.scale.shape[1]
+    order = gram.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
+    u = inverse_factor(gram, order, damping)
+    # Transposed, so that a channel is a contiguous row. Rows that are done hold their integers.
+    w, scale = weight.t()[order], grid.scale.t().contiguous()
+    zero = torch.zeros_like(scale) if grid.zero is None else grid.zero.t().contiguous()
+    group_of = (order // (columns // groups)).tolist()
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        block, errors = w[start:end], torch.empty_like(w[start:end])
+        for j, group in enumerate(group_of[start:end]):
+            k = (block[j] / scale[group]).add_(zero[group]).round_().clamp_(grid.low, grid.high)
+            row = u[start + j, start + j : end]
+            torch.div(block[j] - (k - zero[group]) * scale[group], row[0], out=errors[j])
+            block[j:].addr_(row, errors[j], alpha=-1)
+            block[j] = k
+        w[end:].addmm_(u[start:end, end:].t(), errors, alpha=-1)
+    integers = torch.empty_like(w)
+    integers[order] = w
+    return grid.take(integers.t().contiguous())
+
+
+def inverse_factor(gram: torch.Tensor, order: torch.Tensor, damping: float) -> torch.Tensor:
+    """U of U'U = (H + d I)^-1, upper triangular, float32 [in, in], its channels in the given order.
+
+    A channel that was never active is coupled to no other, hence rounded to nearest. Damping grows tenfold for
+    as long as rounding keeps H from being positive definite.
+    """
+    if not gram.isfinite().all():
+        raise InputError(
+            "the Gram matrix of calibration inputs holds NaN or infinity; is the model's dtype too narrow?"
+        )
+    n = gram.shape[0]
+    # Backwards, the upper triangular R of H is lower triangular.
+    backwards = order.flip(0)
+    h = gram[backwards][:, backwards].to(torch.float64 if n <= DOUBLE_UP_TO else torch.float32)
+    diagonal = h.diagonal()
+    mean = diagonal.mean() if diagonal.any() else torch.ones_like(diagonal[0])
+    diagonal[diagonal == 0] = mean
+    while True:
+        diagonal += damping * mean
+        factor, failed = torch.linalg.cholesky_ex(h)
+        if not failed:
+            break
+        damping = max(damping * 10, 1e-6)
+    identity = torch.eye(n, dtype=h.dtype, device=h.device)
+    inverse: torch.Tensor = torch.linalg.solve_triangular(factor, identity, upper=False, out=identity)
+    return inverse.flip(0, 1).float()
+
+
+def output_error(change: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """trace(dW H dW'), the squared error of a layer's output whose weight is off by dW. change: [out, in]."""
+    return ((change @ gram) * change).sum()

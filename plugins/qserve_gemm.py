@@ -1,0 +1,63 @@
+"""QServeGemm: INT8 activations times 4-bit weights that unfold to INT8, group by group, or scale per channel."""
+
+from __future__ import annotations
+
+import torch
+
+from . import int8
+from .identity import Plugin
+
+# group_size is 128, or -1 for per channel. Both read and write float16 only.
+PLUGIN = Plugin("QServeGemm", ("type_id", "group_size"), "qserve_gemm_plugin")
+
+
+def reference_per_group(
+    x: torch.Tensor,
+    act_scales: torch.Tensor,
+    weight: torch.Tensor,
+    s1_scales: torch.Tensor,
+    s2_scales: torch.Tensor,
+    s2_zeros: torch.Tensor,
+) -> torch.Tensor:
+    """y = (x @ (weight * s2 + z2).T) * s1 * s_x; the inner sum is formed modulo 256, in bytes.
+
+    Args:
+        x: int8 [tokens, in].
+        act_scales: s_x, float16 [tokens, 1].
+        weight: 4-bit values in [0, 15] as int8 [out, in], unpacked.
+        s1_scales: float16 [out].
+        s2_scales: int8 [out, in / 128], unpacked.
+        s2_zeros: z2 = -zero point * s2 modulo 256, int8 [out, in / 128], unpacked.
+
+    Returns:
+        float16 [tokens, out].
+    """
+    k = weight.int().unflatten(1, (s2_scales.shape[1], -1))
+    unfolded = (k * s2_scales[..., None] + s2_zeros[..., None]).flatten(1).to(torch.int8)
+    product = int8.matmul(x, unfolded).float()
+    return (product * (s1_scales.float() * act_scales.float())).half()
+
+
+def reference_per_channel(
+    x: torch.Tensor,
+    act_scales: torch.Tensor,
+    act_sums: torch.Tensor,
+    weight: torch.Tensor,
+    s1_scales: torch.Tensor,
+    s1_szeros: torch.Tensor,
+) -> torch.Tensor:
+    """y = (x @ weight.T) * s1 * s_x - szeros * sum(x); the sum is that of the activations before rounding.
+
+    Args:
+        x: int8 [tokens, in].
+        act_scales: s_x, float16 [tokens, 1].
+        act_sums: float16 [tokens, 1].
+        weight: 4-bit values in [0, 15] as int8 [out, in], unpacked.
+        s1_scales: float16 [out].
+        s1_szeros: zero point * s1, float16 [out].
+
+    Returns:
+        float16 [tokens, out].
+    """
+    product = int8.matmul(x, weight).float()
+    return (product * s1_scales.float() * act_scales.float() - s1_szeros.float() * act_sums.float()).half()

@@ -1,0 +1,26 @@
+"""WeightOnlyQuantMatmul: float activations times 8- or 4-bit weights with one scale per output channel."""
+
+from __future__ import annotations
+
+import torch
+
+from .identity import Plugin
+
+PLUGIN = Plugin("WeightOnlyQuantMatmul", ("type_id", "weight_type_id"), "weight_only_quant_matmul_plugin")
+# weight_type_id by bits.
+WEIGHT_TYPE = {8: 1, 4: 2}
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, per_channel_scale: torch.Tensor) -> torch.Tensor:
+    """y = x @ (weight * scale).T, the weight rounded to the engine's dtype before the product.
+
+    Args:
+        x: [tokens, in] in the engine's dtype.
+        weight: int8 [out, in], unpacked.
+        per_channel_scale: [out] in the engine's dtype.
+
+    Returns:
+        [tokens, out] in x's dtype.
+    """
+    dequantized = (weight.float() * per_channel_scale.float()[:, None]).to(x.dtype)
+    return (x.float() @ dequantized.float().t()).to(x.dtype)
