@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from . import (
+    fp8_rowwise_gemm,
     gpt_attention,
     layernorm_quantization,
+    qserve_gemm,
     quantize_per_token,
     quantize_tensor,
     rmsnorm_quantization,
     smooth_quant_gemm,
+    weight_only_groupwise_quant_matmul,
+    weight_only_quant_matmul,
 )
 
 QUANTIZATION = (
@@ -17,5 +21,9 @@ QUANTIZATION = (
     layernorm_quantization.PLUGIN,
     quantize_per_token.PLUGIN,
     quantize_tensor.PLUGIN,
+    weight_only_quant_matmul.PLUGIN,
+    weight_only_groupwise_quant_matmul.PLUGIN,
+    fp8_rowwise_gemm.PLUGIN,
+    qserve_gemm.PLUGIN,
 )
 ATTENTION = gpt_attention.PLUGIN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from .lazy import torch
 
 MAX = 448.0
 # What the per-token and per-channel kernels keep their scales above.

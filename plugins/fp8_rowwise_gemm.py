@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from . import fp8
-from .identity import Plugin
+from .identity import FP8_ROWWISE, FP8_SCALED, Plugin
+from .lazy import torch
 
 PLUGIN = Plugin(
     "Fp8RowwiseGemm",
     ("has_per_channel_scaling", "has_per_token_scaling", "type_id"),
     "fp8_rowwise_gemm_plugin",
+    "linear",
+    FP8_ROWWISE,
+    gpus=FP8_SCALED,
+    in_multiple=16,
+    out_multiple=8,
 )
 
 

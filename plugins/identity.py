@@ -8,6 +8,10 @@ from typing import Literal
 SMOOTHQUANT_PER_TOKEN = ("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN")
 SMOOTHQUANT_STATIC = ("W8A8_SQ_PER_TENSOR_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN")
 SMOOTHQUANT = SMOOTHQUANT_PER_TOKEN + SMOOTHQUANT_STATIC
+WEIGHT_ONLY = ("W8A16", "W4A16")
+GROUPWISE = ("W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "W8A16_GPTQ")
+FP8_ROWWISE = ("FP8_PER_CHANNEL_PER_TOKEN",)
+QSERVE = ("W4A8_QSERVE_PER_GROUP", "W4A8_QSERVE_PER_CHANNEL")
 
 # GPU generations as inclusive ranges of SM numbers: 80 to 88 Ampere, 89 Ada, 90 Hopper, 100 to 119 data-centre
 # Blackwell, 120 and above consumer Blackwell.
@@ -15,6 +19,8 @@ Generations = tuple[tuple[int, int], ...]
 ANY: Generations = ((80, 90), (100, 121))
 # The engine builder refuses INT8 and INT4 on SM 100 to 119.
 INTEGER: Generations = ((80, 90), (120, 121))
+# FP8 arithmetic begins with Ada; the builder refuses scales per channel or token on SM 100 to 119 too.
+FP8_SCALED: Generations = ((89, 90), (120, 121))
 
 Site = Literal["linear", "column linear", "rmsnorm", "layernorm", "input", "attention", "none"]
 

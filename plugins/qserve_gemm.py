@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-
 from . import int8
-from .identity import Plugin
+from .identity import INTEGER, QSERVE, Plugin
+from .lazy import torch
 
 # group_size is 128, or -1 for per channel. Both read and write float16 only.
-PLUGIN = Plugin("QServeGemm", ("type_id", "group_size"), "qserve_gemm_plugin")
+PLUGIN = Plugin(
+    "QServeGemm",
+    ("type_id", "group_size"),
+    "qserve_gemm_plugin",
+    "linear",
+    QSERVE,
+    gpus=INTEGER,
+    dtypes=("float16",),
+    in_multiple=128,
+    out_multiple=128,
+)
 
 
 def reference_per_group(

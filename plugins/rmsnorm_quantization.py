@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import quantize_per_token, quantize_tensor
-from .identity import SMOOTHQUANT, Plugin
+from .identity import FP8_ROWWISE, QSERVE, SMOOTHQUANT, Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -11,7 +11,7 @@ PLUGIN = Plugin(
     ("eps", "dyn_act_scaling", "sum_per_token", "clamp_enabled", "quant_mode", "type_id", "out_type_id"),
     "rmsnorm_quantization_plugin",
     "rmsnorm",
-    SMOOTHQUANT,
+    SMOOTHQUANT + FP8_ROWWISE + QSERVE,
 )
 
 

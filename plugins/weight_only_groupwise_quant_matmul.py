@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from . import fp8
-from .identity import Plugin
+from .identity import GROUPWISE, INTEGER, Plugin
+from .lazy import torch
 
 PLUGIN = Plugin(
     "WeightOnlyGroupwiseQuantMatmul",
     ("type_id", "quant_algo", "group_size"),
     "weight_only_groupwise_quant_matmul_plugin",
+    "linear",
+    GROUPWISE,
+    gpus=INTEGER,
+    in_multiple=64,
+    out_multiple=32,
 )
 # Bits of quant_algo.
 BIAS, ZERO, PRE_QUANT_SCALE, FP8_ALPHA, INT8_WEIGHT = 1, 2, 4, 8, 16

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from .identity import INTEGER, WEIGHT_ONLY, Plugin
+from .lazy import torch
 
-from .identity import Plugin
-
-PLUGIN = Plugin("WeightOnlyQuantMatmul", ("type_id", "weight_type_id"), "weight_only_quant_matmul_plugin")
+PLUGIN = Plugin(
+    "WeightOnlyQuantMatmul",
+    ("type_id", "weight_type_id"),
+    "weight_only_quant_matmul_plugin",
+    "linear",
+    WEIGHT_ONLY,
+    gpus=INTEGER,
+    in_multiple=64,
+    out_multiple=32,
+)
 # weight_type_id by bits.
 WEIGHT_TYPE = {8: 1, 4: 2}
 

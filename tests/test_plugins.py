@@ -71,7 +71,7 @@ def test_identities_are_complete() -> None:
         assert plugin.namespace == "tensorrt_llm"
         assert plugin.version == "1"
         assert plugin.gpus
-        assert plugin.runs_on(80)
+        assert plugin.runs_on(90)
 
 
 @pytest.mark.parametrize("per_token", [True, False])
