@@ -15,7 +15,7 @@ from ..convert.errors import InputError
 from ..convert.files import MANIFEST, headers, manifest_problems, read_json, read_manifest, section, sha256, text_digest
 from ..convert.layout import Mapping, rank_size, rank_tensors
 from ..convert.model import flag, model_of_checkpoint, positive
-from ..convert.scheme import SMOOTHQUANT, scheme_of
+from ..convert.scheme import SCHEMES, scheme_of
 
 
 class CheckpointFolder:
@@ -101,12 +101,13 @@ class CheckpointFolder:
 
         Only for what this project converts; other checkpoints are left to trtllm-build.
         """
-        known = self.algorithm is None or self.algorithm in SMOOTHQUANT
+        known = self.algorithm is None or self.algorithm in SCHEMES
         for rank in range(self.world_size):
             found = {name: shape for name, shape, _ in headers(self.rank_file(rank))}
             if self.family is None or not known:
                 continue
-            scheme = scheme_of(self.algorithm, self.kv_cache)
+            size = positive(section(self.config, "quantization"), "group_size", 128)
+            scheme = scheme_of(self.algorithm, self.kv_cache, size, self.packed_for_sm or 80)
             wanted = rank_tensors(model_of_checkpoint(self.config), scheme, self.mapping, rank, self.dtype)
             for name, (shape, _) in wanted.items():
                 if name not in found:

@@ -14,10 +14,12 @@ from ..convert.converter import Converted, ConvertOptions
 from ..convert.converter import convert as run
 from ..convert.errors import InputError
 from ..convert.ranges import METHODS
-from ..convert.scheme import KV_CACHE, SMOOTHQUANT, smoothquant_algo
+from ..convert.scheme import GENERATIONS, GROUP_SIZES, KV_CACHE, SCHEMES, smoothquant_algo
 from ..convert.source import Source
 from .display import Bar
 from .options import Command
+
+WEIGHT_ONLY_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
 
 
 def alpha_value(value: str) -> float | str:
@@ -46,7 +48,7 @@ def alpha_value(value: str) -> float | str:
 @click.option(
     "--quant",
     "--qformat",
-    type=click.Choice(list(SMOOTHQUANT)),
+    type=click.Choice(list(SCHEMES)),
     help="TensorRT-LLM's QuantAlgo.  [default: none]",
 )
 @click.option("--kv_cache", type=click.Choice(KV_CACHE), help="Quantize the KV cache.  [default: no]")
@@ -86,6 +88,35 @@ def alpha_value(value: str) -> float | str:
     metavar="FILE|NAME",
     help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
 )
+@click.option(
+    "--group_size",
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
+    default="128",
+    show_default=True,
+    help="Input channels that share a scale, for AWQ and GPTQ.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["auto", "nearest", "gptq"]),
+    default="auto",
+    show_default=True,
+    help="How weights are rounded; auto is what the scheme is named after.",
+)
+@click.option("--symmetric", is_flag=True, help="GPTQ's groups without zero points.")
+@click.option(
+    "--propagate",
+    type=click.Choice(["auto", "float", "quantized"]),
+    default="auto",
+    show_default=True,
+    help="Later layers are calibrated behind float or quantized ones; auto: quantized where GPTQ rounds.",
+)
+@click.option(
+    "--sm",
+    type=click.Choice([str(sm) for sm in GENERATIONS]),
+    default="80",
+    show_default=True,
+    help="GPU generation that W8A16, W4A16 and GPTQ weights are arranged for.",
+)
 @click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
 @click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
@@ -100,6 +131,12 @@ def alpha_value(value: str) -> float | str:
 )
 @click.option("--per_token", is_flag=True, help="With --smoothquant: activation scales per token.")
 @click.option("--per_channel", is_flag=True, help="With --smoothquant: weight scales per output channel.")
+@click.option("--use_weight_only", is_flag=True, help="Upstream's spelling, with --weight_only_precision.")
+@click.option(
+    "--weight_only_precision",
+    type=click.Choice(list(WEIGHT_ONLY_PRECISION)),
+    help="Upstream's spelling: int8 W8A16, int4 W4A16, int4_awq W4A16_AWQ, int4_gptq W4A16_GPTQ.",
+)
 @click.option("--int8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache INT8.")
 def convert(as_json: bool, **flags: Any) -> None:
     """Convert a Hugging Face folder into a TensorRT-LLM checkpoint.
@@ -124,6 +161,12 @@ def read_options(flags: dict[str, Any]) -> ConvertOptions:
         if flags["quant"]:
             raise InputError("--smoothquant and --quant both name a quantization; give one")
         flags["quant"], flags["alpha"] = smoothquant_algo(per_token, per_channel), alpha
+    weight_only, precision = flags.pop("use_weight_only"), flags.pop("weight_only_precision")
+    if weight_only or precision:
+        if flags["quant"]:
+            raise InputError("--use_weight_only and another quantization are both given; give one")
+        flags["quant"] = WEIGHT_ONLY_PRECISION[precision or "int8"]
+    flags["group_size"], flags["sm"] = int(flags["group_size"]), int(flags["sm"])
     if flags.pop("int8_kv_cache"):
         if flags["kv_cache"] not in (None, "INT8"):
             raise InputError("--int8_kv_cache and --kv_cache FP8 contradict each other")

@@ -14,10 +14,32 @@ import torch
 
 from .forward import LayerForward
 from .model import Model
-from .scheme import Scheme
 
 # Tokens kept of every calibration sequence, beside the one with the largest activation.
 KEPT_PER_SEQUENCE = 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an algorithm reads.
+
+    Attributes:
+        tokens: a sample of whole input rows, with the ranges.
+        gram: Gram matrices and mean magnitudes.
+        ranges: the largest |x| of each channel.
+        outputs: the largest |output| of each linear.
+        cache: ranges of keys and values.
+    """
+
+    tokens: bool = False
+    gram: bool = False
+    ranges: bool = False
+    outputs: bool = False
+    cache: bool = False
+
+    @property
+    def inputs(self) -> bool:
+        return self.tokens or self.gram or self.ranges
 
 
 @dataclass
@@ -29,11 +51,20 @@ class InputStatistics:
         tokens: float32 [kept, in]; a sample of whole input rows: tokens drawn evenly, and of every
             sequence the token with the largest activation.
         weight: float32 [kept]; how many calibration tokens each kept one stands for.
+        gram: X'X over the number of tokens, float32 [in, in]; None unless asked for.
+        magnitude: mean |x|, float32 [in]; None unless asked for.
     """
 
     amax: torch.Tensor
     tokens: torch.Tensor
     weight: torch.Tensor
+    gram: torch.Tensor | None = None
+    magnitude: torch.Tensor | None = None
+
+    def gram_matrix(self) -> torch.Tensor:
+        """float32 [in, in]."""
+        assert self.gram is not None
+        return self.gram
 
     def channel_amax(self) -> torch.Tensor:
         """float32 [in]: the largest |x| per channel."""
@@ -60,8 +91,11 @@ class LayerStatistics:
 class _InputWatcher:
     """Accumulates the statistics of one linear input over the batches of a pass."""
 
-    def __init__(self, kept: torch.Tensor):
+    def __init__(self, kept: torch.Tensor, gram: bool):
         self.kept = kept  # [sequences, KEPT_PER_SEQUENCE] token positions
+        self.wants_gram = gram
+        self.gram: torch.Tensor | float = 0.0
+        self.magnitude: torch.Tensor | float = 0.0
         self.seen = 0
         self.amax: list[torch.Tensor] = []
         self.tokens: list[torch.Tensor] = []
@@ -75,29 +109,41 @@ class _InputWatcher:
         rows = positions[..., None].expand(-1, -1, width)
         self.tokens.append(x.gather(1, rows).reshape(-1, width).float())
         self.seen += batch
+        if self.wants_gram:
+            rows = x.reshape(-1, width)
+            self.gram = (rows.t() @ rows).float() + self.gram
+            self.magnitude = size.sum((0, 1), dtype=torch.float32) + self.magnitude
 
     def statistics(self, tokens_per_sequence: int) -> InputStatistics:
         kept = self.kept.shape[1]
         stands_for = torch.full((self.seen, kept + 1), (tokens_per_sequence - 1) / kept)
         stands_for[:, -1] = 1
         amax, tokens = torch.cat(self.amax), torch.cat(self.tokens)
-        return InputStatistics(amax, tokens, stands_for.flatten().to(tokens.device))
+        weight = stands_for.flatten().to(tokens.device)
+        if not self.wants_gram:
+            return InputStatistics(amax, tokens, weight)
+        assert isinstance(self.gram, torch.Tensor)
+        assert isinstance(self.magnitude, torch.Tensor)
+        count = self.seen * tokens_per_sequence
+        return InputStatistics(amax, tokens, weight, self.gram / count, self.magnitude / count)
 
 
 def calibrate_layer(
     layer: LayerForward,
     hidden: torch.Tensor,
     model: Model,
-    scheme: Scheme,
+    wanted: Wanted,
     seed: int,
     batch: int,
     on_batch: Callable[[int], None] = lambda tokens: None,
+    stay: bool = False,
 ) -> LayerStatistics:
     """Advance all hidden states by one layer and gather its statistics.
 
     Args:
         layer: the layer, its weights loaded.
-        hidden: [sequences, tokens, hidden_size], replaced in place by the layer's output.
+        hidden: [sequences, tokens, hidden_size], replaced in place by the layer's output unless it is to stay.
+        stay: leave the hidden states as they are.
         seed: draws the kept tokens; the same for every layer.
         batch: sequences per forward pass.
         on_batch: called with the number of tokens done after each batch.
@@ -107,21 +153,23 @@ def calibrate_layer(
     kept = torch.randint(length, (sequences, KEPT_PER_SEQUENCE), generator=draw).to(hidden.device)
     watchers: dict[str, _InputWatcher] = {}
     handles = []
-    if scheme.smoothquant:
+    if wanted.inputs:
         for group in model.family.groups:
-            watchers[group.name] = _InputWatcher(kept)
+            watchers[group.name] = _InputWatcher(kept, wanted.gram)
             part = model.family.linear(group.linears[0]).parts[0]
             handles.append(layer.watch(part, watchers[group.name]))
     outputs: dict[str, float] = {}
-    if scheme.plugin and scheme.static:
+    if wanted.outputs:
         for part in (part for linear in model.family.linears for part in linear.parts):
             outputs[part] = 0.0
             handles.append(layer.watch_output(part, partial(_see_output, outputs, part)))
-    ranges = _CacheRanges(layer) if scheme.kv_cache == "INT8" else None
+    ranges = _CacheRanges(layer) if wanted.cache else None
     try:
         for start in range(0, sequences, batch):
             piece = hidden[start : start + batch]
-            hidden[start : start + batch] = layer(piece.to(layer.device, layer.dtype)).to(hidden.device)
+            out = layer(piece.to(layer.device, layer.dtype))
+            if not stay:
+                hidden[start : start + batch] = out.to(hidden.device)
             on_batch(piece.shape[0] * length)
     finally:
         for handle in handles:

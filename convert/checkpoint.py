@@ -14,7 +14,7 @@ import torch
 from .errors import InputError
 from .layout import Mapping
 from .model import Model
-from .scheme import Scheme
+from .scheme import AWQ, GPTQ, Scheme
 
 # safetensors dtype names
 DTYPE_NAMES = {
@@ -22,8 +22,9 @@ DTYPE_NAMES = {
     "float32": "F32",
     "float16": "F16",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
 }
-ITEM_SIZE = {"int8": 1, "float32": 4, "float16": 2, "bfloat16": 2}
+ITEM_SIZE = {"int8": 1, "float8_e4m3fn": 1, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class RankFile:
@@ -136,12 +137,12 @@ def checkpoint_config(
         "quantization": {
             "quant_algo": scheme.algo,
             "kv_cache_quant_algo": scheme.kv_cache,
-            "group_size": 128,
+            "group_size": scheme.group_size,
             "smoothquant_val": smoothquant_val,
             "clamp_val": None,
             "use_meta_recipe": False,
-            "has_zero_point": False,
-            "pre_quant_scale": False,
+            "has_zero_point": scheme.form == GPTQ,
+            "pre_quant_scale": scheme.form == AWQ,
             "exclude_modules": None,
         },
         "use_parallel_embedding": False,

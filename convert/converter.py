@@ -14,20 +14,22 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from . import smoothquant
-from .calibrate import LayerStatistics, calibrate_layer
+from .calibrate import LayerStatistics, Wanted, calibrate_layer
 from .checkpoint import RankFile, checkpoint_config
 from .device import fast_dtype, pick_device
 from .errors import InputError
 from .files import MANIFEST, Hashes, write_json
 from .forward import LayerForward, rotary_frequencies
-from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
+from .layer import Layer
+from .layout import MODEL_DTYPE, Mapping, Tensor, check_kernels, cut, layer_tensors, padded_vocab, rank_tensors
+from .options import QuantizeOptions
+from .quantize import quantize_layer, wanted
 from .ranges import METHODS
 from .rotation import Rotation
-from .scheme import Scheme, scheme_of
-from .smoothing import Smoothing
+from .scheme import FLOAT, WEIGHT_ONLY, Scheme, scheme_of
 from .source import Source
 from .staging import MARK, Staging
+from .storage import PLAIN
 from .text import Tokens, read_tokens
 
 # Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
@@ -46,7 +48,11 @@ class ConvertOptions:
         kv_cache: None, "INT8" or "FP8".
         alpha: SmoothQuant's migration strength; None searches it for every smoothing group.
         act_range: "auto" or a method of ranges.METHODS, for static activation scales.
-        fold: see smoothquant.Options.
+        fold, rounding, symmetric: see options.QuantizeOptions.
+        group_size: input channels that share a scale, for AWQ and GPTQ.
+        sm: the GPU generation that W8A16, W4A16 and GPTQ integers are arranged for.
+        propagate: "float": later layers are calibrated on the source's hidden states; "quantized": on those of the
+            layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds.
         rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
         calib: a built-in text, a text file, or a safetensors file of token ids.
     """
@@ -61,6 +67,11 @@ class ConvertOptions:
     alpha: float | None = None
     act_range: str = "auto"
     fold: bool = True
+    rounding: str = "auto"
+    symmetric: bool = False
+    group_size: int = 128
+    sm: int = 80
+    propagate: str = "auto"
     rotate: bool | None = None
     calib: str = "pydoc"
     calib_size: int = 64
@@ -109,17 +120,22 @@ class Job:
     def __init__(self, options: ConvertOptions):
         self.options = options
         check_options(options)
-        self.scheme: Scheme = scheme_of(options.quant, options.kv_cache)
+        self.scheme: Scheme = scheme_of(options.quant, options.kv_cache, options.group_size, options.sm)
+        self.choices = QuantizeOptions(
+            options.alpha, options.act_range, options.fold, options.rounding, options.symmetric
+        )
         self.device = pick_device(options.device)
         self.source = Source(options.model_dir)
         self.model = self.source.model
         check_apart(self.source.folder, Path(options.output_dir))
         self.mapping = Mapping(options.tp_size, options.pp_size)
         self.mapping.check(self.model)
+        check_kernels(self.model, self.scheme, self.mapping)
         self.dtype = output_dtype(options.dtype, self.source.dtype)
         rotate = options.rotate if options.rotate is not None else (options.fold and self.scheme.gains_from_rotation)
         self.rotation = Rotation(self.model.hidden_size, options.seed) if rotate else None
-        self.tokens: Tokens | None = self.read_calibration() if self.scheme.needs_calibration else None
+        self.tokens: Tokens | None = self.read_calibration() if wanted(self.scheme, self.choices) != Wanted() else None
+        self.requantized = self.propagates_quantized()
 
     def read_calibration(self) -> Tokens:
         options, model = self.options, self.model
@@ -152,7 +168,7 @@ class Job:
             self.write_rotary_tables(files)
             hidden = self.write_embedding(files)
             forward = self.layer_forward()
-            specs = layer_tensors(model, self.scheme)
+            specs = layer_tensors(model, self.scheme, self.dtype)
             for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
                 ranks = files[stage * mapping.tp_size : (stage + 1) * mapping.tp_size]
                 for local, index in enumerate(layers):
@@ -188,21 +204,39 @@ class Job:
                 forward,
                 hidden,
                 self.model,
-                self.scheme,
+                wanted(self.scheme, self.choices),
                 self.options.seed,
                 max(1, BATCH_TOKENS[self.device.type] // length),
                 lambda tokens: on_progress(index, "calibrate", tokens),
+                stay=self.requantized,
             )
             check_range(hidden, self.dtype, index)
         self.fold_attention_scaling(source)
-        if not self.scheme.smoothquant:
-            return self.float_layer(source, statistics), {}
-        on_progress(index, "quantize", 0)
-        options = smoothquant.Options(self.options.alpha, self.options.act_range, self.options.fold)
-        tensors, chosen = smoothquant.quantize_layer(source, statistics, self.model, self.scheme, options)
-        if self.scheme.kv_cache == "FP8":
-            tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
-        return tensors, {name: describe(smoothing) for name, smoothing in chosen.items()}
+        if self.scheme.form != FLOAT:
+            on_progress(index, "quantize", 0)
+        layer = Layer.of(source, self.model)
+        tensors, chosen = quantize_layer(layer, statistics, self.scheme, self.choices, getattr(torch, self.dtype))
+        if self.requantized and forward is not None and hidden is not None:
+            self.advance(layer, forward, hidden)
+        return tensors, chosen
+
+    def propagates_quantized(self) -> bool:
+        """Whether later layers see what the quantized ones before them compute."""
+        asked, scheme = self.options.propagate, self.scheme
+        possible = scheme.grouped or scheme.form == WEIGHT_ONLY
+        if asked == "quantized" and not possible:
+            raise InputError(f"--propagate quantized is for weight-only schemes, not {scheme.algo}")
+        return (
+            possible
+            and self.tokens is not None
+            and (asked == "quantized" or (asked == "auto" and self.choices.gptq(scheme)))
+        )
+
+    def advance(self, layer: Layer, forward: LayerForward, hidden: torch.Tensor) -> None:
+        """Replace the hidden states by what the quantized layer makes of them."""
+        forward.load(layer.computed())
+        batch = max(1, BATCH_TOKENS[self.device.type] // hidden.shape[1])
+        calibrate_layer(forward, hidden, self.model, Wanted(), self.options.seed, batch)
 
     def fold_attention_scaling(self, source: dict[str, torch.Tensor]) -> None:
         """Yarn multiplies cos and sin, hence each attention score twice; the engine's tables do not: q does it here."""
@@ -211,19 +245,6 @@ class Job:
             for name in ("self_attn.q_proj.weight", "self_attn.q_proj.bias"):
                 if name in source:
                     source[name] = source[name].float() * scaling**2
-
-    def float_layer(self, source: dict[str, torch.Tensor], statistics: LayerStatistics) -> dict[str, torch.Tensor]:
-        """A layer without weight quantization: fused where TensorRT-LLM fuses."""
-        family = self.model.family
-        tensors = {f"{ours}.weight": source[f"{theirs}.weight"] for ours, theirs in family.norms.items()}
-        for linear in family.linears:
-            for kind in ("weight", "bias") if self.model.has_bias(linear.name) else ("weight",):
-                tensors[f"{linear.name}.{kind}"] = torch.cat([source[f"{part}.{kind}"] for part in linear.parts])
-        if self.scheme.kv_cache == "INT8":
-            tensors["attention.kv_cache_scaling_factor"] = smoothquant.cache_scale(statistics)
-        elif self.scheme.kv_cache == "FP8":
-            tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
-        return tensors
 
     def write_rotary_tables(self, files: list[RankFile]) -> None:
         """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""
@@ -285,7 +306,8 @@ class Job:
             "options": options,
             "calibration": calibration,
             "rotated": self.rotation is not None,
-            "layers": layers if self.scheme.smoothquant else [],
+            "packed_for_sm": self.scheme.sm if self.scheme.arranged else None,
+            "layers": layers if any(layers) else [],
         }
 
 
@@ -294,17 +316,18 @@ def write_layer(
 ) -> None:
     """Cut a layer's whole tensors over the ranks of its stage and store them."""
     for name, tensor in tensors.items():
-        stored = specs[name].dtype
-        whole = to_dtype(tensor, job.dtype if stored == "model" else stored, name).cpu()
+        spec = specs[name]
+        dtype = job.dtype if spec.dtype == MODEL_DTYPE else spec.dtype
+        whole = (to_dtype(tensor, dtype, name) if spec.storage is PLAIN else tensor).cpu()
         for tp_rank, file in enumerate(files):
-            piece = cut(whole, specs[name], job.model, job.mapping.tp_size, tp_rank)
+            piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
             file.write(f"transformer.layers.{local}.{name}", piece)
 
 
 def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
     """Cast, refusing anything that would not be a finite number in the checkpoint."""
     cast = tensor.to(getattr(torch, dtype))
-    if cast.is_floating_point() and not torch.isfinite(cast).all():
+    if cast.is_floating_point() and cast.element_size() > 1 and not torch.isfinite(cast).all():
         largest = float(tensor.abs().max())
         if math.isfinite(largest) and dtype == "float16":
             raise InputError(f"tensor {name} does not fit float16 (it reaches {largest:.3g}); use --dtype bfloat16")
@@ -317,6 +340,9 @@ def check_options(options: ConvertOptions) -> None:
         raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
     if not 0 <= options.seed < 2**63:
         raise InputError(f"--seed {options.seed} is not between 0 and 2**63 - 1")
+    for flag, words in (("rounding", ("auto", "nearest", "gptq")), ("propagate", ("auto", "float", "quantized"))):
+        if getattr(options, flag) not in words:
+            raise InputError(f"--{flag} {getattr(options, flag)!r}: use {', '.join(words)}")
     if options.act_range != "auto" and options.act_range not in METHODS:
         raise InputError(f"--act_range {options.act_range!r}: use auto, {', '.join(METHODS)}")
 
@@ -343,11 +369,6 @@ def output_dtype(asked: str, source: str) -> str:
     if asked not in ("float16", "bfloat16"):
         raise InputError(f"--dtype {asked!r} is not supported; use auto, float16 or bfloat16")
     return asked
-
-
-def describe(smoothing: Smoothing) -> dict[str, Any]:
-    """A choice as it stands in the manifest."""
-    return {"alpha": smoothing.alpha, "range": smoothing.range, "error": smoothing.error}
 
 
 @contextmanager

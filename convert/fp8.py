@@ -32,9 +32,9 @@ class Fp8Weight:
         return self.values.float() * self.scale[:, None]
 
 
-def per_tensor(weight: torch.Tensor) -> Fp8Weight:
-    """One scale for the whole of a float32 [out, in] weight; q, k and v are one weight."""
-    scale = range_scale(weight.abs().amax())
+def per_tensor(weight: torch.Tensor, amax: torch.Tensor | None = None) -> Fp8Weight:
+    """One scale for the whole of a float32 [out, in] weight, from amax where others share it."""
+    scale = range_scale(weight.abs().amax() if amax is None else amax)
     return Fp8Weight(fp8.saturate(weight / scale), scale)
 
 

@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError
-from .files import read_json, section
+from .files import read_json, read_manifest, section
 from .forward import rotary_frequencies
-from .layout import Mapping, Tensor, layer_tensors, rank_indices
+from .layout import Mapping, Tensor, check_kernels, layer_tensors
 from .model import Model, model_of_checkpoint, positive
 from .scheme import Scheme, scheme_of
 
@@ -30,12 +30,18 @@ class Checkpoint:
         self.config = read_json(self.folder / "config.json")
         self.model: Model = model_of_checkpoint(self.config)
         quantization = section(self.config, "quantization")
-        self.scheme: Scheme = scheme_of(quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo"))
+        self.scheme: Scheme = scheme_of(
+            quantization.get("quant_algo"),
+            quantization.get("kv_cache_quant_algo"),
+            positive(quantization, "group_size", 128),
+            arranged_for(self.folder),
+        )
         parallel = {"tp_size": 1, "pp_size": 1, **section(self.config, "mapping")}
         self.mapping = Mapping(positive(parallel, "tp_size"), positive(parallel, "pp_size"))
         self.mapping.check(self.model)
         if parallel.get("world_size", self.mapping.world_size) != self.mapping.world_size:
             raise InputError(f"config.json: world_size {parallel['world_size']!r} is not tp_size * pp_size")
+        check_kernels(self.model, self.scheme, self.mapping)
         self.dtype = str(self.config.get("dtype"))
         if self.dtype not in ("float16", "bfloat16"):
             raise InputError(f"{self.folder}/config.json: dtype {self.dtype!r} is not supported")
@@ -63,8 +69,8 @@ class Checkpoint:
         prefix = f"transformer.layers.{index - stages[stage].start}."
         ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
         return {
-            name: self.join(spec, [self.read(rank, prefix + name) for rank in ranks], prefix + name)
-            for name, spec in layer_tensors(self.model, self.scheme).items()
+            name: self.join(spec, [spec.storage.read(self.read(rank, prefix + name)) for rank in ranks], prefix + name)
+            for name, spec in layer_tensors(self.model, self.scheme, self.dtype).items()
         }
 
     def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
@@ -77,7 +83,7 @@ class Checkpoint:
             return pieces[0]
         axis = spec.axes.index(spec.cut_axis)
         whole = pieces[0].new_zeros(spec.shape(self.model))
-        places = [rank_indices(spec.linear, self.model, len(pieces), tp_rank) for tp_rank in range(len(pieces))]
+        places = [spec.places(self.model, len(pieces), tp_rank) for tp_rank in range(len(pieces))]
         for place, piece in zip(places, pieces, strict=True):
             whole.index_copy_(axis, place, piece)
         if not all(torch.equal(whole.index_select(axis, p), x) for p, x in zip(places, pieces, strict=True)):
@@ -111,3 +117,9 @@ class Checkpoint:
         """[vocab_size, hidden_size], padding rows removed."""
         ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
         return torch.cat([self.read(rank, "lm_head.weight") for rank in ranks])[: self.model.vocab_size]
+
+
+def arranged_for(folder: Path) -> int:
+    """The GPU generation that the manifest says packed integers are arranged for; SM 80 to 89 where none says so."""
+    value = read_manifest(folder).get("packed_for_sm")
+    return value if isinstance(value, int) else 80

@@ -6,6 +6,7 @@ columns, and is whole on every rank otherwise.
 
     ("out", "in")   a weight            (1, "out")   a scale per output channel
     (1, "in")       a smoother          (1, 1)       one number
+    ("groups", "out")   a scale per group of input channels
 """
 
 from __future__ import annotations
@@ -15,13 +16,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..plugins.lazy import torch
+from . import packing, qserve
 from .architectures import COLUMNS, HEADS, Linear
 from .errors import InputError
 from .model import Model
-from .scheme import Scheme
+from .rounding import check_groups
+from .scheme import (
+    AWQ,
+    FLOAT,
+    FP8,
+    FP8_ROWWISE,
+    GPTQ,
+    QSERVE_CHANNEL,
+    QSERVE_GROUP,
+    SMOOTHQUANT_PLUGIN,
+    SMOOTHQUANT_QDQ,
+    WEIGHT_ONLY,
+    Scheme,
+)
+from .storage import BY_GROUP, FRAGMENTS, PLAIN, ROW_PAIRS, Storage, mixed_gemm
 
 Axis = int | str
-INT8, FLOAT32, MODEL_DTYPE = "int8", "float32", "model"
+INT8, FLOAT8, FLOAT16, FLOAT32, MODEL_DTYPE = "int8", "float8_e4m3fn", "float16", "float32", "model"
 
 
 @dataclass(frozen=True)
@@ -68,29 +84,52 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of one layer, whole: its named axes, its dtype, and the linear that decides its cut."""
+    """A tensor of one layer, whole: its named axes, the linear that decides its cut, and how a piece is stored.
+
+    Attributes:
+        dtype: of the stored piece.
+        group_size: input channels of one place on the axis "groups".
+    """
 
     axes: tuple[Axis, ...]
     dtype: str
     linear: Linear | None = None
+    storage: Storage = PLAIN
+    group_size: int = 1
 
     @property
     def cut_axis(self) -> str | None:
         """The named axis that tensor parallelism cuts; None for a tensor that every rank holds whole."""
         if self.linear is None:
             return None
-        axis = "in" if self.linear.cut == COLUMNS else "out"
-        return axis if axis in self.axes else None
+        wanted = ("in", "groups") if self.linear.cut == COLUMNS else ("out",)
+        return next((axis for axis in wanted if axis in self.axes), None)
 
     def shape(self, model: Model, **sizes: int) -> list[int]:
         """The shape, whole, or with the given sizes of named axes."""
         if self.linear is not None:
+            width = model.dimension(self.linear.in_features)
             whole = {
                 "out": sum(model.out_features(self.linear.name)),
-                "in": model.dimension(self.linear.in_features),
+                "in": width,
+                "groups": width // self.group_size,
             }
             sizes = whole | sizes
         return [sizes[axis] if isinstance(axis, str) else axis for axis in self.axes]
+
+    def places(self, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
+        """Where one rank's piece lies on the cut axis, in its order."""
+        assert self.linear is not None
+        if self.cut_axis == "groups":
+            return even_share(model.dimension(self.linear.in_features) // self.group_size, tp_size, tp_rank)
+        return rank_indices(self.linear, model, tp_size, tp_rank)
+
+    def rank_shape(self, model: Model, tp_size: int) -> list[int]:
+        """The shape of one rank's piece, before it is stored."""
+        if tp_size == 1 or self.linear is None or self.cut_axis is None:
+            return self.shape(model)
+        size = rank_size(self.linear, model, tp_size)
+        return self.shape(model, **{self.cut_axis: size // self.group_size if self.cut_axis == "groups" else size})
 
 
 def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
@@ -113,8 +152,8 @@ def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
     return shapes
 
 
-def layer_tensors(model: Model, scheme: Scheme) -> dict[str, Tensor]:
-    """TensorRT-LLM's tensors of one decoder layer, by name inside the layer."""
+def layer_tensors(model: Model, scheme: Scheme, dtype: str) -> dict[str, Tensor]:
+    """TensorRT-LLM's tensors of one decoder layer, by name inside the layer; dtype is the engine's."""
     family, tensors = model.family, {}
     for norm in family.norms:
         tensors[f"{norm}.weight"] = Tensor((model.hidden_size,), MODEL_DTYPE)
@@ -123,8 +162,8 @@ def layer_tensors(model: Model, scheme: Scheme) -> dict[str, Tensor]:
     if scheme.kv_cache:
         tensors["attention.kv_cache_scaling_factor"] = Tensor((1,), FLOAT32)
     for linear in family.linears:
-        for suffix, axes, dtype in linear_tensors(model, scheme, linear):
-            tensors[f"{linear.name}.{suffix}"] = Tensor(axes, dtype, linear)
+        for suffix, tensor in linear_tensors(model, scheme, linear, dtype):
+            tensors[f"{linear.name}.{suffix}"] = tensor
     if scheme.plugin and scheme.static:
         for group in family.groups:
             if group.norm is None:
@@ -133,30 +172,88 @@ def layer_tensors(model: Model, scheme: Scheme) -> dict[str, Tensor]:
     return tensors
 
 
-def linear_tensors(model: Model, scheme: Scheme, linear: Linear) -> Iterator[tuple[str, tuple[Axis, ...], str]]:
-    """(suffix, axes, dtype) of the tensors that execute one linear."""
-    yield "weight", ("out", "in"), INT8 if scheme.smoothquant else MODEL_DTYPE
+def linear_tensors(model: Model, scheme: Scheme, linear: Linear, dtype: str) -> Iterator[tuple[str, Tensor]]:
+    """(suffix, tensor) of what executes one linear; dtype is the engine's."""
+
+    def tensor(axes: tuple[Axis, ...], kind: str, storage: Storage = PLAIN) -> Tensor:
+        return Tensor(axes, kind, linear, storage, scheme.group_size)
+
+    form = scheme.form
     if model.has_bias(linear.name):
-        yield "bias", ("out",), MODEL_DTYPE
-    if scheme.plugin:
+        yield "bias", tensor(("out",), MODEL_DTYPE)
+    if form == FLOAT:
+        yield "weight", tensor(("out", "in"), MODEL_DTYPE)
+    elif form == SMOOTHQUANT_PLUGIN:
         per_channel = scheme.per_channel or linear.cut == HEADS
-        yield "per_channel_scale", (1, "out" if per_channel else 1), FLOAT32
+        yield "weight", tensor(("out", "in"), INT8)
+        yield "per_channel_scale", tensor((1, "out" if per_channel else 1), FLOAT32)
         if scheme.static:
-            yield "act_scale", (1, 1), FLOAT32
+            yield "act_scale", tensor((1, 1), FLOAT32)
         if model.family.group_of(linear.name).norm is None:
-            yield "smoother", (1, "in"), FLOAT32
-    elif scheme.smoothquant:
-        yield "activation_scaling_factor", (1,), FLOAT32
-        yield "weights_scaling_factor", ("out",), FLOAT32
-        yield "prequant_scaling_factor", ("in",), MODEL_DTYPE
+            yield "smoother", tensor((1, "in"), FLOAT32)
+    elif form == SMOOTHQUANT_QDQ:
+        yield "weight", tensor(("out", "in"), INT8)
+        yield "activation_scaling_factor", tensor((1,), FLOAT32)
+        yield "weights_scaling_factor", tensor(("out",), FLOAT32)
+        yield "prequant_scaling_factor", tensor(("in",), MODEL_DTYPE)
+    elif form == WEIGHT_ONLY:
+        yield "weight", tensor(("out", "in"), INT8, mixed_gemm(kernel_layout(scheme), scheme.sm, INT8, 1))
+        yield "per_channel_scale", tensor(("out",), MODEL_DTYPE)
+    elif form == AWQ:
+        yield "weight", tensor(("out", "in"), INT8, ROW_PAIRS)
+        yield "weights_scaling_factor", tensor(("groups", "out"), MODEL_DTYPE)
+        yield "prequant_scaling_factor", tensor((1, "in"), MODEL_DTYPE)
+        if scheme.fp8_activations:
+            yield "activation_scaling_factor", tensor((1,), FLOAT32)
+            yield "weights_scaling_factor_2", tensor((1,), FLOAT32)
+    elif form == GPTQ:
+        yield "weight", tensor(("out", "in"), MODEL_DTYPE, mixed_gemm(kernel_layout(scheme), scheme.sm, dtype, 2))
+        yield "weights_scaling_factor", tensor(("groups", "out"), MODEL_DTYPE)
+        yield "zero", tensor(("groups", "out"), MODEL_DTYPE)
+    elif form == FP8:
+        yield "weight", tensor(("out", "in"), FLOAT8)
+        yield "activation_scaling_factor", tensor((1,), FLOAT32)
+        yield "weights_scaling_factor", tensor((1,), FLOAT32)
+    elif form == FP8_ROWWISE:
+        yield "weight", tensor(("out", "in"), FLOAT8)
+        yield "per_channel_scale", tensor(("out",), FLOAT32)
+    else:
+        yield "weight", tensor(("out", "in"), INT8, FRAGMENTS)
+        yield "s1_scales", tensor(("out",), FLOAT16)
+        if form == QSERVE_GROUP:
+            yield "s2_scales", tensor(("out", "groups"), INT8, BY_GROUP)
+            yield "s2_zeros", tensor(("out", "groups"), INT8, BY_GROUP)
+        else:
+            yield "s1_szeros", tensor(("out",), FLOAT16)
+
+
+def kernel_layout(scheme: Scheme) -> packing.Layout:
+    """The order in which a mixed GEMM reads a scheme's integers."""
+    if scheme.bits == 8:
+        return packing.INT8
+    return packing.INT4_FP8 if scheme.fp8_activations else packing.INT4
+
+
+def check_kernels(model: Model, scheme: Scheme, mapping: Mapping) -> None:
+    """Raise InputError, naming the layer and sizes that would work, where a rank's weight fits no kernel."""
+    for linear in model.family.linears:
+        weight = Tensor(("out", "in"), INT8, linear)
+        out_features, in_features = weight.rank_shape(model, mapping.tp_size)
+        name = f"{linear.name} on one of {mapping.tp_size} ranks" if mapping.tp_size > 1 else linear.name
+        if scheme.grouped:
+            check_groups(in_features, scheme.group_size, name)
+        if scheme.arranged or scheme.form == AWQ:
+            sm = scheme.sm if scheme.arranged else 89 if scheme.fp8_activations else 80
+            packing.check(kernel_layout(scheme), sm, (out_features, in_features), name)
+        if scheme.form in (QSERVE_GROUP, QSERVE_CHANNEL):
+            qserve.check(out_features, in_features, name)
 
 
 def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
     """One tensor-parallel rank's piece of a whole layer tensor."""
     if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
         return tensor
-    indices = rank_indices(spec.linear, model, tp_size, tp_rank)
-    return tensor.index_select(spec.axes.index(spec.cut_axis), indices)
+    return tensor.index_select(spec.axes.index(spec.cut_axis), spec.places(model, tp_size, tp_rank))
 
 
 def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
@@ -206,8 +303,8 @@ def rank_tensors(
         tensors["embed_positions_for_gpt_attention"] = ([1, model.max_position_embeddings * model.head_size], FLOAT32)
     if stage == 0:
         tensors["transformer.vocab_embedding.weight"] = ([model.vocab_size, model.hidden_size], dtype)
-    for name, spec in layer_tensors(model, scheme).items():
-        shape = rank_shape(spec, model, mapping.tp_size)
+    for name, spec in layer_tensors(model, scheme, dtype).items():
+        shape = spec.storage.shape(spec.rank_shape(model, mapping.tp_size))
         stored = dtype if spec.dtype == MODEL_DTYPE else spec.dtype
         for i in range(len(mapping.stages(model.num_hidden_layers)[stage])):
             tensors[f"transformer.layers.{i}.{name}"] = (shape, stored)
@@ -216,9 +313,3 @@ def rank_tensors(
         tensors["transformer.ln_f.weight"] = ([model.hidden_size], dtype)
         tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
     return tensors
-
-
-def rank_shape(spec: Tensor, model: Model, tp_size: int) -> list[int]:
-    if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
-        return spec.shape(model)
-    return spec.shape(model, **{spec.cut_axis: rank_size(spec.linear, model, tp_size)})

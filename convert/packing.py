@@ -17,8 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from ..plugins.lazy import torch
 from .errors import InputError
 
 
@@ -121,14 +120,14 @@ def check_multiple(what: str, size: int, multiple: int, reader: str) -> None:
 
 
 def pack(
-    integers: torch.Tensor, layout: Layout, sm: int, dtype: torch.dtype = torch.int8, name: str = "weight"
+    integers: torch.Tensor, layout: Layout, sm: int, dtype: torch.dtype | None = None, name: str = "weight"
 ) -> torch.Tensor:
     """The stream that a mixed GEMM on this GPU reads.
 
     Args:
         integers: int8 [out, in], or [experts, out, in].
         sm: compute capability times ten.
-        dtype: what the bytes are viewed as: int8, or the model's dtype for group-wise plugins.
+        dtype: what the bytes are viewed as: int8 if None, or the model's dtype for group-wise plugins.
         name: of the tensor, for messages.
 
     Returns:
@@ -146,7 +145,7 @@ def pack(
     if generation < 90:
         q = q.reshape(-1, len(layout.word))[:, list(layout.word)] ^ _sign_bit(layout)
     stream = q.reshape(*experts, in_features, out_features)
-    return (pack_nibbles(stream) if layout.bits == 4 else stream.contiguous()).view(dtype)
+    return (pack_nibbles(stream) if layout.bits == 4 else stream.contiguous()).view(dtype or torch.int8)
 
 
 def unpack(packed: torch.Tensor, layout: Layout, sm: int, name: str = "weight") -> torch.Tensor:

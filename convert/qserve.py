@@ -21,8 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from ..plugins.lazy import torch
 from .packing import check_multiple, pack_nibbles, unpack_nibbles
 from .rounding import row_amax, stored
 
@@ -127,14 +126,14 @@ def stored_per_group(weight: PerGroup) -> dict[str, torch.Tensor]:
     return {
         "weight": pack(weight.integers),
         "s1_scales": weight.s1,
-        "s2_scales": _by_group(weight.s2),
-        "s2_zeros": _by_group(-weight.zero * weight.s2),
+        "s2_scales": by_group(weight.s2),
+        "s2_zeros": by_group(-weight.zero * weight.s2),
     }
 
 
 def read_per_group(tensors: dict[str, torch.Tensor]) -> PerGroup:
     """The inverse of ``stored_per_group``."""
-    s2, scaled_zero = _by_channel(tensors["s2_scales"]), _by_channel(tensors["s2_zeros"])
+    s2, scaled_zero = by_channel(tensors["s2_scales"]), by_channel(tensors["s2_zeros"])
     # z s2 <= 240 fits a byte, so it is what the negated byte says.
     zero = (-scaled_zero).view(torch.uint8) // s2.view(torch.uint8)
     return PerGroup(unpack(tensors["weight"]), tensors["s1_scales"], s2, zero.to(torch.int8))
@@ -169,13 +168,13 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return cut.permute([_FRAGMENT.index(axis) for axis in range(8)]).reshape(out, in_)
 
 
-def _by_group(values: torch.Tensor) -> torch.Tensor:
+def by_group(values: torch.Tensor) -> torch.Tensor:
     """[out, groups] -> [groups, out], those of 32 outputs as a 4 x 8 table read down its columns."""
     table: torch.Tensor = values.t().unflatten(1, (-1, 4, 8))
     return table.transpose(2, 3).flatten(1).contiguous()
 
 
-def _by_channel(stored: torch.Tensor) -> torch.Tensor:
-    """The inverse of ``_by_group``."""
+def by_channel(stored: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``by_group``."""
     table: torch.Tensor = stored.unflatten(1, (-1, 8, 4))
     return table.transpose(2, 3).flatten(1).t().contiguous()

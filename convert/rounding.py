@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
-
+from ..plugins.lazy import torch
 from .errors import InputError
 
 # Below this, 127 / w leaves float32.

@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
 
 from ..plugins import (
+    fp8,
+    fp8_quantize_dequantize,
+    fp8_rowwise_gemm,
     gpt_attention,
+    qserve_gemm,
     quantize_dequantize,
     quantize_per_token,
     quantize_tensor,
     rmsnorm_quantization,
     smooth_quant_gemm,
+    weight_only_groupwise_quant_matmul,
+    weight_only_quant_matmul,
 )
 from .forward import rotary_tables
 from .joined import Checkpoint
+from .scheme import (
+    AWQ,
+    FP8,
+    FP8_ROWWISE,
+    GPTQ,
+    QSERVE_CHANNEL,
+    QSERVE_GROUP,
+    SMOOTHQUANT_PLUGIN,
+    SMOOTHQUANT_QDQ,
+    WEIGHT_ONLY,
+)
 
 Tensors = dict[str, torch.Tensor]
-# An input quantized for a SmoothQuantGemm, or a plain activation for the other schemes.
-Quantized = tuple[torch.Tensor, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What a linear reads.
+
+    Attributes:
+        x: [tokens, in]: the engine's dtype, or int8 or e4m3 where the input is quantized before the linear.
+        scale: float32 [tokens, 1] of one quantized per token.
+        total: float16 [tokens, 1], the sum of each row before it was quantized, where QServe wants it.
+    """
+
+    x: torch.Tensor
+    scale: torch.Tensor | None = None
+    total: torch.Tensor | None = None
 
 
 class Runtime:
@@ -55,12 +87,21 @@ class Runtime:
         x = x + self.linear(tensors, "mlp.proj", self.smoothed(tensors, "mlp", "proj", product))
         return x.view(batch, length, width)
 
-    def norm(self, tensors: Tensors, name: str, x: torch.Tensor) -> Quantized:
+    def norm(self, tensors: Tensors, name: str, x: torch.Tensor) -> Activation:
         weight, eps = tensors[f"{name}.weight"], self.model.norm_epsilon
-        if not self.scheme.plugin:
-            return rmsnorm_quantization.rms_norm(x, weight, eps), None
-        scale = tensors[f"{name}.scale_to_int"]
-        return rmsnorm_quantization.reference(x, weight, scale, eps, self.scheme.per_token)
+        if self.scheme.form == SMOOTHQUANT_PLUGIN:
+            scale = tensors[f"{name}.scale_to_int"]
+            return Activation(*rmsnorm_quantization.reference(x, weight, scale, eps, self.scheme.per_token))
+        return self.quantized(rmsnorm_quantization.rms_norm(x, weight, eps))
+
+    def quantized(self, y: torch.Tensor) -> Activation:
+        """Quantize per token, where the scheme's activations are and no smoother comes first."""
+        if self.scheme.form == FP8_ROWWISE:
+            return Activation(*fp8.quantize_per_token(y))
+        if self.scheme.form in (QSERVE_GROUP, QSERVE_CHANNEL):
+            integers, scale = quantize_per_token.reference(y)
+            return Activation(integers, scale.half(), y.float().sum(-1, keepdim=True).half())
+        return Activation(y)
 
     def attention(self, tensors: Tensors, qkv: torch.Tensor) -> torch.Tensor:
         cache = None
@@ -69,33 +110,63 @@ class Runtime:
         heads, kv_heads = self.model.num_attention_heads, self.model.num_key_value_heads
         return gpt_attention.reference(qkv, self.cos, self.sin, heads, kv_heads, cache)
 
-    def smoothed(self, tensors: Tensors, module: str, linear: str, x: torch.Tensor) -> Quantized:
+    def smoothed(self, tensors: Tensors, module: str, linear: str, x: torch.Tensor) -> Activation:
         """Divide by the runtime smoother and quantize, where the scheme does."""
-        if not self.scheme.plugin:
-            return x, None
+        if self.scheme.form != SMOOTHQUANT_PLUGIN:
+            return self.quantized(x)
         x = x / tensors[f"{module}.{linear}.smoother"].to(self.dtype)
         if self.scheme.per_token:
-            return quantize_per_token.reference(x)
-        return quantize_tensor.reference(x, tensors[f"{module}.quantization_scaling_factor"]), None
+            return Activation(*quantize_per_token.reference(x))
+        return Activation(quantize_tensor.reference(x, tensors[f"{module}.quantization_scaling_factor"]))
 
-    def linear(self, tensors: Tensors, name: str, x: Quantized) -> torch.Tensor:
-        activation, token_scale = x
-        weight = tensors[f"{name}.weight"]
-        if self.scheme.plugin:
-            scale = tensors[f"{name}.act_scale"] if token_scale is None else token_scale
-            y = smooth_quant_gemm.reference(activation, weight, scale, tensors[f"{name}.per_channel_scale"], self.dtype)
-        elif self.scheme.smoothquant:
-            y = quantize_dequantize.reference(
-                activation,
-                weight,
-                tensors[f"{name}.prequant_scaling_factor"],
-                tensors[f"{name}.activation_scaling_factor"],
-                tensors[f"{name}.weights_scaling_factor"],
-            )
-        else:
-            y = functional.linear(activation.float(), weight.float()).to(self.dtype)
-        bias = tensors.get(f"{name}.bias")
-        return y if bias is None else y + bias
+    def linear(self, tensors: Tensors, name: str, read: Activation) -> torch.Tensor:
+        """One linear; tensors hold logical integers [out, in], unpacked."""
+        own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+        y = self.product(own, read)
+        return y if "bias" not in own else y + own["bias"]
+
+    def product(self, own: Tensors, read: Activation) -> torch.Tensor:
+        """The plugin that executes a linear, by the scheme's form; ``own`` are the linear's tensors by suffix."""
+        form, x, weight = self.scheme.form, read.x, own["weight"]
+        if form == SMOOTHQUANT_PLUGIN:
+            scale = own["act_scale"] if read.scale is None else read.scale
+            return smooth_quant_gemm.reference(x, weight, scale, own["per_channel_scale"], self.dtype)
+        if form == SMOOTHQUANT_QDQ:
+            names = ("prequant_scaling_factor", "activation_scaling_factor", "weights_scaling_factor")
+            return quantize_dequantize.reference(x, weight, *(own[suffix] for suffix in names))
+        if form == WEIGHT_ONLY:
+            return weight_only_quant_matmul.reference(x, weight, own["per_channel_scale"])
+        if form == GPTQ:
+            scale = own["weights_scaling_factor"]
+            return weight_only_groupwise_quant_matmul.reference(x, weight, scale, zero=own["zero"])
+        if form == AWQ:
+            return self.awq(own, x)
+        if form == FP8:
+            scales = own["activation_scaling_factor"], own["weights_scaling_factor"]
+            return fp8_quantize_dequantize.reference(x, weight, *scales)
+        if form == FP8_ROWWISE:
+            assert read.scale is not None
+            return fp8_rowwise_gemm.reference(x, weight, read.scale, own["per_channel_scale"], self.dtype)
+        if form == QSERVE_GROUP:
+            assert read.scale is not None
+            names = ("s1_scales", "s2_scales", "s2_zeros")
+            return qserve_gemm.reference_per_group(x, read.scale, weight, *(own[suffix] for suffix in names))
+        if form == QSERVE_CHANNEL:
+            assert read.scale is not None
+            assert read.total is not None
+            scales = own["s1_scales"], own["s1_szeros"]
+            return qserve_gemm.reference_per_channel(x, read.scale, read.total, weight, *scales)
+        return functional.linear(x.float(), weight.float()).to(self.dtype)
+
+    def awq(self, own: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """AWQ's tensors as the loader hands them on: W4A8's two factors go into scale, prequant and alpha."""
+        scale, prequant, alpha = own["weights_scaling_factor"], own["prequant_scaling_factor"][0], None
+        if self.scheme.fp8_activations:
+            activation, second = own["activation_scaling_factor"], own["weights_scaling_factor_2"]
+            scale = (scale.float() / second).half()
+            prequant = (prequant.float() / activation).to(self.dtype)
+            alpha = activation * second
+        return weight_only_groupwise_quant_matmul.reference(x, own["weight"], scale, prequant, alpha=alpha)
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self.checkpoint.final_norm().to(self.device)

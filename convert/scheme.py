@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import InputError
+
+FLOAT, SMOOTHQUANT_PLUGIN, SMOOTHQUANT_QDQ = "float", "smoothquant plugin", "smoothquant qdq"
+WEIGHT_ONLY, AWQ, GPTQ = "weight only", "awq", "gptq"
+FP8, FP8_ROWWISE = "fp8", "fp8 rowwise"
+QSERVE_GROUP, QSERVE_CHANNEL = "qserve per group", "qserve per channel"
 
 
 @dataclass(frozen=True)
@@ -13,26 +18,49 @@ class Scheme:
 
     Attributes:
         algo: TensorRT-LLM's QuantAlgo, or None for floating-point weights.
+        form: which tensors execute a linear; one of the constants above.
+        bits: of a weight.
         per_channel: weight scales per output channel (else one per matrix).
         per_token: activation scales computed per token at run time (else one, calibrated).
-        plugin: executed by TensorRT-LLM's plugins (else by TensorRT's own quantize and dequantize layers).
+        fp8_activations: activations of a weight-only scheme are rounded to FP8 with one calibrated scale.
+        group_size: input channels that share a scale, where scales are per group.
+        sm: the GPU generation that packed integers are arranged for, where the format depends on it.
         kv_cache: None, "INT8" or "FP8".
     """
 
     algo: str | None = None
+    form: str = FLOAT
+    bits: int = 16
     per_channel: bool = False
     per_token: bool = False
-    plugin: bool = False
+    fp8_activations: bool = False
+    group_size: int = 128
+    sm: int = 80
     kv_cache: str | None = None
 
     @property
+    def plugin(self) -> bool:
+        """INT8 activations, executed by TensorRT-LLM's SmoothQuant plugins."""
+        return self.form == SMOOTHQUANT_PLUGIN
+
+    @property
     def smoothquant(self) -> bool:
-        return self.algo is not None
+        return self.form in (SMOOTHQUANT_PLUGIN, SMOOTHQUANT_QDQ)
+
+    @property
+    def grouped(self) -> bool:
+        """Weight scales per group of input channels, executed by the group-wise plugin."""
+        return self.form in (AWQ, GPTQ)
 
     @property
     def static(self) -> bool:
         """Activations are quantized with a scale found by calibration."""
-        return self.smoothquant and not self.per_token
+        return (self.smoothquant and not self.per_token) or self.form == FP8 or self.fp8_activations
+
+    @property
+    def arranged(self) -> bool:
+        """Stored integers are in the order of one GPU generation's kernels."""
+        return self.form in (WEIGHT_ONLY, GPTQ)
 
     @property
     def gains_from_rotation(self) -> bool:
@@ -41,37 +69,60 @@ class Scheme:
 
     @property
     def needs_calibration(self) -> bool:
-        return self.smoothquant or self.kv_cache == "INT8"
+        return self.smoothquant or self.grouped or self.static or self.kv_cache == "INT8"
+
+
+def _smoothquant(name: str, form: str = SMOOTHQUANT_PLUGIN) -> Scheme:
+    return Scheme(name, form, 8, per_channel="PER_CHANNEL" in name, per_token="PER_TOKEN" in name)
 
 
 SMOOTHQUANT = {
-    "W8A8_SQ_PER_CHANNEL": Scheme("W8A8_SQ_PER_CHANNEL", per_channel=True),
-    "W8A8_SQ_PER_TENSOR_PLUGIN": Scheme("W8A8_SQ_PER_TENSOR_PLUGIN", plugin=True),
-    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": Scheme(
-        "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN", per_channel=True, plugin=True
-    ),
-    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": Scheme("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", per_token=True, plugin=True),
-    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": Scheme(
-        "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", per_channel=True, per_token=True, plugin=True
-    ),
+    scheme.algo: scheme
+    for scheme in (
+        _smoothquant("W8A8_SQ_PER_CHANNEL", SMOOTHQUANT_QDQ),
+        _smoothquant("W8A8_SQ_PER_TENSOR_PLUGIN"),
+        _smoothquant("W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"),
+        _smoothquant("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN"),
+        _smoothquant("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"),
+    )
+    if scheme.algo is not None
+}
+SCHEMES = SMOOTHQUANT | {
+    "W8A16": Scheme("W8A16", WEIGHT_ONLY, 8, per_channel=True),
+    "W4A16": Scheme("W4A16", WEIGHT_ONLY, 4, per_channel=True),
+    "W4A16_AWQ": Scheme("W4A16_AWQ", AWQ, 4),
+    "W4A8_AWQ": Scheme("W4A8_AWQ", AWQ, 4, fp8_activations=True),
+    "W4A16_GPTQ": Scheme("W4A16_GPTQ", GPTQ, 4),
+    "W8A16_GPTQ": Scheme("W8A16_GPTQ", GPTQ, 8),
+    "FP8": Scheme("FP8", FP8, 8),
+    "FP8_PER_CHANNEL_PER_TOKEN": Scheme("FP8_PER_CHANNEL_PER_TOKEN", FP8_ROWWISE, 8, per_channel=True, per_token=True),
+    "W4A8_QSERVE_PER_GROUP": Scheme("W4A8_QSERVE_PER_GROUP", QSERVE_GROUP, 4, per_token=True),
+    "W4A8_QSERVE_PER_CHANNEL": Scheme("W4A8_QSERVE_PER_CHANNEL", QSERVE_CHANNEL, 4, True, True),
 }
 KV_CACHE = ("INT8", "FP8")
+GROUP_SIZES = (64, 128)
+GENERATIONS = (80, 86, 89, 90)
 
 
-def scheme_of(algo: str | None, kv_cache: str | None = None) -> Scheme:
+def scheme_of(algo: str | None, kv_cache: str | None = None, group_size: int = 128, sm: int = 80) -> Scheme:
     """The scheme of a QuantAlgo name and a KV cache type.
 
     Raises:
-        InputError: a name that this version does not write.
+        InputError: a name that this version does not write, or a group size or GPU that its kernels do not know.
     """
     if kv_cache is not None and not (isinstance(kv_cache, str) and kv_cache in KV_CACHE):
         raise InputError(f"KV cache type {kv_cache!r} is not supported; use one of: {', '.join(KV_CACHE)}")
     if algo is None:
         return Scheme(kv_cache=kv_cache)
-    if not isinstance(algo, str) or algo not in SMOOTHQUANT:
-        raise InputError(f"quantization {algo!r} is not supported; use one of: {', '.join(SMOOTHQUANT)}")
-    known = SMOOTHQUANT[algo]
-    return Scheme(known.algo, known.per_channel, known.per_token, known.plugin, kv_cache)
+    if not isinstance(algo, str) or algo not in SCHEMES:
+        raise InputError(f"quantization {algo!r} is not supported; use one of: {', '.join(SCHEMES)}")
+    scheme = replace(SCHEMES[algo], kv_cache=kv_cache, group_size=group_size, sm=sm)
+    sizes = (128,) if scheme.fp8_activations else GROUP_SIZES
+    if scheme.grouped and group_size not in sizes:
+        raise InputError(f"--group_size {group_size}: the kernels of {algo} know {' and '.join(map(str, sizes))}")
+    if scheme.arranged and sm not in GENERATIONS:
+        raise InputError(f"--sm {sm}: {algo} weights are arranged for one of: {', '.join(map(str, GENERATIONS))}")
+    return scheme
 
 
 def smoothquant_algo(per_token: bool, per_channel: bool) -> str:

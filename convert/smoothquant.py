@@ -6,79 +6,29 @@ TensorRT-LLM's for what goes out ("attention.qkv.weight").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .architectures import HEADS, Group, Linear
+from .awq import scaled_gram
 from .calibrate import LayerStatistics
+from .gptq import gptq
+from .layer import Layer, Tensors
 from .model import Model
-from .rounding import SMALLEST, row_amax, to_int8
+from .options import QuantizeOptions
+from .rounding import SMALLEST, Grid, row_amax, to_int8
 from .scheme import Scheme
 from .smoothing import Block, Smoothing, choose
 
-Tensors = dict[str, torch.Tensor]
 VALUE = "self_attn.v_proj"
 
 
-@dataclass(frozen=True)
-class Options:
-    """How SmoothQuant decides.
-
-    Attributes:
-        alpha: migration strength for every group, or None to search it group by group.
-        act_range: "auto", or a method of ranges.METHODS, for static activation scales.
-        fold: fold the factors of o_proj and down_proj into the linear before them where that is exact,
-            and give every output row of qkv its own scale. False writes what upstream's converter writes.
-    """
-
-    alpha: float | None = None
-    act_range: str = "auto"
-    fold: bool = True
-
-
-@dataclass
-class Layer:
-    """A decoder layer between choosing and rounding.
-
-    Attributes:
-        norms: weights of the layer norms, float32 [hidden], by TensorRT-LLM name.
-        weights, biases: float32, by Hugging Face part.
-        smoothers: what the runtime still divides by, float32 [in], by group name.
-        ranges: X of each group's smoothed input, by group name; None per token.
-        folded: what the output rows of a feeding linear were divided by, by Hugging Face part.
-    """
-
-    norms: Tensors
-    weights: Tensors
-    biases: Tensors
-    smoothers: Tensors
-    ranges: dict[str, float | None]
-    folded: Tensors
-
-
 def quantize_layer(
-    source: Tensors, statistics: LayerStatistics, model: Model, scheme: Scheme, options: Options
-) -> tuple[Tensors, dict[str, Smoothing]]:
-    """All SmoothQuant tensors of a layer, whole (before any cut over ranks), and what was chosen.
-
-    Args:
-        source: the layer's Hugging Face tensors, any floating dtype.
-    """
-    layer = Layer(
-        norms={ours: source[f"{theirs}.weight"].float() for ours, theirs in model.family.norms.items()},
-        weights={part: source[f"{part}.weight"].float() for linear in model.family.linears for part in linear.parts},
-        biases={
-            part: source[f"{part}.bias"].float()
-            for linear in model.family.linears
-            if model.has_bias(linear.name)
-            for part in linear.parts
-        },
-        smoothers={},
-        ranges={},
-        folded={},
-    )
-    chosen = {}
+    layer: Layer, statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions
+) -> tuple[Tensors, dict[str, Any]]:
+    """All SmoothQuant tensors of a layer, whole (before any cut over ranks), and what was chosen."""
+    model, chosen = layer.model, {}
     for group in model.family.groups:
         chosen[group.name] = choose(
             statistics.inputs[group.name],
@@ -88,21 +38,20 @@ def quantize_layer(
         )
     for group in model.family.groups:
         smooth(layer, group, chosen[group.name], statistics, model, scheme, options)
-    tensors: Tensors = {f"{norm}.weight": weight for norm, weight in layer.norms.items()}
+    tensors = layer.common()
     for group in model.family.groups:
         tensors |= group_scales(layer, group, scheme)
         for name in group.linears:
             tensors |= round_linear(layer, group, model.family.linear(name), statistics, model, scheme, options)
-    if scheme.kv_cache == "INT8":
-        tensors["attention.kv_cache_scaling_factor"] = cache_scale(statistics, layer.folded[VALUE])
-    return tensors, chosen
+    return tensors, {name: described(smoothing) for name, smoothing in chosen.items()}
 
 
-def parts_of(group: Group, model: Model) -> list[str]:
-    return [part for name in group.linears for part in model.family.linear(name).parts]
+def described(smoothing: Smoothing) -> dict[str, Any]:
+    """A choice as it stands in the manifest."""
+    return {"alpha": smoothing.alpha, "range": smoothing.range, "error": smoothing.error}
 
 
-def blocks_of(layer: Layer, group: Group, model: Model, scheme: Scheme, options: Options) -> list[Block]:
+def blocks_of(layer: Layer, group: Group, model: Model, scheme: Scheme, options: QuantizeOptions) -> list[Block]:
     """The group's matrices, with the scales that they will have once everything is folded.
 
     A linear that feeds another group may scale its rows freely (the next smoother undoes it), so folding
@@ -116,7 +65,7 @@ def blocks_of(layer: Layer, group: Group, model: Model, scheme: Scheme, options:
     ]
 
 
-def row_scaled(linear: Linear, scheme: Scheme, options: Options) -> bool:
+def row_scaled(linear: Linear, scheme: Scheme, options: QuantizeOptions) -> bool:
     """One scale per output row: TensorRT-LLM stores a qkv scale per column whatever the algorithm."""
     return scheme.per_channel or (linear.cut == HEADS and options.fold)
 
@@ -128,32 +77,18 @@ def smooth(
     statistics: LayerStatistics,
     model: Model,
     scheme: Scheme,
-    options: Options,
+    options: QuantizeOptions,
 ) -> None:
     """Apply a group's factor in float: weights times s, and 1 / s into whatever makes their input."""
-    s = chosen.factor
-    for part in parts_of(group, model):
-        layer.weights[part] = layer.weights[part] * s
     layer.ranges[group.name] = chosen.range
-    if group.norm is not None:
-        layer.norms[group.norm] = layer.norms[group.norm] / s
-        layer.smoothers[group.name] = torch.ones_like(s)
-        return
-    assert group.feeder is not None
-    feeder = layer.weights[group.feeder]
-    layer.folded[group.feeder] = feeder.new_ones(feeder.shape[0])
-    exact = feeder.shape[0] == s.shape[0]
-    if options.fold and exact:
+    folded = None
+    if group.feeder is not None and options.fold and layer.feeds_exactly(group):
+        feeder = layer.weights[group.feeder]
         free_rows = not row_scaled(model.family.linear_of_part(group.feeder), scheme, options)
-        folded = equalizer(feeder) if free_rows else s / s.log().mean().exp()
+        folded = equalizer(feeder) if free_rows else chosen.factor / chosen.factor.log().mean().exp()
         if group.feeder == VALUE:
             folded = folded * cache_balance(statistics, folded)
-        layer.folded[group.feeder] = folded
-        layer.weights[group.feeder] = feeder / folded[:, None]
-        if group.feeder in layer.biases:
-            layer.biases[group.feeder] = layer.biases[group.feeder] / folded
-        s = s / folded
-    layer.smoothers[group.name] = s
+    layer.scale_input(group, chosen.factor, folded)
 
 
 def cache_balance(statistics: LayerStatistics, folded: torch.Tensor) -> float:
@@ -193,16 +128,18 @@ def round_linear(
     statistics: LayerStatistics,
     model: Model,
     scheme: Scheme,
-    options: Options,
+    options: QuantizeOptions,
 ) -> Tensors:
     """The tensors that execute one linear: integers, scales, smoother and bias."""
     weight = torch.cat([layer.weights[part] for part in linear.parts])
     amax = torch.cat([row_amax(layer.weights[part]) for part in linear.parts])
     if not row_scaled(linear, scheme, options):
         amax = torch.cat([piece.max().expand_as(piece) for piece in amax.split(model.out_features(linear.name))])
-    tensors = {"weight": to_int8(weight, amax)}
-    if model.has_bias(linear.name):
-        tensors["bias"] = torch.cat([layer.biases[part] for part in linear.parts])
+    integers = to_int8(weight, amax)
+    if options.gptq(scheme):
+        gram = scaled_gram(statistics.inputs[group.name].gram_matrix(), layer.factors[group.name])
+        integers = gptq(weight, gram, Grid(amax[:, None] / 127, None, -127, 127), act_order=True).integers
+    tensors = {"weight": integers}
     range_, smoother = layer.ranges[group.name], layer.smoothers[group.name]
     if not scheme.plugin:
         assert range_ is not None

@@ -18,13 +18,14 @@ from .errors import InputError
 from .files import MANIFEST, headers, manifest_problems, read_manifest, section, sha256
 from .forward import LayerForward
 from .joined import Checkpoint
-from .layout import rank_tensors
+from .layout import layer_tensors, rank_tensors
 from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source
+from .storage import PLAIN
 from .text import read_tokens
 
-SAFETENSORS_DTYPES = {"I8": "int8", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SCALES = ("scale", "scale_to_int", "scaling_factor", "smoother")
 # Rotary tables that a checkpoint may hold or leave to be computed at load.
 OPTIONAL = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
@@ -97,6 +98,8 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     path = checkpoint.rank_file(rank)
     declared = rank_tensors(checkpoint.model, checkpoint.scheme, checkpoint.mapping, rank, checkpoint.dtype)
     found = {name: (shape, dtype) for name, shape, dtype in headers(path) if name in declared or name not in OPTIONAL}
+    specs = layer_tensors(checkpoint.model, checkpoint.scheme, checkpoint.dtype)
+    packed = {name for name, spec in specs.items() if spec.storage is not PLAIN}
     problems = [f"{path.name}: tensor {name} is missing" for name in declared if name not in found]
     problems += [f"{path.name}: tensor {name} is not one that config.json implies" for name in found.keys() - declared]
     for name in declared.keys() & found.keys():
@@ -106,9 +109,13 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
             problems.append(f"{path.name}: tensor {name} is {ours} {shape}, config.json implies {declared[name]}")
             continue
         tensor = checkpoint.read(rank, name)
+        if dtype == "F8_E4M3":
+            tensor = tensor.float()
         if dtype == "I8":
-            if tensor.min() < -127:
+            if checkpoint.scheme.smoothquant and tensor.min() < -127:
                 problems.append(f"{path.name}: tensor {name} holds -128; symmetric weights end at -127")
+        elif name.split(".", 3)[-1] in packed:
+            continue
         elif not torch.isfinite(tensor).all():
             problems.append(f"{path.name}: tensor {name} holds NaN or Inf")
         elif name.endswith(SCALES) and not (tensor > 0).all():

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from enginesmith.convert.calibrate import InputStatistics, LayerStatistics
 from enginesmith.convert.checkpoint import checkpoint_config
+from enginesmith.convert.layer import Layer
 from enginesmith.convert.layout import Mapping, cut, layer_tensors
+from enginesmith.convert.options import QuantizeOptions as Options
 from enginesmith.convert.scheme import scheme_of
-from enginesmith.convert.smoothquant import Options, cache_scale, quantize_layer
+from enginesmith.convert.smoothquant import cache_scale, quantize_layer
 from enginesmith.convert.source import Source
 
 from .conftest import GOLDEN
@@ -65,7 +67,7 @@ def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
     model, mapping = source.model, Mapping(case["tp"], case["pp"])
     scheme = scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])
     ranges = load_file(folder / "act_range.safetensors")
-    specs = layer_tensors(model, scheme)
+    specs = layer_tensors(model, scheme, "float16")
     options = Options(alpha=case["alpha"], act_range="absmax", fold=False)
     ranks = [load_file(folder / case["name"] / f"rank{rank}.safetensors") for rank in range(mapping.world_size)]
     compared = 0
@@ -74,7 +76,7 @@ def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
             statistics = golden_statistics(ranges, source, layer)
             tensors = {}
             if scheme.smoothquant:
-                tensors, _ = quantize_layer(source.layer(layer), statistics, model, scheme, options)
+                tensors, _ = quantize_layer(Layer.of(source.layer(layer), model), statistics, scheme, options)
             if scheme.kv_cache == "INT8":
                 tensors["attention.kv_cache_scaling_factor"] = cache_scale(statistics)
             elif scheme.kv_cache == "FP8":

@@ -15,12 +15,14 @@ from enginesmith.convert.calibrate import LayerStatistics
 from enginesmith.convert.converter import ConvertOptions, convert
 from enginesmith.convert.forward import LayerForward
 from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.layer import Layer
 from enginesmith.convert.layout import Mapping, layer_tensors
 from enginesmith.convert.model import read_model
+from enginesmith.convert.options import QuantizeOptions as Options
 from enginesmith.convert.rotation import Rotation, hartley
 from enginesmith.convert.scheme import Scheme, scheme_of
 from enginesmith.convert.smoothing import Block, Smoothing
-from enginesmith.convert.smoothquant import Layer, Options, smooth
+from enginesmith.convert.smoothquant import smooth
 from enginesmith.plugins import gpt_attention, int8, quantize_per_token, rmsnorm_quantization
 
 from .conftest import ALGORITHMS, TINY, random_weights
@@ -40,14 +42,7 @@ def smoothed_layer(
     weights = random_weights(config | {"torch_dtype": "float32"}, seed)
     source = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
     draw = torch.Generator().manual_seed(seed)
-    layer = Layer(
-        {ours: source[f"{theirs}.weight"] for ours, theirs in model.family.norms.items()},
-        {name[:-7]: t for name, t in source.items() if name.endswith("proj.weight")},
-        {name[:-5]: t for name, t in source.items() if name.endswith(".bias")},
-        {},
-        {},
-        {},
-    )
+    layer = Layer.of(source, model)
     for group in model.family.groups:
         width = layer.weights[model.family.linear(group.linears[0]).parts[0]].shape[1]
         factor = torch.exp(torch.randn(width, generator=draw))
@@ -122,7 +117,7 @@ def test_shards_put_together_equal_one_rank(
     shards = converted(model, quant=algo, kv_cache="INT8", tp_size=tp, pp_size=pp)
     for index in range(whole.model.num_hidden_layers):
         one, many = whole.layer(index), shards.layer(index)
-        assert one.keys() == many.keys() == layer_tensors(whole.model, whole.scheme).keys()
+        assert one.keys() == many.keys() == layer_tensors(whole.model, whole.scheme, whole.dtype).keys()
         for name in one:
             assert torch.equal(one[name], many[name]), name
     for piece in ("embedding", "final_norm", "head"):

@@ -10,7 +10,7 @@ import pytest
 from enginesmith.convert.checkpoint import checkpoint_config
 from enginesmith.convert.layout import Mapping, rank_tensors
 from enginesmith.convert.model import read_model
-from enginesmith.convert.scheme import SMOOTHQUANT, scheme_of
+from enginesmith.convert.scheme import SCHEMES, scheme_of
 
 from .conftest import DATA
 
@@ -22,7 +22,7 @@ def cases() -> list[Any]:
     for architecture in ARCHITECTURES:
         manifest = json.loads((DATA / f"{architecture}.json").read_text())
         for case in manifest["cases"]:
-            if case["algo"] == "none" or case["algo"] in SMOOTHQUANT:
+            if case["algo"] == "none" or case["algo"] in SCHEMES:
                 label = f"{architecture}-{case['algo']}-{case['kv']}-{case['map']}"
                 found.append(pytest.param(manifest, case, id=label))
     return found
@@ -34,11 +34,26 @@ def declared(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, tuple[
     entries = dict(table["top"])
     for i, layer in enumerate(table.get("per_layer") or [table["layer"]] * table["layers"]):
         entries |= {f"transformer.layers.{i}.{suffix}": entry for suffix, entry in layer.items()}
-    return {
+    held = {
         name: (entry[0], "float32" if name.endswith("scale_to_int") else entry[1])
         for name, entry in entries.items()
         if len(entry) == 2
     }
+    return as_stored(held) if case["algo"] in ("W4A16_AWQ", "W4A8_AWQ") else held
+
+
+def as_stored(held: dict[str, tuple[list[int], str]]) -> dict[str, tuple[list[int], str]]:
+    """What the file of an AWQ checkpoint holds: the loader packs weights, and makes alpha of W4A8's two factors."""
+    stored = {}
+    for name, (shape, dtype) in held.items():
+        if name.endswith(".alpha"):
+            for factor in ("activation_scaling_factor", "weights_scaling_factor_2"):
+                stored[name.removesuffix("alpha") + factor] = ([1], "float32")
+        elif name.removesuffix(".weight") + ".prequant_scaling_factor" in held:
+            stored[name] = ([shape[1] * 2, shape[0]], "int8")
+        else:
+            stored[name] = (shape, dtype)
+    return stored
 
 
 @pytest.mark.parametrize(("manifest", "case"), cases())

@@ -1,0 +1,123 @@
+"""AWQ and GPTQ of one decoder layer: scale what each group of linears reads, clip, round, all scored by Gram matrices.
+
+    AWQ    s by search, then clip, then round          W4A16_AWQ, W4A8_AWQ
+    GPTQ   s = 1, clip, then GPTQ's rounding           W4A16_GPTQ, W8A16_GPTQ
+
+Either may take the other's rounding. 1 / s goes into the norm, or into the rows of the feeding linear where that is
+exact; rows scale freely, for every row of every group has its own scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from . import awq
+from .architectures import Group, Linear
+from .calibrate import InputStatistics, LayerStatistics
+from .fp8 import range_scale
+from .gptq import gptq
+from .layer import Layer, Tensors
+from .options import QuantizeOptions
+from .rounding import Grid, Grouped
+from .scheme import AWQ, Scheme
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A fused linear after rounding, and the error of its output over the output's energy."""
+
+    weight: Grouped
+    error: float
+
+
+def quantize_layer(
+    layer: Layer, statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors of a layer, whole, and what was chosen for each group; ``layer`` becomes what they compute.
+
+    Args:
+        dtype: the engine's; scales are chosen as it keeps them.
+    """
+    family, report = layer.model.family, {}
+    searched = {g.name: search(layer, g, statistics.inputs[g.name], scheme, options) for g in family.groups}
+    for group in family.groups:
+        s = searched[group.name].factor
+        exact = group.feeder is not None and options.fold and layer.feeds_exactly(group)
+        layer.scale_input(group, s, s if exact else None)
+    tensors = layer.common()
+    for group in family.groups:
+        scaling, inputs = searched[group.name], statistics.inputs[group.name]
+        gram = inputs.gram_matrix()
+        # What the folded and the runtime parts of s together leave of the input.
+        scaled = awq.scaled_gram(gram, scaling.factor) if scheme.form == AWQ else gram
+        errors = []
+        for name in group.linears:
+            linear = family.linear(name)
+            rounded = round_linear(layer, linear, scaled, scheme, options, dtype)
+            errors.append(rounded.error)
+            tensors |= stored(layer, group, linear, rounded.weight, inputs, scaling.factor, scheme)
+            write_back(layer, linear, rounded.weight)
+        report[group.name] = {"alpha": scaling.alpha, "error": max(errors)}
+    return tensors, report
+
+
+def grid_of(weight: torch.Tensor, scheme: Scheme, options: QuantizeOptions) -> Grid:
+    """What covers a weight: AWQ's kernels have no zeros, so its grids are symmetric."""
+    symmetric = scheme.form == AWQ or options.symmetric
+    return Grid.of(weight, scheme.group_size, scheme.bits, symmetric)
+
+
+def search(
+    layer: Layer, group: Group, inputs: InputStatistics, scheme: Scheme, options: QuantizeOptions
+) -> awq.Scaling:
+    """AWQ's scaling of a group's input; none for GPTQ, whose format cannot hold one."""
+    weights = [layer.weights[part] for part in layer.parts(group)]
+    if scheme.form != AWQ:
+        return awq.Scaling(torch.ones_like(weights[0][0]), None, 0.0)
+    grid = partial(grid_of, scheme=scheme, options=options)
+    return awq.search(weights, inputs.gram_matrix(), grid, scheme.group_size, inputs.magnitude)
+
+
+def round_linear(
+    layer: Layer, linear: Linear, gram: torch.Tensor, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+) -> Rounded:
+    """Clip and round a fused linear whose input has this Gram matrix."""
+    weight = layer.weight(linear)
+    grid = awq.clip(weight, gram, grid_of(weight, scheme, options)).stored(dtype)
+    rounded = gptq(weight, gram, grid, act_order=True) if options.gptq(scheme) else grid.round(weight)
+    change = rounded.dequantize() - weight
+    energy = float(((weight @ gram) * weight).sum()) or 1.0
+    return Rounded(rounded, float(((change @ gram) * change).sum()) / energy)
+
+
+def stored(
+    layer: Layer,
+    group: Group,
+    linear: Linear,
+    weight: Grouped,
+    inputs: InputStatistics,
+    factor: torch.Tensor,
+    scheme: Scheme,
+) -> Tensors:
+    """The tensors of one linear, by name inside the layer."""
+    tensors = {"weight": weight.integers, "weights_scaling_factor": weight.scale.t().contiguous()}
+    if scheme.form == AWQ:
+        tensors["prequant_scaling_factor"] = 1 / layer.smoothers[group.name][None]
+        if scheme.fp8_activations:
+            # Dequantized weights pass through FP8 too: their largest value takes its whole range.
+            tensors["activation_scaling_factor"] = range_scale((inputs.channel_amax() / factor).amax())
+            tensors["weights_scaling_factor_2"] = range_scale(weight.dequantize().abs().amax())
+    else:
+        zero = torch.zeros_like(weight.scale) if weight.zero is None else -weight.zero.float() * weight.scale
+        tensors["zero"] = zero.t().contiguous()
+    return {f"{linear.name}.{suffix}": tensor for suffix, tensor in tensors.items()}
+
+
+def write_back(layer: Layer, linear: Linear, weight: Grouped) -> None:
+    """Make the layer hold what was rounded, so that it computes what the engine will."""
+    pieces = weight.dequantize().split(layer.model.out_features(linear.name))
+    layer.weights |= dict(zip(linear.parts, pieces, strict=True))
