@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-from types import FrameType
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from ..convert.ranges import METHODS
 from ..convert.scheme import KV_CACHE, SMOOTHQUANT, smoothquant_algo
 from ..convert.source import Source
 from .display import Bar
-from .options import Command
+from .options import Command, interrupt
 
 
 def alpha_value(value: str) -> float | str:
@@ -139,8 +138,3 @@ def summary(done: Converted, options: ConvertOptions) -> str:
     cache = f", {options.kv_cache} KV cache" if options.kv_cache else ""
     ranks = options.tp_size * options.pp_size
     return f"{done.folder}: {what}{cache}, {ranks} rank{'s' if ranks > 1 else ''}, {size / 1e6:,.1f} MB"
-
-
-def interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a conversion the way Ctrl-C does, leaving nothing behind."""
-    raise KeyboardInterrupt

@@ -12,17 +12,11 @@ from typing import Any
 import torch
 
 from .errors import InputError
+from .files import DTYPE_NAMES
 from .layout import Mapping
 from .model import Model
 from .scheme import Scheme
 
-# safetensors dtype names
-DTYPE_NAMES = {
-    "int8": "I8",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-}
 ITEM_SIZE = {"int8": 1, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
