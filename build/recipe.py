@@ -98,6 +98,7 @@ def read_recipe(path: Path, model_dir: str | None = None, output_dir: str | None
     convert = typed(path, "convert", document, ConvertOptions, ("model_dir", "output_dir")) or {}
     if convert.get("alpha") == "auto":
         convert["alpha"] = None
+    convert |= {key: None for key in ("quant", "kv_cache") if convert.get(key) == "none"}
     verify = typed(path, "verify", document, VerifyOptions)
     if document.get("triton") is not None and document.get("build") is None:
         raise InputError(f"{path.name}: triton needs a build section, to know the engine")

@@ -45,10 +45,19 @@ def alpha_value(value: str) -> float | str:
 @click.option(
     "--quant",
     "--qformat",
-    type=click.Choice(list(SMOOTHQUANT)),
-    help="TensorRT-LLM's QuantAlgo.  [default: none]",
+    type=click.Choice(["none", *SMOOTHQUANT]),
+    default="none",
+    show_default=True,
+    metavar="QUANT_ALGO",
+    help=f"TensorRT-LLM's QuantAlgo: none, {', '.join(SMOOTHQUANT)}.",
 )
-@click.option("--kv_cache", type=click.Choice(KV_CACHE), help="Quantize the KV cache.  [default: no]")
+@click.option(
+    "--kv_cache",
+    type=click.Choice(["none", *KV_CACHE]),
+    default="none",
+    show_default=True,
+    help="Quantize the KV cache.",
+)
 @click.option("--tp_size", type=click.IntRange(1), default=1, show_default=True, help="Tensor parallel ranks.")
 @click.option("--pp_size", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
 @click.option(
@@ -86,7 +95,14 @@ def alpha_value(value: str) -> float | str:
     help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
 )
 @click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
-@click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@click.option(
+    "--calib_seq_len",
+    "--calib_max_seq_length",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Tokens in each.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
@@ -99,6 +115,7 @@ def alpha_value(value: str) -> float | str:
 )
 @click.option("--per_token", is_flag=True, help="With --smoothquant: activation scales per token.")
 @click.option("--per_channel", is_flag=True, help="With --smoothquant: weight scales per output channel.")
+@click.option("--fp8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache FP8.")
 @click.option("--int8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache INT8.")
 def convert(as_json: bool, **flags: Any) -> None:
     """Convert a Hugging Face folder into a TensorRT-LLM checkpoint.
@@ -116,13 +133,21 @@ def convert(as_json: bool, **flags: Any) -> None:
 
 def read_options(flags: dict[str, Any]) -> ConvertOptions:
     """Resolve upstream's spellings into ConvertOptions."""
+    for name in ("quant", "kv_cache"):
+        flags[name] = None if flags[name] == "none" else flags[name]
     alpha, per_token, per_channel = flags.pop("smoothquant"), flags.pop("per_token"), flags.pop("per_channel")
     if alpha is None and (per_token or per_channel):
         raise InputError("--per_token and --per_channel go with --smoothquant ALPHA; or use --quant")
     if alpha is not None:
         if flags["quant"]:
             raise InputError("--smoothquant and --quant both name a quantization; give one")
+        if flags["alpha"] != "auto":
+            raise InputError("--smoothquant and --alpha both give the migration strength; give one")
         flags["quant"], flags["alpha"] = smoothquant_algo(per_token, per_channel), alpha
+    if flags.pop("fp8_kv_cache"):
+        if flags["kv_cache"] not in (None, "FP8"):
+            raise InputError("--fp8_kv_cache and --kv_cache INT8 contradict each other")
+        flags["kv_cache"] = "FP8"
     if flags.pop("int8_kv_cache"):
         if flags["kv_cache"] not in (None, "INT8"):
             raise InputError("--int8_kv_cache and --kv_cache FP8 contradict each other")
@@ -137,4 +162,7 @@ def summary(done: Converted, options: ConvertOptions) -> str:
     what = options.quant or "no quantization"
     cache = f", {options.kv_cache} KV cache" if options.kv_cache else ""
     ranks = options.tp_size * options.pp_size
+    calibrated = (done.manifest["calibration"] or {}).get("sequences", options.calib_size)
+    if calibrated < options.calib_size:
+        cache += f", calibrated on {calibrated} sequences ({options.calib} has no more)"
     return f"{done.folder}: {what}{cache}, {ranks} rank{'s' if ranks > 1 else ''}, {size / 1e6:,.1f} MB"

@@ -313,6 +313,9 @@ def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
 
 
 def check_options(options: ConvertOptions) -> None:
+    given = {"--alpha": options.alpha is not None, "--act_range": options.act_range != "auto"}
+    for flag in [flag for flag, there in given.items() if there and options.quant is None]:
+        raise InputError(f"{flag} belongs to SmoothQuant: give --quant, or --smoothquant ALPHA as upstream has it")
     if options.alpha is not None and not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
     if not 0 <= options.seed < 2**63:

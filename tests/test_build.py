@@ -275,9 +275,8 @@ def test_a_plan_does_not_wipe_out_a_build_that_can_go_on(folders: Words, machine
 def test_build_sh_takes_any_folder_name(name: str, machine: Machine, tmp_path: Path) -> None:
     base = tmp_path / name
     checkpoint = write_checkpoint(base / "ck", ALGORITHMS[1])
-    enginesmith(
-        "build", f"--checkpoint_dir={checkpoint}", f"--output_dir={base / 'plan'}", "--plan_only", "--gpu", "A100"
-    )
+    words = [f"--checkpoint_dir={checkpoint}", f"--output_dir={base / 'plan'}", "--plan_only", "--gpu", "A100"]
+    enginesmith("build", *words)
     env = {**machine, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{machine['PATH']}", "CDPATH": "/tmp"}
     done = subprocess.run(["bash", str(base / "plan" / "build.sh")], env=env, capture_output=True, text=True, cwd=base)
     assert done.returncode == 0, done.stderr
