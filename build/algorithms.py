@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..plugins import catalog
 from ..plugins.identity import ANY, INTEGER, Generations, within
 from .releases import RELEASES, Release, number
 
@@ -23,7 +24,6 @@ class Algorithm:
         why: what keeps it from the others.
         instead: what would work there.
         since: the first release that has it.
-        dtypes: engine dtypes.
         arranged: integers are stored in the order of one GPU generation's kernels.
     """
 
@@ -31,14 +31,13 @@ class Algorithm:
     why: str = ""
     instead: str = ""
     since: str = "0.16.0"
-    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
     arranged: bool = False
 
 
 INTEGERS = Algorithm(INTEGER, BLACKWELL_GUARD, "FP8 there, or an Ampere, Ada or Hopper GPU")
 ARRANGED = Algorithm(INTEGER, BLACKWELL_GUARD, INTEGERS.instead, arranged=True)
 FP8 = Algorithm(FP8_GPUS, "FP8 needs Ada, Hopper or Blackwell (SM 89 or above)", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN")
-QSERVE = Algorithm(((80, 90), (120, 121)), BLACKWELL_GUARD, INTEGERS.instead, dtypes=("float16",))
+QSERVE = Algorithm(((80, 90), (120, 121)), BLACKWELL_GUARD, INTEGERS.instead)
 
 WEIGHTS: dict[str | None, Algorithm] = {
     None: Algorithm(),
@@ -93,8 +92,13 @@ def refusal(algorithm: str | None, kv_cache: str | None, dtype: str, release: Re
         return f"kv_cache_quant_algo {kv_cache!r} is not supported; use one of: {listed(KV_CACHE)}, or none"
     if not within(sm, release.gpus):
         return f"TensorRT-LLM {release.version} builds no engine for SM {sm}; {releases_for(sm)}"
-    if dtype not in WEIGHTS[algorithm].dtypes:
-        return f"{algorithm} needs dtype {' or '.join(WEIGHTS[algorithm].dtypes)}, not {dtype}; convert with --dtype"
+    for plugin in catalog.QUANTIZATION if algorithm else ():
+        if not plugin.used_by(algorithm):
+            continue
+        if dtype not in plugin.dtypes:
+            return f"{algorithm} needs dtype {' or '.join(plugin.dtypes)}, not {dtype}; convert with --dtype"
+        if not number(plugin.since) <= number(release.version) <= number(plugin.until):
+            return f"TensorRT-LLM {release.version} has no {plugin.name}; {plugin.since} to {plugin.until} have it"
     for what, known in ((algorithm, WEIGHTS[algorithm]), (f"{kv_cache} KV cache", KV_CACHE[kv_cache])):
         if number(release.version) < number(known.since):
             return f"{what} begins with TensorRT-LLM {known.since}; {release.version} does not know it"

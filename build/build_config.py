@@ -53,6 +53,8 @@ def build_config(checkpoint: CheckpointFolder, release: Release, given: Given) -
         InputError: a flag that the release does not have.
     """
     check_flags(release, given)
+    if given.get("gather_all_token_logits"):
+        given = given | {"gather_context_logits": True, "gather_generation_logits": True}
     chosen = {into: values_for(into, given) for into in ("build", "plugin")}
     config = BUILD_DEFAULTS | {"max_seq_len": checkpoint.positions} | chosen["build"]
     config["kv_cache_type"] = str(config.get("kv_cache_type", "paged")).upper()

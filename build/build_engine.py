@@ -10,12 +10,17 @@ enginesmith.json says of what, by what and for which GPU they were made.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +39,25 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, required=True, help="folder with plan.json and build_config.json")
     parser.add_argument("--checkpoint_dir", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="engine folder; finished ranks in it are kept")
-    parser.add_argument("--workers", type=int, help="ranks built at once; default one a GPU")
+    parser.add_argument("--workers", type=int, help="ranks built at once; default the plan's, or one a GPU")
     parser.add_argument("--rank", type=int, help="build this rank alone, in this process")
     options = parser.parse_args(words)
+    if options.workers is not None and options.workers < 1:
+        parser.error("--workers must be at least 1")
+    signal.signal(signal.SIGTERM, stopped)
     try:
         if options.rank is not None:
             build_rank(options.plan, options.checkpoint_dir, options.output_dir, options.rank)
             return BUILT
         return build_all(options.plan, options.checkpoint_dir, options.output_dir, options.workers)
-    except Refused as reason:
+    except (Refused, OSError, ValueError) as reason:
         print(f"build_engine: {reason}", file=sys.stderr)
         return UNUSABLE
+
+
+def stopped(number: int, frame: object) -> None:
+    """SIGTERM ends a build the way Ctrl-C does: the ranks at work are stopped, finished ones kept."""
+    raise KeyboardInterrupt
 
 
 def build_all(plan_folder: Path, checkpoint: Path, output: Path, workers: int | None = None) -> int:
@@ -54,13 +67,21 @@ def build_all(plan_folder: Path, checkpoint: Path, output: Path, workers: int | 
         the exit code: 0, or 1 if a rank failed.
     """
     plan = read_json(plan_folder / "plan.json")
-    output.mkdir(parents=True, exist_ok=True)
+    (output / "logs").mkdir(parents=True, exist_ok=True)
+    free = visible_gpus()[: workers or plan.get("workers")]
+    if not free:
+        raise Refused("CUDA_VISIBLE_DEVICES hides every GPU")
+    with only_build(output / "logs"):
+        return build_ranks(plan, plan_folder, checkpoint, output, free)
+
+
+def build_ranks(plan: dict[str, Any], plan_folder: Path, checkpoint: Path, output: Path, free: list[str]) -> int:
+    """Build what is missing on these GPUs, and write the manifest; the exit code."""
     ranks = plan["checkpoint"]["tp_size"] * plan["checkpoint"]["pp_size"]
     waiting = [rank for rank in range(ranks) if finished(output, rank, plan) is None]
     for rank in sorted(set(range(ranks)) - set(waiting)):
         say(f"rank {rank}: finished before")
     remove_others(output, set(range(ranks)) - set(waiting))
-    free = visible_gpus()[:workers]
     running: dict[int, tuple[subprocess.Popen[bytes], str, float]] = {}
     try:
         while waiting or running:
@@ -89,8 +110,20 @@ def build_all(plan_folder: Path, checkpoint: Path, output: Path, workers: int | 
             process.terminate()
         for process, _, _ in running.values():
             process.wait()
-    write_manifest(plan, output, ranks)
-    return BUILT
+    return write_manifest(plan, output, ranks)
+
+
+@contextmanager
+def only_build(folder: Path) -> Iterator[None]:
+    """Hold a folder against another build of the same engine."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refused(f"another build is at work in {folder.parent}") from None
+    finally:
+        os.close(lock)
 
 
 def start(plan: Path, checkpoint: Path, output: Path, rank: int, gpu: str) -> subprocess.Popen[bytes]:
@@ -101,11 +134,24 @@ def start(plan: Path, checkpoint: Path, output: Path, rank: int, gpu: str) -> su
     command += ["--output_dir", str(output), "--rank", str(rank)]
     with log.open("wb") as file:
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        parent = {"ENGINESMITH_BUILD": str(os.getpid())}
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment | parent)
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone, however that ended."""
+    parent = os.environ.get("ENGINESMITH_BUILD")
+    if parent is None:
+        return
+    die_with_parent = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        sys.exit(FAILED)
 
 
 def build_rank(plan_folder: Path, checkpoint: Path, output: Path, rank: int) -> None:
     """Build one rank in this process, by the steps of trtllm-build, and record it."""
+    end_with_parent()
     plan = read_json(plan_folder / "plan.json")
     machine = this_machine()
     check_machine(plan, machine)
@@ -132,6 +178,7 @@ def build_rank(plan_folder: Path, checkpoint: Path, output: Path, rank: int) -> 
     )
     engine.save(str(output))
     path = engine_file(output, rank)
+    sync(path)
     record = {
         "rank": rank,
         "seconds": round(time.monotonic() - since, 1),
@@ -139,12 +186,13 @@ def build_rank(plan_folder: Path, checkpoint: Path, output: Path, rank: int) -> 
         "sha256": sha256(path),
         "plan": digest(plan),
         "machine": machine,
+        "config": sha256(output / "config.json") if rank == 0 else None,
     }
     write_json(record_file(output, rank), record)
 
 
 def rank_config(plan_folder: Path, output: Path, rank: int) -> Path:
-    """build_config.json with the timing cache beside the engine; rank 0 writes it, all read what is there."""
+    """build_config.json with the timing cache beside the engine, read where an earlier rank left one."""
     config = read_json(plan_folder / "build_config.json")
     cache = output / TIMING_CACHE
     config.setdefault("output_timing_cache", str(cache))
@@ -197,10 +245,12 @@ def same_release(installed: str, planned: str) -> bool:
 
 
 def finished(output: Path, rank: int, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a rank that was built to its end by this plan."""
+    """The record of a rank that was built to its end by this plan, its files as they were then."""
     try:
         record = read_json(record_file(output, rank))
-        whole = record["plan"] == digest(plan) and record["bytes"] == engine_file(output, rank).stat().st_size
+        whole = record["plan"] == digest(plan) and record["sha256"] == sha256(engine_file(output, rank))
+        if rank == 0:
+            whole = whole and record["config"] == sha256(output / "config.json")
     except (OSError, ValueError, KeyError):
         return None
     return record if whole else None
@@ -214,21 +264,26 @@ def remove_others(output: Path, keep: set[int]) -> None:
             path.unlink()
 
 
-def write_manifest(plan: dict[str, Any], output: Path, ranks: int) -> None:
-    """What the engines were made of, by and for, and each rank's hash, size and build time."""
-    records = [read_json(record_file(output, rank)) for rank in range(ranks)]
-    ranked = [{key: record[key] for key in ("rank", "seconds", "bytes", "sha256")} for record in records]
-    manifest = {"plan": plan, "plan_digest": digest(plan), "machine": records[0]["machine"], "ranks": ranked}
-    write_json(output / MANIFEST, manifest)
+def write_manifest(plan: dict[str, Any], output: Path, ranks: int) -> int:
+    """What the engines were made of, by and for, and each rank's hash, size and build time; the exit code."""
+    records = [finished(output, rank, plan) for rank in range(ranks)]
+    whole = [record for record in records if record is not None]
+    if len(whole) < ranks:
+        say("files changed while they were built; start again")
+        return FAILED
+    ranked = [{key: record[key] for key in ("rank", "seconds", "bytes", "sha256")} for record in whole]
+    manifest = {"plan": plan, "plan_digest": digest(plan), "machine": whole[0]["machine"], "ranks": ranked}
+    write_json(output / MANIFEST, manifest | {"config": whole[0]["config"]})
     for rank in range(ranks):
         record_file(output, rank).unlink()
+    return BUILT
 
 
 def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES, one for each GPU that this process may use; "0" where none can be listed."""
+    """Names for CUDA_VISIBLE_DEVICES, one for each GPU that this process may use; "0" where they cannot be listed."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name for name in chosen.split(",") if name] or ["0"]
+        return [name for name in chosen.split(",") if name and name != "-1"]
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -253,8 +308,15 @@ def tail(path: Path) -> str:
 
 
 def digest(plan: dict[str, Any]) -> str:
-    """What a finished rank must have been built by."""
+    """What a finished rank must have been built by; how many ranks are built at once does not matter."""
+    plan = {key: value for key, value in plan.items() if key not in ("workers", "log_level")}
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file durable before a record vouches for it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sha256(path: Path) -> str:

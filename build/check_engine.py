@@ -7,17 +7,20 @@ fields by position, so TensorRT-LLM must be the same release.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from typing import Any
 
 from ..convert.errors import InputError
-from ..convert.files import MANIFEST, read_json, section, sha256
+from ..convert.files import MANIFEST, read_json, section
 from . import gpus
 from .build_engine import same_release
 from .engine_folder import EngineFolder
-from .engines import installed_release
+from .engines import changed_files, installed_release
 from .gpus import GPU
 from .memory import gibibytes
+
+# Names under which NVIDIA has published TensorRT's Python package.
+TENSORRT = ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt-cu13", "tensorrt-cu12")
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,28 @@ class Machine:
 
     Attributes:
         tensorrt_llm, tensorrt: versions, or None where they are not installed.
-        gpus: its GPUs.
+        gpus: those that a process would see.
+        name: how to speak of it.
     """
 
     tensorrt_llm: str | None
     tensorrt: str | None
     gpus: list[GPU]
+    name: str = "here"
 
 
 def this_machine() -> Machine:
-    try:
-        tensorrt = metadata.version("tensorrt")
-    except metadata.PackageNotFoundError:
-        tensorrt = None
+    found = (distribution for distribution in TENSORRT if util.find_spec("tensorrt") and has(distribution))
+    tensorrt = next((metadata.version(distribution) for distribution in found), None)
     return Machine(installed_release(), tensorrt, [here.gpu for here in gpus.present()])
+
+
+def has(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
@@ -64,37 +75,40 @@ def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
             reasons.append(f"GPU {index} is {gpu.name} (SM {gpu.sm}), the engine is for {built.get('gpu')} (SM {sm})")
     reasons += enough_gpus(engine, machine)
     for rank, gpu in enumerate(machine.gpus[: engine.world_size]):
-        size = (engine.folder / f"rank{rank}.engine").stat().st_size
-        if size > gpu.memory:
-            reasons.append(f"rank {rank} is {gibibytes(size)}, GPU {rank} ({gpu.name}) has {gibibytes(gpu.memory)}")
+        needed = memory_needed(engine, manifest, rank)
+        if gpu.memory and needed > gpu.memory:
+            reasons.append(
+                f"rank {rank} takes {gibibytes(needed)}, GPU {rank} ({gpu.name}) has {gibibytes(gpu.memory)}"
+            )
     return reasons
 
 
-def changed_files(engine: EngineFolder, manifest: dict[str, Any]) -> list[str]:
-    """Rank files that are not the ones that were built."""
-    ranks = manifest.get("ranks")
-    hashes = {entry.get("rank"): entry.get("sha256") for entry in ranks} if isinstance(ranks, list) else {}
-    return [
-        f"rank{rank}.engine: differs from the one {MANIFEST} recorded"
-        for rank in range(engine.world_size)
-        if sha256(engine.folder / f"rank{rank}.engine") != hashes.get(rank)
-    ]
+def memory_needed(engine: EngineFolder, manifest: dict[str, Any], rank: int) -> int:
+    """Bytes of GPU memory before the first request: the engine, and what its plan says besides."""
+    size = (engine.folder / f"rank{rank}.engine").stat().st_size
+    planned = section(manifest, "plan").get("memory")
+    if not isinstance(planned, list) or rank >= len(planned) or not isinstance(planned[rank], dict):
+        return size
+    besides = [planned[rank].get(key) for key in ("activations", "reserve")]
+    return size + sum(value for value in besides if isinstance(value, int))
 
 
 def versions(tensorrt_llm: str, tensorrt: str | None, machine: Machine) -> list[str]:
     reasons = []
-    if machine.tensorrt_llm is None:
-        reasons.append(f"TensorRT-LLM is not installed here; the engine needs {tensorrt_llm}")
-    elif not same_release(machine.tensorrt_llm, tensorrt_llm):
-        reasons.append(f"TensorRT-LLM {machine.tensorrt_llm} is installed here; the engine needs {tensorrt_llm}")
-    if tensorrt and machine.tensorrt and not same_release(machine.tensorrt, tensorrt):
-        reasons.append(f"TensorRT {machine.tensorrt} is installed here; the engine needs {tensorrt}")
+    for name, needed, found in (
+        ("TensorRT-LLM", tensorrt_llm, machine.tensorrt_llm),
+        ("TensorRT", tensorrt, machine.tensorrt),
+    ):
+        if needed and found is None:
+            reasons.append(f"{name} is not installed {machine.name}; the engine needs {needed}")
+        elif needed and found and not same_release(found, needed):
+            reasons.append(f"{name} is {found} {machine.name}; the engine needs {needed}")
     return reasons
 
 
 def enough_gpus(engine: EngineFolder, machine: Machine) -> list[str]:
     if not machine.gpus:
-        return ["there is no NVIDIA GPU here (nvidia-smi lists none)"]
+        return ["there is no NVIDIA GPU to be seen here"]
     if len(machine.gpus) < engine.world_size:
         return [f"{len(machine.gpus)} GPUs here; its {engine.world_size} ranks need one each"]
     return []

@@ -7,15 +7,43 @@ that this project converts.
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..convert.architectures import COLUMNS, FAMILIES, Family
 from ..convert.errors import InputError
-from ..convert.files import MANIFEST, headers, manifest_problems, read_json, read_manifest, section, sha256, text_digest
+from ..convert.files import (
+    DTYPE_NAMES,
+    MANIFEST,
+    headers,
+    manifest_problems,
+    read_json,
+    read_manifest,
+    section,
+    sha256,
+    text_digest,
+)
 from ..convert.layout import Mapping, rank_size, rank_tensors
-from ..convert.model import flag, model_of_checkpoint, positive
+from ..convert.model import MOST_LAYERS, flag, model_of_checkpoint, positive
 from ..convert.scheme import SCHEMES, scheme_of
+
+DTYPES = ("float16", "bfloat16", "float32")
+# QuantConfig of 0.16 to 1.2; another key is an error when the checkpoint is loaded.
+QUANTIZATION_KEYS = {
+    "quant_algo",
+    "kv_cache_quant_algo",
+    "group_size",
+    "smoothquant_val",
+    "clamp_val",
+    "use_meta_recipe",
+    "has_zero_point",
+    "pre_quant_scale",
+    "exclude_modules",
+    "mamba_ssm_cache_dtype",
+    "quantized_layers",
+}
+MOST_RANKS = 1024
 
 
 class CheckpointFolder:
@@ -42,19 +70,29 @@ class CheckpointFolder:
         self.dtype = str(config["dtype"])
         self.logits_dtype = str(config.get("logits_dtype", "float32"))
         quantization = section(config, "quantization")
+        unknown = sorted(quantization.keys() - QUANTIZATION_KEYS)
+        if unknown:
+            raise InputError(f"{self.folder}/config.json: quantization.{unknown[0]} is no key that TensorRT-LLM reads")
+        for key, value, words in (("dtype", self.dtype, DTYPES), ("logits_dtype", self.logits_dtype, DTYPES[::2])):
+            if value not in words:
+                raise InputError(f"{self.folder}/config.json: {key} {value!r} is not one of {', '.join(words)}")
         self.algorithm: str | None = name_or_none(quantization, "quant_algo")
         self.kv_cache: str | None = name_or_none(quantization, "kv_cache_quant_algo")
-        self.layers = positive(config, "num_hidden_layers")
+        self.layers = positive(config, "num_hidden_layers", largest=MOST_LAYERS)
         self.hidden_size = positive(config, "hidden_size")
         self.heads = positive(config, "num_attention_heads")
         self.kv_heads = positive(config, "num_key_value_heads", self.heads)
         self.head_size = positive(config, "head_size", self.hidden_size // self.heads)
         self.intermediate_size = positive(config, "intermediate_size", 4 * self.hidden_size)
+        if self.heads % self.kv_heads:
+            raise InputError(f"config.json: {self.heads} heads are no multiple of {self.kv_heads} KV heads")
         self.vocab_size = positive(config, "vocab_size")
         self.parallel_embedding = flag(config, "use_parallel_embedding")
         self.positions = positive(config, "max_position_embeddings", 2**31)
         parallel = {"tp_size": 1, "pp_size": 1, "cp_size": 1, **section(config, "mapping")}
-        self.mapping = Mapping(positive(parallel, "tp_size"), positive(parallel, "pp_size"))
+        self.mapping = Mapping(
+            positive(parallel, "tp_size", largest=MOST_RANKS), positive(parallel, "pp_size", largest=MOST_RANKS)
+        )
         self.world_size = self.mapping.world_size
         self.check_ranks(parallel)
         self.rank_bytes = [self.rank_file(rank).stat().st_size for rank in range(self.world_size)]
@@ -103,18 +141,19 @@ class CheckpointFolder:
         """
         known = self.algorithm is None or self.algorithm in SCHEMES
         for rank in range(self.world_size):
-            found = {name: shape for name, shape, _ in headers(self.rank_file(rank))}
+            found = {name: (shape, dtype) for name, shape, dtype in headers(self.rank_file(rank))}
             if self.family is None or not known:
                 continue
             size = positive(section(self.config, "quantization"), "group_size", 128)
             scheme = scheme_of(self.algorithm, self.kv_cache, size, self.packed_for_sm or 80)
             wanted = rank_tensors(model_of_checkpoint(self.config), scheme, self.mapping, rank, self.dtype)
-            for name, (shape, _) in wanted.items():
+            for name, (shape, dtype) in wanted.items():
                 if name not in found:
                     raise InputError(f"rank{rank}.safetensors: tensor {name} is missing; run enginesmith verify")
-                if found[name] != shape:
+                if found[name] != (shape, DTYPE_NAMES[dtype]):
                     raise InputError(
-                        f"rank{rank}.safetensors: tensor {name} has shape {found[name]}, config.json implies {shape}"
+                        f"rank{rank}.safetensors: tensor {name} is {found[name][1]} {found[name][0]}, config.json "
+                        f"implies {DTYPE_NAMES[dtype]} {shape}"
                     )
 
     def check_manifest(self, every_file: bool) -> None:
@@ -123,30 +162,26 @@ class CheckpointFolder:
         Args:
             every_file: hash them all; otherwise only config.json and files younger than the manifest.
         """
-        if every_file:
-            problems = manifest_problems(self.folder)
-        else:
-            made = (self.folder / MANIFEST).stat().st_mtime_ns if (self.folder / MANIFEST).exists() else 0
-            recorded = section(read_manifest(self.folder), "files")
-            suspects = [
-                self.folder / name
-                for name in recorded
-                if name == "config.json" or changed_since(self.folder / Path(name).name, made)
-            ]
-            problems = [
-                f"{path.name}: differs from the one {MANIFEST} recorded"
-                for path in suspects
-                if not path.is_file() or sha256(path) != recorded[path.name]
-            ]
+        path = self.folder / MANIFEST
+        made = path.stat().st_mtime_ns if path.exists() else 0
+        problems = manifest_problems(
+            self.folder, lambda file: every_file or file.name == "config.json" or changed_since(file, made)
+        )
         if problems:
             raise InputError(f"{self.folder}: {problems[0]}; convert again, or remove {MANIFEST} to build it as it is")
 
-    def digest(self) -> str:
-        """What identifies its content: the manifest's hashes, or config.json's and the file sizes."""
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of config.json and every rank's file: as the manifest recorded them, else computed now."""
+        names = ["config.json", *(self.rank_file(rank).name for rank in range(self.world_size))]
         recorded = section(read_manifest(self.folder), "files")
-        if not recorded:
-            recorded = {"config.json": sha256(self.folder / "config.json"), "sizes": self.rank_bytes}
-        return text_digest(recorded)
+        if all(isinstance(recorded.get(name), str) for name in names):
+            return {name: recorded[name] for name in names}
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(names, pool.map(sha256, [self.folder / name for name in names]), strict=True))
+
+    def digest(self) -> str:
+        """What identifies its content."""
+        return text_digest(self.hashes())
 
     @property
     def packed_for_sm(self) -> int | None:

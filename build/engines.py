@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from ..convert.errors import InputError
-from ..convert.files import MANIFEST, read_json
+from ..convert.files import MANIFEST, read_json, sha256
 from ..convert.staging import Staging
 from . import build_engine
+from .engine_folder import EngineFolder
 from .gpus import Present, present
 from .plan import Plan
 from .script import write_plan
@@ -43,10 +45,26 @@ def build(plan: Plan, output: Path) -> bool:
 
 
 def is_of(engine: Path, planned: Path) -> bool:
-    """Whether an engine folder, made here or elsewhere, was built by this plan."""
+    """Whether an engine folder, made here or elsewhere, was built by this plan, and is as it was built."""
     if not (engine / MANIFEST).is_file():
         return False
-    return read_json(engine / MANIFEST).get("plan_digest") == build_engine.digest(read_json(planned / "plan.json"))
+    manifest = read_json(engine / MANIFEST)
+    same = manifest.get("plan_digest") == build_engine.digest(read_json(planned / "plan.json"))
+    return same and not changed_files(EngineFolder(engine), manifest)
+
+
+def changed_files(engine: EngineFolder, manifest: dict[str, Any]) -> list[str]:
+    """Files that are not the ones that were built."""
+    ranks = manifest.get("ranks")
+    entries = [entry for entry in ranks if isinstance(entry, dict)] if isinstance(ranks, list) else []
+    recorded = {f"rank{entry.get('rank')}.engine": entry.get("sha256") for entry in entries}
+    recorded["config.json"] = manifest.get("config")
+    names = ["config.json", *(f"rank{rank}.engine" for rank in range(engine.world_size))]
+    return [
+        f"{name}: differs from the one {MANIFEST} recorded"
+        for name in names
+        if sha256(engine.folder / name) != recorded.get(name)
+    ]
 
 
 def check_here(plan: Plan, gpus: list[Present]) -> None:

@@ -36,7 +36,9 @@ class Flag:
 
     def value(self, word: Any) -> Any:
         """The JSON value that a word of the command line means."""
-        if word == "disable":
+        if not isinstance(self.kind, tuple):
+            return word
+        if word == "disable" and self.name != "kv_cache_type":
             return False if self.kind == SWITCH else None
         return True if word == "enable" else word
 
@@ -75,6 +77,7 @@ BUILD = (
     Flag("enable_debug_output", "build", "flag", "Mark debug outputs."),
     Flag("gather_context_logits", "build", "flag", "Return logits of the prompt."),
     Flag("gather_generation_logits", "build", "flag", "Return logits of the output."),
+    Flag("gather_all_token_logits", "run", "flag", "Both of these."),
     Flag("monitor_memory", "build", "flag", "Log memory while building."),
     Flag("strip_plan", "run", "flag", "Leave the weights out of the engine."),
     Flag("logits_dtype", "run", ("float16", "float32"), "Type of the logits."),
@@ -97,7 +100,6 @@ PLUGINS = (
     Flag("nccl_plugin", "plugin", DTYPES, "Communication between ranks."),
     Flag("bert_attention_plugin", "plugin", DTYPES, "Attention of encoders."),
     Flag("moe_plugin", "plugin", DTYPES, "Mixture of experts."),
-    Flag("lora_plugin", "plugin", DTYPES, "LoRA adapters."),
     Flag("mamba_conv1d_plugin", "plugin", DTYPES, "Mamba's convolution."),
     Flag("gemm_swiglu_plugin", "plugin", FP8_GEMM, "Fused MLP product, FP8 on Hopper."),
     Flag("fp8_rowwise_gemm_plugin", "plugin", DTYPES, "FP8 product with row scales; set by FP8_PER_CHANNEL_PER_TOKEN."),
@@ -116,7 +118,6 @@ PLUGINS = (
     Flag("reduce_fusion", "plugin", SWITCH, "Fuse all-reduce and norm: Llama, tp > 1, pp 1."),
     Flag("use_fused_mlp", "plugin", SWITCH, "Fuse gate and up; only FP8 and unquantized models can."),
     Flag("pp_reduce_scatter", "plugin", SWITCH, "Scatter between stages: Mixtral only."),
-    Flag("dora_plugin", "plugin", SWITCH, "DoRA adapters.", since="0.20.0"),
     Flag("norm_quant_fusion", "plugin", SWITCH, "Fuse norm and FP4 quantization.", since="0.20.0"),
     Flag("user_buffer", "plugin", SWITCH, "All-reduce in registered buffers."),
     Flag("fuse_fp4_quant", "plugin", SWITCH, "Fuse FP4 quantization into attention.", since="0.20.0"),
@@ -129,6 +130,7 @@ PLUGINS = (
     ),
 )
 FLAGS = SHAPES + BUILD + PLUGINS
+LARGEST = 2**31 - 1
 
 # Flags that are refused, and what to do instead.
 REFUSED = {
@@ -151,7 +153,9 @@ REFUSED = {
     "speculative_decoding_mode": "speculative decoding is not planned; use trtllm-build itself",
     "max_draft_len": "speculative decoding is not planned; use trtllm-build itself",
     "max_encoder_input_len": "encoder-decoder models are not planned; use trtllm-build itself",
+    "lora_plugin": "LoRA is not planned (and SmoothQuant engines refuse it); use trtllm-build itself",
     "lora_dir": "LoRA is not planned (and SmoothQuant engines refuse it); use trtllm-build itself",
+    "dora_plugin": "LoRA is not planned (and SmoothQuant engines refuse it); use trtllm-build itself",
     "lora_ckpt_source": "LoRA is not planned (and SmoothQuant engines refuse it); use trtllm-build itself",
     "lora_target_modules": "LoRA is not planned (and SmoothQuant engines refuse it); use trtllm-build itself",
     "max_lora_rank": "LoRA is not planned (and SmoothQuant engines refuse it); use trtllm-build itself",

@@ -1,7 +1,7 @@
 """How much GPU memory one rank of an engine takes: weights, KV cache, activations.
 
     weights       = the rank's file
-    KV per token  = 2 layers/pp max(kv_heads/tp, 1) head_size bytes
+    KV per token  = 2 layers/pp ceil(kv_heads/tp) head_size bytes
     activations   = max_num_tokens layer + logits
 
 Weights and KV cache are exact. Activations are an estimate that takes everything a layer makes as kept at once: for a
@@ -21,7 +21,8 @@ from .checkpoint_folder import CheckpointFolder
 CONTEXT = 2**30
 # All-reduce workspace of one rank, for each rank it sums with.
 ALL_REDUCE = 3 * 2**26
-FLOAT16, FLOAT32 = 2, 4
+ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+LOGITS = 4
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def rank_memory(
         fraction: share of the free memory that the runtime gives to the cache (kv_cache_free_gpu_mem_fraction).
     """
     tp = checkpoint.mapping.tp_size
-    kv_heads = max(checkpoint.kv_heads // tp, 1)
-    element = 1 if checkpoint.kv_cache in ("INT8", "FP8") else FLOAT16
+    kv_heads = math.ceil(checkpoint.kv_heads / tp)
+    element = 1 if checkpoint.kv_cache in ("INT8", "FP8") else ITEM_SIZE[checkpoint.dtype]
     per_token = 2 * len(checkpoint.layers_of(rank)) * kv_heads * checkpoint.head_size * element
     block: int = build_config["plugin_config"]["tokens_per_block"]
     per_sequence: int = per_token * math.ceil(build_config["max_seq_len"] / block) * block
@@ -99,16 +100,16 @@ def activation_bytes(checkpoint: CheckpointFolder, rank: int, build_config: dict
     """
     tp, hidden = checkpoint.mapping.tp_size, checkpoint.hidden_size
     query = checkpoint.heads // tp * checkpoint.head_size
-    key_value = max(checkpoint.kv_heads // tp, 1) * checkpoint.head_size
+    key_value = math.ceil(checkpoint.kv_heads / tp) * checkpoint.head_size
     made = 6 * hidden + (query + 2 * key_value) + query + 3 * checkpoint.intermediate_size // tp
     tokens: int = build_config["max_num_tokens"]
-    layer = tokens * FLOAT16 * made
+    layer = tokens * ITEM_SIZE[checkpoint.dtype] * made
     if rank // tp != checkpoint.mapping.pp_size - 1:
         return layer
     rows: int = build_config["max_batch_size"] * build_config["max_beam_width"]
     if build_config["gather_context_logits"]:
         rows = max(rows, tokens)
-    return layer + rows * checkpoint.vocab_size * FLOAT32
+    return layer + rows * checkpoint.vocab_size * LOGITS
 
 
 def gibibytes(size: int) -> str:

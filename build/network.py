@@ -78,7 +78,8 @@ def outside(checkpoint: CheckpointFolder, rank: int, gemm_plugin: bool) -> list[
     stage = rank // mapping.tp_size
     first, last = stage == 0, stage == mapping.pp_size - 1
     if first and checkpoint.parallel_embedding and mapping.tp_size > 1:
-        nodes.append((nccl.ALL_REDUCE, "vocab_embedding"))
+        by_hidden = checkpoint.config.get("embedding_sharding_dim") == 1
+        nodes.append((nccl.ALL_GATHER if by_hidden else nccl.ALL_REDUCE, "vocab_embedding"))
     if not first:
         nodes.append((nccl.RECV, "hidden_states"))
     if not last:

@@ -19,17 +19,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..convert.converter import ConvertOptions, convert
+from ..convert.converter import ConvertOptions, convert, output_dtype
 from ..convert.errors import InputError
 from ..convert.files import read_json, sha256, text_digest, write_json
 from ..convert.joined import Checkpoint
+from ..convert.scheme import scheme_of
 from ..convert.source import Source
-from ..convert.staging import Staging
+from ..convert.staging import MARK, Staging
 from ..convert.text import BUILT_IN
-from ..convert.verify import accuracy_failures, measure, structure_problems, summary
+from ..convert.verify import gate_failures, measure, structure_problems, summary
 from . import engines, gpus, releases
+from .algorithms import refusal
+from .build_config import check_flags
 from .checkpoint_folder import CheckpointFolder
-from .plan import Plan, Wishes, make_plan
+from .plan import Plan, Wishes, check_wishes, make_plan
 from .recipe import BuildOptions, Recipe, VerifyOptions
 from .script import write_plan
 from .triton.generate import TritonOptions, generate
@@ -80,6 +83,7 @@ class Run:
         Raises:
             InputError: input that a step refuses, or another run at work in the same folder.
         """
+        self.check()
         steps: list[Step] = []
         with only_one(self.root):
             for step in self.steps():
@@ -87,6 +91,22 @@ class Run:
                 if step.status == FAILED:
                     break
         return steps
+
+    def check(self) -> None:
+        """Raise InputError for what a later step would refuse, before any step begins."""
+        convert, build, source = self.recipe.convert, self.recipe.build, Source(self.recipe.model_dir)
+        scheme_of(convert.get("quant"), convert.get("kv_cache"))
+        if build is None:
+            return
+        release, gpu = target_of(build)
+        dtype = output_dtype(convert.get("dtype", "auto"), source.dtype)
+        reason = refusal(convert.get("quant"), convert.get("kv_cache"), dtype, release, gpu.sm)
+        if reason:
+            raise InputError(f"build: {reason}")
+        check_flags(release, build.flags)
+        check_wishes(wishes_of(build))
+        if self.recipe.triton is not None and not self.tokenizer_dir().is_dir():
+            raise InputError(f"triton: tokenizer_dir {self.tokenizer_dir()} is not a folder")
 
     def steps(self) -> Iterator[Step]:
         recipe = self.recipe
@@ -107,7 +127,11 @@ class Run:
         source = Source(options.model_dir)
         choices = {k: v for k, v in asdict(options).items() if k not in ("model_dir", "output_dir")}
         versions = {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")}
-        inputs = [choices, versions, hashes(source.paths()), text_hash(options.calib)]
+        files = [*source.paths(), *tokenizer_files(source.folder)]
+        inputs = [choices, versions, hashes(files), text_hash(options.calib)]
+        if not self.is_current("convert", self.checkpoint, inputs):
+            for later in (self.verdict, self.plan_dir, self.engine, self.repository):
+                remove(later)
 
         def work() -> dict[str, Any]:
             manifest = convert(options, self.on_progress).manifest
@@ -116,7 +140,10 @@ class Run:
         return self.step("convert", self.checkpoint, inputs, work)
 
     def verify(self, options: VerifyOptions) -> Step:
-        inputs = [asdict(options), tree(self.checkpoint), text_hash(options.text), metadata.version("enginesmith")]
+        """Measure, unless that was done before; the gate is judged anew each time."""
+        measured = {key: value for key, value in asdict(options).items() if key != "max_ppl_increase"}
+        files = hashes(tokenizer_files(self.recipe.model_dir))
+        inputs = [measured, tree(self.checkpoint), text_hash(options.text), files, metadata.version("enginesmith")]
 
         def work() -> dict[str, Any]:
             checkpoint = Checkpoint(self.checkpoint)
@@ -131,12 +158,18 @@ class Run:
                     options.device,
                     lambda layer, phase: self.on_progress(layer, phase, 0),
                 )
-            failures = problems + accuracy_failures(accuracy, options.max_ppl_increase)
-            found = summary(accuracy, problems) | {"ok": not failures, "failures": failures}
-            write_whole(self.verdict, found)
-            return found
+            write_whole(self.verdict, summary(accuracy, problems))
+            return summary(accuracy, problems)
 
-        return self.step("verify", self.verdict, inputs, work)
+        step = self.step("verify", self.verdict, inputs, work)
+        found = step.result.get("accuracy") or {}
+        failures = [*step.result["structure"]["problems"]]
+        failures += gate_failures(found.get("perplexity"), found.get("ppl_increase_percent"), options.max_ppl_increase)
+        step.result = step.result | {"ok": not failures, "failures": failures}
+        if failures:
+            step.status = FAILED
+            self.on_step("verify", FAILED)
+        return step
 
     def plan(self, plan: Plan, options: BuildOptions) -> Step:
         inputs = [plan.as_json(), metadata.version("enginesmith")]
@@ -150,39 +183,44 @@ class Run:
         return self.step("plan", self.plan_dir, inputs, work)
 
     def build(self, plan: Plan, options: BuildOptions) -> Step:
-        inputs = [tree(self.plan_dir), tree(self.checkpoint), engines.installed_release()]
-        if engines.installed_release() is None and engines.is_of(self.engine, self.plan_dir):
+        """Build where TensorRT-LLM is installed; an engine of this plan that was built elsewhere is as good."""
+        inputs = text_digest([tree(self.plan_dir), tree(self.checkpoint)])
+        if self.serves():
             self.on_step("build", UNCHANGED)
-            return Step("build", UNCHANGED, text_digest(inputs), tree(self.engine), {"why": "built elsewhere"})
-        if engines.installed_release() is None and not self.is_current("build", self.engine, inputs):
-            why = {
-                "ok": options.engine == "auto",
-                "why": "TensorRT-LLM is not installed here",
-                "command": self.script(),
-            }
+            return Step("build", UNCHANGED, inputs, tree(self.engine), {"why": "an engine of this plan is there"})
+        remove(self.engine)
+        if engines.installed_release() is None:
             status = NOT_HERE if options.engine == "auto" else FAILED
-            self.on_step("build", status)
-            return Step("build", status, text_digest(inputs), None, why)
-
-        def work() -> dict[str, Any]:
-            return {"ok": engines.build(plan, self.engine)}
-
-        return self.step("build", self.engine, inputs, work)
+            result = {"why": "TensorRT-LLM is not installed here", "command": self.script()}
+        else:
+            self.on_step("build", "begins")
+            status = DONE if engines.build(plan, self.engine) else FAILED
+            result = {"why": "" if status == DONE else f"see the logs in {self.engine}; the same run goes on"}
+        self.on_step("build", status)
+        return Step("build", status, inputs, tree(self.engine) if status == DONE else None, result)
 
     def triton(self, chosen: dict[str, Any]) -> Step:
-        if not self.engine.exists():
+        if not self.serves():
+            remove(self.repository)
             self.on_step("triton", NOT_HERE)
-            return Step("triton", NOT_HERE, text_digest(chosen), None, {"why": "there is no engine to serve yet"})
-        settings = {"tokenizer_dir": str(self.recipe.model_dir)} | chosen
+            return Step("triton", NOT_HERE, text_digest(chosen), None, {"why": "there is no engine of this plan yet"})
+        settings = chosen | {"tokenizer_dir": str(self.tokenizer_dir())}
         options = TritonOptions(engine_dir=str(self.engine), output_dir=str(self.repository), **settings)
-        tokenizer = [path for path in Path(options.tokenizer_dir).glob("*token*") if path.is_file()]
-        inputs = [chosen, tree(self.engine), hashes(tokenizer), metadata.version("enginesmith")]
+        files = hashes(tokenizer_files(self.tokenizer_dir()))
+        inputs = [asdict(options), tree(self.engine), files, metadata.version("enginesmith")]
 
         def work() -> dict[str, Any]:
             generate(options)
             return {"repository": self.repository.name}
 
         return self.step("triton", self.repository, inputs, work)
+
+    def serves(self) -> bool:
+        """Whether there is an engine of this very plan, whoever built it."""
+        return engines.is_of(self.engine, self.plan_dir)
+
+    def tokenizer_dir(self) -> Path:
+        return Path((self.recipe.triton or {}).get("tokenizer_dir", self.recipe.model_dir))
 
     def script(self) -> str:
         """The command that builds the plan's engine to where the run expects it."""
@@ -205,9 +243,6 @@ class Run:
         remove(output)
         state.unlink(missing_ok=True)
         result = work()
-        if result.get("ok") is False:
-            self.on_step(name, FAILED)
-            return Step(name, FAILED, digest, None, result)
         made = tree(output)
         write_whole(state, {"inputs": digest, "outputs": made, "result": result})
         self.on_step(name, DONE)
@@ -215,23 +250,38 @@ class Run:
 
     def is_current(self, name: str, output: Path, inputs: list[Any]) -> bool:
         """Whether a step's output was made from these inputs and is as it was made."""
-        state = self.state(name)
-        if not output.exists() or not state.exists():
+        if not output.exists() or not self.state(name).exists():
             return False
-        known = read_json(state)
+        try:
+            known = read_json(self.state(name))
+        except InputError:
+            return False
         return known.get("inputs") == text_digest(inputs) and known.get("outputs") == tree(output)
 
     def state(self, name: str) -> Path:
         return self.root / STATE / f"{name}.json"
 
 
+def target_of(options: BuildOptions) -> tuple[releases.Release, gpus.GPU]:
+    """The release and GPU that a recipe's build section names."""
+    release = releases.find(options.release or engines.installed_release() or releases.LATEST)
+    return release, gpus.target(options.gpu, options.sm, options.gpu_memory)
+
+
+def wishes_of(options: BuildOptions) -> Wishes:
+    fraction = options.kv_cache_free_gpu_mem_fraction
+    return Wishes(options.flags, options.preset, options.max_output_len, options.chunked_context, fraction)
+
+
 def plan_of(checkpoint: Path, options: BuildOptions) -> Plan:
     """The plan that a recipe's build section asks for."""
-    release = releases.find(options.release or engines.installed_release() or releases.LATEST)
-    gpu = gpus.target(options.gpu, options.sm, options.gpu_memory)
-    fraction = options.kv_cache_free_gpu_mem_fraction
-    wishes = Wishes(options.flags, options.preset, options.max_output_len, options.chunked_context, fraction)
-    return make_plan(CheckpointFolder(checkpoint), release, gpu, wishes)
+    return make_plan(CheckpointFolder(checkpoint), *target_of(options), wishes_of(options))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What decides how a folder's tokenizer reads text: every small file that is not a weight."""
+    kinds = (".json", ".model", ".txt", ".jinja")
+    return sorted(path for path in folder.iterdir() if path.suffix in kinds and path.is_file())
 
 
 def hashes(paths: list[Path]) -> dict[str, str]:
@@ -261,6 +311,7 @@ def write_whole(path: Path, value: dict[str, Any]) -> None:
     """Write JSON that appears under its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
     write_json(partial, value)
     partial.replace(path)
 
@@ -276,9 +327,10 @@ def remove(output: Path) -> None:
 def only_one(root: Path) -> Iterator[None]:
     """Hold the run's folder for this run alone; a folder that no run made is not touched."""
     state = root / STATE
-    if root.exists() and not state.is_dir() and any(root.iterdir()):
+    if root.exists() and not (state / MARK).is_file() and any(root.iterdir()):
         raise InputError(f"output_dir: {root} holds files and no earlier run; choose an empty folder")
     state.mkdir(parents=True, exist_ok=True)
+    (state / MARK).touch()
     lock = os.open(state, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,6 +14,7 @@ from ..plugins import catalog
 from . import algorithms
 from .build_config import Given, build_config, quantization_plugins
 from .checkpoint_folder import CheckpointFolder
+from .flags import LARGEST
 from .gpus import GPU
 from .memory import Memory, gibibytes, rank_memory
 from .releases import Release
@@ -22,6 +23,7 @@ LATENCY_BATCH = 8
 LARGEST_BATCH = 2048
 # Tokens in a step beyond which larger ones no longer raise throughput; above it upstream warns.
 MOST_TOKENS = 16384
+LARGE_GPU = 40 * 10**9
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Plan:
             "logits_dtype": self.run("logits_dtype"),
             "strip_plan": bool(self.run("strip_plan", False)),
             "log_level": self.run("log_level", "info"),
+            "workers": self.run("workers"),
             "plugins": self.plugins,
             "build_config": self.build_config,
             "kv_cache_free_gpu_mem_fraction": self.wishes.fraction,
@@ -106,6 +109,7 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
     Raises:
         InputError: what cannot work, and what would.
     """
+    check_wishes(wishes)
     reason = algorithms.refusal(checkpoint.algorithm, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
     if reason:
         raise InputError(reason)
@@ -120,6 +124,17 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
     memory = memory_of(checkpoint, config, gpu, wishes)
     check_memory(memory, config, checkpoint)
     return Plan(checkpoint, release, gpu, wishes, config, memory, list(warnings(checkpoint, config, memory, wishes)))
+
+
+def check_wishes(wishes: Wishes) -> None:
+    """Raise InputError for values that no plan can have."""
+    if not 0 < wishes.fraction <= 1:
+        raise InputError(f"--kv_cache_free_gpu_mem_fraction {wishes.fraction}: above 0 and at most 1 is needed")
+    for name, value in wishes.given.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > LARGEST:
+            raise InputError(f"--{name}: more than {LARGEST} is no size")
+        if isinstance(value, str) and not value.isprintable():
+            raise InputError(f"--{name} {value!r}: control characters cannot be passed on")
 
 
 def memory_of(checkpoint: CheckpointFolder, config: dict[str, Any], gpu: GPU, wishes: Wishes) -> list[Memory]:
@@ -137,19 +152,25 @@ def with_preset(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes
     if wishes.max_output_len is not None:
         if "max_seq_len" in given:
             raise InputError("--max_output_len and --max_seq_len say the same thing; give one of them")
+        if wishes.max_output_len < 1:
+            raise InputError(f"--max_output_len {wishes.max_output_len}: at least 1 is needed")
         given["max_seq_len"] = given.get("max_input_len", 1024) + wishes.max_output_len
     if wishes.preset is None:
         return replace(wishes, given=given)
     if "opt_num_tokens" not in given:
         given.setdefault("multiple_profiles", True)
     longest = given.get("max_input_len", 1024)
+    beams = given.get("max_beam_width", 1)
     if wishes.preset == "latency":
         given.setdefault("max_batch_size", LATENCY_BATCH)
-        given.setdefault("max_num_tokens", max(longest, given["max_batch_size"] * given.get("max_beam_width", 1)))
+        rows = given["max_batch_size"] * beams
+        given.setdefault("max_num_tokens", max(longest, rows, given.get("opt_num_tokens") or 0))
     else:
-        given.setdefault("max_num_tokens", max(longest, MOST_TOKENS if gpu.memory >= 40 * 2**30 else MOST_TOKENS // 2))
+        tokens = MOST_TOKENS if gpu.memory >= LARGE_GPU else MOST_TOKENS // 2
+        given.setdefault("max_num_tokens", max(longest, tokens, given.get("opt_num_tokens") or 0))
         if "max_batch_size" not in given:
-            given["max_batch_size"] = fitting_batch(checkpoint, release, gpu, replace(wishes, given=given))
+            fitting = fitting_batch(checkpoint, release, gpu, replace(wishes, given=given))
+            given["max_batch_size"] = max(min(fitting, given["max_num_tokens"] // beams), 1)
     return replace(wishes, given=given)
 
 
@@ -194,7 +215,8 @@ def check_sizes(config: dict[str, Any], wishes: Wishes) -> None:
     """Raise InputError for lengths and token counts that contradict each other."""
     longest, prompt, tokens = config["max_seq_len"], config["max_input_len"], config["max_num_tokens"]
     if prompt > longest:
-        raise InputError(f"--max_input_len {prompt} is longer than --max_seq_len {longest}")
+        limit = f"--max_seq_len {longest}" if "max_seq_len" in wishes.given else f"the model's {longest} positions"
+        raise InputError(f"--max_input_len {prompt} is longer than {limit}")
     paged = config["plugin_config"]["use_paged_context_fmha"]
     if tokens < prompt and not (wishes.chunked_context and paged):
         way = "serve with --chunked_context" if paged else "use shorter prompts"
@@ -227,12 +249,37 @@ def feature_faults(
     """(whether it is so, what is wrong and what would work) of each combination that fails."""
     plugin, algorithm, cache = config["plugin_config"], checkpoint.algorithm, checkpoint.kv_cache
     paged, mapping = plugin["use_paged_context_fmha"], checkpoint.mapping
-    smoothquant = str(algorithm).startswith("W8A8_SQ")
     fp8 = algorithm == "FP8"
+    block = plugin["tokens_per_block"]
+    yield (block & (block - 1) != 0, f"--tokens_per_block {block} is no power of two; use 32, 64 or 128")
+    yield (
+        plugin["gpt_attention_plugin"] not in ("auto", checkpoint.dtype, None),
+        f"--gpt_attention_plugin {plugin['gpt_attention_plugin']}: the checkpoint is {checkpoint.dtype}; use auto",
+    )
+    yield (
+        plugin["gpt_attention_plugin"] is None and config["kv_cache_type"] == "PAGED",
+        "--gpt_attention_plugin disable: a paged KV cache needs it; use auto",
+    )
+    yield (
+        bool(plugin.get("pp_reduce_scatter")) and checkpoint.architecture != "MixtralForCausalLM",
+        "--pp_reduce_scatter enable works for MixtralForCausalLM only",
+    )
+    yield (
+        bool(plugin.get("gemm_allreduce_plugin")) and mapping.tp_size == 1,
+        "--gemm_allreduce_plugin needs a checkpoint with tp_size > 1",
+    )
+    yield (
+        any(plugin.get(name) for name in ("fuse_fp4_quant", "norm_quant_fusion")) and algorithm != "NVFP4",
+        "--fuse_fp4_quant and --norm_quant_fusion are for NVFP4 models only",
+    )
+    yield (
+        plugin.get("gemm_plugin") == "nvfp4" and algorithm != "NVFP4",
+        "--gemm_plugin nvfp4 is for NVFP4 models only; use auto",
+    )
     yield (
         paged and cache == "INT8",
         "--use_paged_context_fmha enable: paged context attention cannot read an INT8 KV cache; "
-        "disable it, or convert with --kv_cache FP8 or none",
+        "disable it, or convert with another --kv_cache",
     )
     yield (
         paged and cache == "FP8" and algorithm not in ("FP8", "W4A8_AWQ", "NVFP4"),
@@ -253,10 +300,6 @@ def feature_faults(
     yield (
         bool(plugin["use_fused_mlp"]) and not (algorithm is None or fp8 or algorithm == "MIXED_PRECISION"),
         f"--use_fused_mlp enable: {algorithm} has scales for gate and up apart; only FP8 and unquantized models fuse",
-    )
-    yield (
-        bool(plugin.get("lora_plugin")) and smoothquant,
-        "--lora_plugin: SmoothQuant engines refuse LoRA; use W4A16_AWQ or no quantization",
     )
     yield (
         any(plugin.get(name) for name in ("low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin")) and not fp8,
@@ -285,26 +328,29 @@ def feature_faults(
     )
     yield (
         plugin["context_fmha"] is False and paged,
-        "--use_paged_context_fmha enable needs --context_fmha enable",
+        "--context_fmha disable: paged context attention needs it; give --use_paged_context_fmha disable too",
     )
 
 
 def check_memory(memory: list[Memory], config: dict[str, Any], checkpoint: CheckpointFolder) -> None:
     """Raise InputError unless every rank holds its weights, its activations and one sequence of full length."""
+    cache = {"DISABLED": 0, "CONTINUOUS": config["max_batch_size"]}.get(config["kv_cache_type"], 1)
+    wanted = cache * config["max_beam_width"]
     for rank in memory:
-        if config["kv_cache_type"] == "DISABLED" and rank.available > 0:
-            continue
-        if rank.sequences >= config["max_beam_width"]:
+        if rank.available > 0 and rank.sequences >= wanted:
             continue
         taken = f"{gibibytes(rank.weights)} of weights and {gibibytes(rank.activations)} of activations"
-        tokens = max(rank.available, 0) // rank.kv_per_token
-        if rank.available <= 0:
-            advice = f"convert with a larger --tp_size than {checkpoint.mapping.tp_size}, or fewer --max_num_tokens"
-        else:
-            advice = f"give --max_seq_len {tokens} or less, or convert with a larger --tp_size or --kv_cache INT8"
+        larger = f"a larger --tp_size than {checkpoint.mapping.tp_size}"
+        if rank.available <= rank.kv_per_token:
+            raise InputError(
+                f"rank {rank.rank}: {taken} leave no room in {gibibytes(rank.gpu)}; convert with {larger}, or give "
+                "fewer --max_num_tokens"
+            )
+        tokens = rank.available // rank.kv_per_token
         raise InputError(
             f"rank {rank.rank}: {taken} leave room for {tokens} tokens of KV cache in {gibibytes(rank.gpu)}, "
-            f"one sequence has {config['max_seq_len']}; {advice}"
+            f"{wanted} sequences of {config['max_seq_len']} are needed; give --max_seq_len "
+            f"{max(tokens // wanted, 1)} or less, or convert with {larger} or --kv_cache INT8"
         )
 
 
@@ -313,12 +359,12 @@ def warnings(
 ) -> Iterator[str]:
     """What works, but otherwise than one might expect."""
     fitting = min(rank.sequences for rank in memory) // config["max_beam_width"]
-    if fitting < config["max_batch_size"]:
+    if config["kv_cache_type"] == "PAGED" and fitting < config["max_batch_size"]:
         yield (
             f"the KV cache holds {fitting} sequences of {config['max_seq_len']} tokens at once, "
             f"max_batch_size is {config['max_batch_size']}: longer ones wait or are paused"
         )
-    if checkpoint.kv_cache == "INT8" or (checkpoint.kv_cache == "FP8" and checkpoint.algorithm != "FP8"):
+    if not config["plugin_config"]["use_paged_context_fmha"]:
         yield "paged context attention is off: no KV cache reuse and no chunked context when serving"
     if config["max_seq_len"] > checkpoint.positions:
         yield f"max_seq_len {config['max_seq_len']} is beyond the model's {checkpoint.positions} positions"

@@ -13,6 +13,7 @@ Keys of a section are the command's flags. verify, build and triton may be left 
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -24,10 +25,10 @@ import yaml
 from ..convert.converter import ConvertOptions
 from ..convert.errors import InputError
 from .build_config import BY_NAME
-from .flags import REFUSED, SWITCH
+from .flags import LARGEST, REFUSED, SWITCH
 from .triton.generate import TritonOptions
 
-LARGEST = 2**20
+LARGEST_FILE = 2**20
 SECTIONS = ("model_dir", "output_dir", "convert", "verify", "build", "triton")
 
 
@@ -97,7 +98,10 @@ def read_recipe(path: Path, model_dir: str | None = None, output_dir: str | None
     convert = typed(path, "convert", document, ConvertOptions, ("model_dir", "output_dir")) or {}
     if convert.get("alpha") == "auto":
         convert["alpha"] = None
+    convert |= {key: None for key in ("quant", "kv_cache") if convert.get(key) == "none"}
     verify = typed(path, "verify", document, VerifyOptions)
+    if document.get("triton") is not None and document.get("build") is None:
+        raise InputError(f"{path.name}: triton needs a build section, to know the engine")
     return Recipe(
         model_dir=Path(model_dir).resolve() if model_dir else folder / named(path, document, "model_dir"),
         output_dir=Path(output_dir).resolve() if output_dir else folder / named(path, document, "output_dir"),
@@ -111,12 +115,12 @@ def read_recipe(path: Path, model_dir: str | None = None, output_dir: str | None
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file of bounded size; aliases are refused, for they can unfold without bounds."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path}: larger than any recipe")
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{path}: not a regular file of at most 1 MiB")
         text = path.read_text(encoding="utf-8")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise InputError(f"{path}: YAML aliases are not read; write the values out")
-        document = yaml.safe_load(text)
+        document = yaml.load(text, UniqueKeys)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -128,9 +132,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML's safe types; a key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for index, key in enumerate(keys) if key in keys[:index]]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def named(path: Path, document: dict[str, Any], key: str) -> str:
     value = document.get(key)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise InputError(f"{path.name}: {key} is needed, a folder (or give --{key})")
     return value
 
@@ -147,7 +162,11 @@ def build_section(path: Path, document: dict[str, Any]) -> BuildOptions | None:
     given = given if isinstance(given, dict) else {}
     for name in [name for name in given if name in REFUSED]:
         raise InputError(f"{path.name}: build.{name}: {REFUSED[name]}")
-    flags = {name: flag_value(path, name, value) for name, value in given.items() if name in BY_NAME}
+    flags: dict[str, Any] = {}
+    for name in [name for name in given if name in BY_NAME]:
+        if BY_NAME[name].name in flags:
+            raise InputError(f"{path.name}: build.{name} and build.{BY_NAME[name].name} are one flag; give one")
+        flags[BY_NAME[name].name] = flag_value(path, name, given[name])
     own = {"build": {key: value for key, value in given.items() if key not in BY_NAME}} if given else document
     options = typed(path, "build", own, BuildOptions, ("flags",), tuple(BY_NAME))
     if options is None:
@@ -169,8 +188,8 @@ def flag_value(path: Path, name: str, value: Any) -> Any:
     flag = BY_NAME[name]
     where = f"{path.name}: build.{name}"
     if flag.kind is int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < flag.least:
-            raise InputError(f"{where} is {value!r}, a number of at least {flag.least} is needed")
+        if not isinstance(value, int) or isinstance(value, bool) or not flag.least <= value <= LARGEST:
+            raise InputError(f"{where} is {value!r}, a number from {flag.least} to {LARGEST} is needed")
         return value
     if flag.kind == "flag" or (flag.kind == SWITCH and isinstance(value, bool)):
         if not isinstance(value, bool):
@@ -208,6 +227,10 @@ def typed(
     for key, value in given.items():
         if key not in names:
             raise InputError(f"{path.name}: {name} has no {key!r}{meant(str(key), (*names, *also))}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{path.name}: {name}.{key} is {value}, a finite number is needed")
+        if isinstance(value, str) and "\0" in value:
+            raise InputError(f"{path.name}: {name}.{key} holds a null character")
         if key == "alpha" and value == "auto":
             continue
         if not fits(value, hints[key]):

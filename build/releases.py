@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..convert.errors import InputError
@@ -73,11 +74,12 @@ def find(version: str) -> Release:
     Raises:
         InputError: a version that does not build engines.
     """
-    wanted = number(version)
+    plain = re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version)
+    wanted = number(version) if plain else ()
     matches = [release for release in RELEASES if wanted and number(release.version)[: len(wanted)] == wanted]
     if not matches:
         known = ", ".join(release.version for release in RELEASES)
-        later = wanted > number(LATEST)
+        later = number(version) > number(LATEST)
         why = " (1.2.1 is the last stable release with the engine backend)" if later else ""
         raise InputError(f"--release {version} is not a release that engines are planned for{why}; use one of: {known}")
     return matches[-1]

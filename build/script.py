@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..convert.files import read_manifest, section, sha256, write_json
+from ..convert.files import write_json
+from ..convert.staging import MARK
 from . import build_engine
 from .flags import BUILD, PLUGINS, SHAPES, Flag
 from .plan import Plan
@@ -24,24 +25,28 @@ BUILD_SH = """#!/usr/bin/env bash
 #
 #   {by_hand}
 set -euo pipefail
-plan=$(cd "$(dirname "$0")" && pwd)
-checkpoint=$(realpath "${{1:-$plan/{checkpoint}}}")
-engine=$(realpath -m "${{2:-$plan/engine}}")
-partial=$(dirname "$engine")/.$(basename "$engine").partial
+plan=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+planned={checkpoint}
+checkpoint=$(realpath -- "${{1:-$plan/$planned}}")
+engine=$(realpath -m -- "${{2:-$plan/engine}}")
+partial=$(dirname -- "$engine")/.$(basename -- "$engine").partial
 image={image}
 
 if [ -e "$engine" ]; then echo "build.sh: $engine exists; remove it or give another ENGINE_DIR" >&2; exit 2; fi
-(cd "$checkpoint" && sha256sum --check --quiet "$plan/checkpoint.sha256") ||
+(CDPATH= cd -- "$checkpoint" && sha256sum --check --quiet "$plan/checkpoint.sha256") ||
     {{ echo "build.sh: $checkpoint is not the checkpoint that was planned" >&2; exit 2; }}
-mkdir -p "$partial"
+mkdir -p -- "$partial"
+echo resumable > "$partial/{mark}"
 if python3 -c 'import tensorrt_llm' > /dev/null 2>&1; then
     python3 "$plan/build_engine.py" --plan "$plan" --checkpoint_dir "$checkpoint" --output_dir "$partial"
 else
+    command -v docker > /dev/null || {{ echo "build.sh: neither TensorRT-LLM nor docker is here" >&2; exit 2; }}
     docker run --rm --gpus all --ipc host --ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp \\
         --volume "$plan:/plan:ro" --volume "$checkpoint:/checkpoint:ro" --volume "$partial:/engine" "$image" \\
         python3 /plan/build_engine.py --plan /plan --checkpoint_dir /checkpoint --output_dir /engine
 fi
-mv "$partial" "$engine"
+rm -- "$partial/{mark}"
+mv -- "$partial" "$engine"
 echo "$engine"
 """
 
@@ -56,7 +61,8 @@ def write_plan(plan: Plan, folder: Path, final: Path) -> None:
         release=plan.release.version,
         gpu=f"{plan.gpu.name} (SM {plan.gpu.sm})",
         by_hand=shlex.join(trtllm_build(plan, "CHECKPOINT_DIR", "ENGINE_DIR")),
-        checkpoint=quoted(os.path.relpath(plan.checkpoint.folder.resolve(), final.resolve())),
+        checkpoint=shlex.quote(os.path.relpath(plan.checkpoint.folder.resolve(), final.resolve())),
+        mark=MARK,
         image=shlex.quote(plan.release.build_image),
     )
     (folder / "build.sh").write_text(script, encoding="utf-8")
@@ -64,15 +70,8 @@ def write_plan(plan: Plan, folder: Path, final: Path) -> None:
 
 
 def checksums(plan: Plan) -> str:
-    """Lines for sha256sum: what the conversion recorded, or config.json alone."""
-    checkpoint = plan.checkpoint.folder
-    recorded = section(read_manifest(checkpoint), "files") or {"config.json": sha256(checkpoint / "config.json")}
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(recorded.items()))
-
-
-def quoted(path: str) -> str:
-    """A path as it stands inside a double-quoted default of a shell parameter."""
-    return "".join(f"\\{c}" if c in '\\"$`}' else c for c in path)
+    """Lines for sha256sum."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(plan.checkpoint.hashes().items()))
 
 
 def trtllm_build(plan: Plan, checkpoint_dir: str, output_dir: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import click
 
 from ..build import engines, gpus, releases
 from ..build.checkpoint_folder import CheckpointFolder
-from ..build.flags import FLAGS, REFUSED, Flag
+from ..build.flags import FLAGS, LARGEST, REFUSED, Flag
 from ..build.memory import gibibytes
 from ..build.plan import Plan, Wishes, make_plan
 from ..build.script import write_plan
 from ..convert.errors import InputError
 from ..convert.staging import Staging
-from .options import Command
+from .options import Command, interrupt
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -29,7 +30,13 @@ def trtllm_build_flags(function: Callable[..., None]) -> Callable[..., None]:
         function = option_of(flag)(function)
     for name, reason in REFUSED.items():
         refused = click.option(
-            f"--{name}", hidden=True, expose_value=False, is_eager=True, callback=refusing(name, reason)
+            f"--{name}",
+            hidden=True,
+            expose_value=False,
+            is_eager=True,
+            is_flag=False,
+            flag_value="",
+            callback=refusing(name, reason),
         )
         function = refused(function)
     return function
@@ -41,7 +48,7 @@ def option_of(flag: Flag) -> Decorator:
     if flag.kind == "flag":
         return click.option(*names, is_flag=True, default=None, help=flag.help)
     if flag.kind is int:
-        settings["type"] = click.IntRange(flag.least)
+        settings["type"] = click.IntRange(flag.least, LARGEST)
     elif isinstance(flag.kind, tuple):
         settings["type"] = click.Choice(flag.kind, case_sensitive=False)
     return click.option(*names, **settings)
@@ -105,6 +112,9 @@ def build(
     build_config.json and a build.sh that builds in NVIDIA's container.
     """
     words = click.get_current_context().meta["words"]
+    signal.signal(signal.SIGTERM, interrupt)
+    if plan_only and (flags["input_timing_cache"] or flags["output_timing_cache"]):
+        raise click.UsageError("--input_timing_cache and --output_timing_cache are not seen by build.sh's container")
     checkpoint = CheckpointFolder(checkpoint_dir)
     check_ranks(checkpoint, tp_size, pp_size)
     given = {name: flags[name] for name in flags if was_given(name)}
@@ -157,10 +167,18 @@ def report(plan: Plan, output: Path, plan_only: bool) -> None:
     click.echo("shapes: " + ", ".join(f"{name} {config[name]}" for name in shapes))
     click.echo("plugins: " + (", ".join(plan.plugins) or "none for quantization"))
     for rank in plan.memory:
+        cache = (
+            f"{plan.wishes.fraction:g} of the rest: KV cache {gibibytes(max(rank.available, 0))}, {rank.sequences} "
+            "sequences of full length"
+        )
         click.echo(
-            f"rank {rank.rank}: weights {gibibytes(rank.weights)}, activations about {gibibytes(rank.activations)}, "
-            f"KV cache {gibibytes(max(rank.available, 0))} of {gibibytes(rank.gpu)}: {rank.sequences} sequences of "
-            f"full length"
+            f"rank {rank.rank} of {gibibytes(rank.gpu)}: weights {gibibytes(rank.weights)}, activations about "
+            f"{gibibytes(rank.activations)}, reserve {gibibytes(rank.reserve)}; "
+            + (
+                "no KV cache"
+                if config["kv_cache_type"] == "DISABLED"
+                else f"{plan.wishes.fraction:g} of the rest: {cache}"
+            )
         )
     for warning in plan.warnings:
         click.echo(f"note: {warning}", err=True)

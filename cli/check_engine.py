@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import click
 
@@ -26,10 +27,10 @@ def check_engine(engine_dir: str, gpu: str | None, release: str | None, as_json:
     engine = EngineFolder(engine_dir, "ENGINE_DIR")
     machine = this_machine()
     if gpu is not None:
-        machine = Machine(machine.tensorrt_llm, machine.tensorrt, [gpus.find(gpu)] * engine.world_size)
+        machine = replace(machine, gpus=[gpus.find(gpu)] * engine.world_size)
     if release is not None:
         known = releases.find(release)
-        machine = Machine(known.version, known.tensorrt, machine.gpus)
+        machine = Machine(known.version, known.tensorrt, machine.gpus, f"in release {known.version}")
     reasons = reasons_against(engine, machine)
     if as_json:
         click.echo(json.dumps({"ok": not reasons, "reasons": reasons}))

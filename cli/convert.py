@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-from types import FrameType
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from ..convert.ranges import METHODS
 from ..convert.scheme import GENERATIONS, GROUP_SIZES, KV_CACHE, SCHEMES, smoothquant_algo
 from ..convert.source import Source
 from .display import Bar
-from .options import Command
+from .options import Command, interrupt
 
 WEIGHT_ONLY_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
 
@@ -48,10 +47,19 @@ def alpha_value(value: str) -> float | str:
 @click.option(
     "--quant",
     "--qformat",
-    type=click.Choice(list(SCHEMES)),
-    help="TensorRT-LLM's QuantAlgo.  [default: none]",
+    type=click.Choice(["none", *SCHEMES]),
+    default="none",
+    show_default=True,
+    metavar="QUANT_ALGO",
+    help=f"TensorRT-LLM's QuantAlgo: none, {', '.join(SCHEMES)}.",
 )
-@click.option("--kv_cache", type=click.Choice(KV_CACHE), help="Quantize the KV cache.  [default: no]")
+@click.option(
+    "--kv_cache",
+    type=click.Choice(["none", *KV_CACHE]),
+    default="none",
+    show_default=True,
+    help="Quantize the KV cache.",
+)
 @click.option("--tp_size", type=click.IntRange(1), default=1, show_default=True, help="Tensor parallel ranks.")
 @click.option("--pp_size", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
 @click.option(
@@ -118,7 +126,14 @@ def alpha_value(value: str) -> float | str:
     help="GPU generation that W8A16, W4A16 and GPTQ weights are arranged for.",
 )
 @click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
-@click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@click.option(
+    "--calib_seq_len",
+    "--calib_max_seq_length",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Tokens in each.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
@@ -137,6 +152,7 @@ def alpha_value(value: str) -> float | str:
     type=click.Choice(list(WEIGHT_ONLY_PRECISION)),
     help="Upstream's spelling: int8 W8A16, int4 W4A16, int4_awq W4A16_AWQ, int4_gptq W4A16_GPTQ.",
 )
+@click.option("--fp8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache FP8.")
 @click.option("--int8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache INT8.")
 def convert(as_json: bool, **flags: Any) -> None:
     """Convert a Hugging Face folder into a TensorRT-LLM checkpoint.
@@ -154,12 +170,16 @@ def convert(as_json: bool, **flags: Any) -> None:
 
 def read_options(flags: dict[str, Any]) -> ConvertOptions:
     """Resolve upstream's spellings into ConvertOptions."""
+    for name in ("quant", "kv_cache"):
+        flags[name] = None if flags[name] == "none" else flags[name]
     alpha, per_token, per_channel = flags.pop("smoothquant"), flags.pop("per_token"), flags.pop("per_channel")
     if alpha is None and (per_token or per_channel):
         raise InputError("--per_token and --per_channel go with --smoothquant ALPHA; or use --quant")
     if alpha is not None:
         if flags["quant"]:
             raise InputError("--smoothquant and --quant both name a quantization; give one")
+        if flags["alpha"] != "auto":
+            raise InputError("--smoothquant and --alpha both give the migration strength; give one")
         flags["quant"], flags["alpha"] = smoothquant_algo(per_token, per_channel), alpha
     weight_only, precision = flags.pop("use_weight_only"), flags.pop("weight_only_precision")
     if weight_only or precision:
@@ -167,6 +187,10 @@ def read_options(flags: dict[str, Any]) -> ConvertOptions:
             raise InputError("--use_weight_only and another quantization are both given; give one")
         flags["quant"] = WEIGHT_ONLY_PRECISION[precision or "int8"]
     flags["group_size"], flags["sm"] = int(flags["group_size"]), int(flags["sm"])
+    if flags.pop("fp8_kv_cache"):
+        if flags["kv_cache"] not in (None, "FP8"):
+            raise InputError("--fp8_kv_cache and --kv_cache INT8 contradict each other")
+        flags["kv_cache"] = "FP8"
     if flags.pop("int8_kv_cache"):
         if flags["kv_cache"] not in (None, "INT8"):
             raise InputError("--int8_kv_cache and --kv_cache FP8 contradict each other")
@@ -181,9 +205,7 @@ def summary(done: Converted, options: ConvertOptions) -> str:
     what = options.quant or "no quantization"
     cache = f", {options.kv_cache} KV cache" if options.kv_cache else ""
     ranks = options.tp_size * options.pp_size
+    calibrated = (done.manifest["calibration"] or {}).get("sequences", options.calib_size)
+    if calibrated < options.calib_size:
+        cache += f", calibrated on {calibrated} sequences ({options.calib} has no more)"
     return f"{done.folder}: {what}{cache}, {ranks} rank{'s' if ranks > 1 else ''}, {size / 1e6:,.1f} MB"
-
-
-def interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a conversion the way Ctrl-C does, leaving nothing behind."""
-    raise KeyboardInterrupt

@@ -60,7 +60,7 @@ def main() -> None:
     except click.ClickException as error:
         fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        print("enginesmith: interrupted; nothing was written", file=sys.stderr)
+        print("enginesmith: interrupted; nothing unfinished stands under its name", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except InputError as error:
         fail(str(error))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import FrameType
+
 import click
 
 
@@ -19,3 +21,8 @@ def underscored(arg: str) -> str:
         return arg
     name, equals, value = arg.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command the way Ctrl-C does, leaving nothing half-written."""
+    raise KeyboardInterrupt

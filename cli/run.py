@@ -11,9 +11,8 @@ import click
 from ..build.pipeline import DONE, FAILED, NOT_HERE, UNCHANGED, Run, Step
 from ..build.recipe import read_recipe
 from ..convert.source import Source
-from .convert import interrupt
 from .display import Bar
-from .options import Command
+from .options import Command, interrupt
 
 SAID = {DONE: "done", UNCHANGED: "unchanged", FAILED: "FAILED", NOT_HERE: "not here"}
 
@@ -52,7 +51,7 @@ def run(recipe: str, model_dir: str | None, output_dir: str | None, as_json: boo
 def remark(step: Step) -> str:
     """What a person wants to know of a step."""
     result = step.result
-    if step.status == NOT_HERE:
+    if step.status == NOT_HERE or "command" in result:
         return f"{result['why']}" + (f"; build with: {result['command']}" if "command" in result else "")
     if step.name == "verify":
         accuracy = result.get("accuracy") or {}

@@ -12,18 +12,11 @@ from typing import Any
 import torch
 
 from .errors import InputError
+from .files import DTYPE_NAMES
 from .layout import Mapping
 from .model import Model
 from .scheme import AWQ, GPTQ, Scheme
 
-# safetensors dtype names
-DTYPE_NAMES = {
-    "int8": "I8",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-}
 ITEM_SIZE = {"int8": 1, "float8_e4m3fn": 1, "float32": 4, "float16": 2, "bfloat16": 2}
 
 

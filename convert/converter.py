@@ -26,7 +26,7 @@ from .options import QuantizeOptions
 from .quantize import quantize_layer, wanted
 from .ranges import METHODS
 from .rotation import Rotation
-from .scheme import FLOAT, WEIGHT_ONLY, Scheme, scheme_of
+from .scheme import FLOAT, SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
 from .source import Source
 from .staging import MARK, Staging
 from .storage import PLAIN
@@ -336,6 +336,9 @@ def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
 
 
 def check_options(options: ConvertOptions) -> None:
+    given = {"--alpha": options.alpha is not None, "--act_range": options.act_range != "auto"}
+    for flag in [flag for flag, there in given.items() if there and options.quant not in SMOOTHQUANT]:
+        raise InputError(f"{flag} belongs to SmoothQuant: give --quant, or --smoothquant ALPHA as upstream has it")
     if options.alpha is not None and not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
     if not 0 <= options.seed < 2**63:

@@ -19,6 +19,8 @@ from .errors import InputError
 
 # In the hidden folder while it is being made: says that it is ours to empty.
 MARK = ".made-by-enginesmith"
+# What the mark says in a folder whose content another run may go on with.
+RESUMABLE = "resumable"
 
 
 class Staging:
@@ -61,9 +63,12 @@ class Staging:
     def claim(self) -> None:
         """Mark the hidden folder as ours, and empty it of what a run that was killed left there."""
         leftovers = [path for path in self.folder.iterdir() if path.name != MARK]
-        if leftovers and not (self.folder / MARK).is_file():
+        mark = self.folder / MARK
+        if leftovers and not mark.is_file():
             raise InputError(f"--output_dir: {self.folder} holds {leftovers[0].name}, which is not ours; remove it")
-        (self.folder / MARK).touch()
+        if leftovers and not self.resume and mark.read_text(encoding="utf-8").strip() == RESUMABLE:
+            raise InputError(f"--output_dir: {self.folder} holds a build that can go on; finish it, or remove it")
+        mark.write_text(RESUMABLE if self.resume else "", encoding="utf-8")
         for leftover in [] if self.resume else leftovers:
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)

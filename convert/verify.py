@@ -250,8 +250,12 @@ def accuracy_failures(accuracy: Accuracy | None, limit: float | None) -> list[st
     """What fails a gate of ``limit`` percent more perplexity; without one, only what is no number."""
     if accuracy is None:
         return []
-    if not math.isfinite(accuracy.perplexity):
-        return [f"perplexity is {accuracy.perplexity}"]
-    if limit is not None and accuracy.increase_percent > limit:
-        return [f"perplexity rose by {accuracy.increase_percent:.2f} %, more than --max_ppl_increase {limit:g}"]
+    return gate_failures(accuracy.perplexity, accuracy.increase_percent, limit)
+
+
+def gate_failures(perplexity: float | None, increase: float | None, limit: float | None) -> list[str]:
+    if perplexity is None or increase is None or not math.isfinite(perplexity):
+        return [f"perplexity is {perplexity}"]
+    if limit is not None and not increase <= limit:
+        return [f"perplexity rose by {increase:.2f} %, more than --max_ppl_increase {limit:g}"]
     return []

@@ -49,7 +49,7 @@ def fake_machine(folder: Path, gpus: int = 2, name: str = "NVIDIA A100-SXM4-80GB
     folder.mkdir(parents=True, exist_ok=True)
     smi = folder / "nvidia-smi"
     listed = "\\n".join(f"GPU {index}: {name}" for index in range(gpus))
-    queried = "\\n".join(f"{index}, {name}, {sm}, 81920, 580.1" for index in range(gpus))
+    queried = "\\n".join(f"{index}, GPU-{index}, {name}, {sm}, 81920, 580.1" for index in range(gpus))
     smi.write_text(f"#!/bin/sh\ncase $1 in --list-gpus) printf '{listed}\\n';; *) printf '{queried}\\n';; esac\n")
     smi.chmod(smi.stat().st_mode | stat.S_IXUSR)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"

@@ -262,7 +262,7 @@ def test_a_run_that_is_stopped_leaves_nothing(sent: int, code: int, tmp_path: Pa
     assert process.returncode == code, error
     assert not output.exists()
     if sent != signal.SIGKILL:
-        assert error.strip().endswith("interrupted; nothing was written")
+        assert error.strip().endswith("interrupted; nothing unfinished stands under its name")
         assert not partial.parent.exists()
     shutil.rmtree(model)
     again = subprocess.run(command(write_model(tmp_path / "hf"), output), capture_output=True, text=True)

@@ -47,6 +47,12 @@ def folders(tmp_path: Path) -> Words:
     ]
 
 
+@pytest.fixture
+def engine(folders: Words, machine: Machine, tmp_path: Path) -> Path:
+    enginesmith("build", *folders, env=machine)
+    return tmp_path / "out"
+
+
 def test_plan_only_writes_what_a_container_needs(folders: Words, tmp_path: Path) -> None:
     shown = enginesmith("build", *folders, "--plan_only", "--gpu", "L4", "--max-batch-size", 8, "--max_input_len=512")
     assert "build it with: bash" in shown.stdout
@@ -91,6 +97,11 @@ def test_bad_words(folders: Words) -> None:
         (["--gpu", "B200"], "refuses INT8 and INT4 on SM 100 to 119"),
         (["--gpu", "T4"], "0.14 was the last for T4"),
         (["--gpu", "A100", "--max_batch_size", 0], "is not in the range"),
+        (["--gpu", "A100", "--gpu_memory", "nan"], "between 1 and 4096"),
+        (["--gpu", "A100", "--kv_cache_free_gpu_mem_fraction", "nan"], "at most 1 is needed"),
+        (["--gpu", "A100", "--max_seq_len", 10**400], "is not in the range"),
+        (["--gpu", "A100", "--fast_build"], "leave it out"),
+        (["--gpu", "A100", "--plan_only", "--input_timing_cache", "x"], "not seen by build.sh"),
     ):
         assert reason in enginesmith("build", *folders, *words, expect=2).stderr
 
@@ -211,6 +222,116 @@ def test_build_sh_builds_where_tensorrt_llm_is(folders: Words, machine: Machine,
     assert "is not the checkpoint that was planned" in refused.stderr
 
 
+def test_ranks_die_with_the_build(folders: Words, machine: Machine, tmp_path: Path) -> None:
+    """A rank that outlived a killed build would write its engine into the next one."""
+    command = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "build", *map(str, folders)]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(command, env={**machine, "FAKE_SLOW": "60"}, stderr=subprocess.DEVNULL)
+        log = tmp_path / ".out.partial" / "logs" / "rank1.log"
+        deadline = time.monotonic() + 60
+        while not (log.exists() and "building rank" in log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.wait()
+        while children_of(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not children_of(tmp_path)
+        log.unlink()
+
+
+def children_of(folder: Path) -> list[str]:
+    """Processes whose command line names a folder."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in words and "build_engine.py" in words:
+            found.append(words)
+    return found
+
+
+def test_resume_looks_at_what_it_resumes(folders: Words, machine: Machine, tmp_path: Path) -> None:
+    """Ranks of other weights, or files that were damaged meanwhile, are built again."""
+    fails = {**machine, "FAKE_FAIL_RANK": "1"}
+    for damage in (tmp_path / "ck" / "rank0.safetensors", tmp_path / ".out.partial" / "rank0.engine"):
+        enginesmith("build", *folders, "--workers", 1, env=fails, expect=1)
+        whole = damage.read_bytes()
+        damage.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        again = enginesmith("build", *folders, "--workers", 1, env=fails, expect=1)
+        assert "rank 0: building" in again.stderr
+    (tmp_path / ".out.partial" / "config.json").unlink()
+    assert "rank 0: building" in enginesmith("build", *folders, env=machine).stderr
+
+
+def test_a_plan_does_not_wipe_out_a_build_that_can_go_on(folders: Words, machine: Machine) -> None:
+    enginesmith("build", *folders, env={**machine, "FAKE_FAIL_RANK": "1"}, expect=1)
+    refused = enginesmith("build", *folders, "--plan_only", "--gpu", "A100", expect=2)
+    assert "holds a build that can go on" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "$(touch x)", "`x`", 'q"q', "-dash", "\u00fc\u4e2d", "a}b"])
+def test_build_sh_takes_any_folder_name(name: str, machine: Machine, tmp_path: Path) -> None:
+    base = tmp_path / name
+    checkpoint = write_checkpoint(base / "ck", ALGORITHMS[1])
+    words = [f"--checkpoint_dir={checkpoint}", f"--output_dir={base / 'plan'}", "--plan_only", "--gpu", "A100"]
+    enginesmith("build", *words)
+    env = {**machine, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{machine['PATH']}", "CDPATH": "/tmp"}
+    done = subprocess.run(["bash", str(base / "plan" / "build.sh")], env=env, capture_output=True, text=True, cwd=base)
+    assert done.returncode == 0, done.stderr
+    assert (base / "plan" / "engine" / "rank0.engine").exists()
+    assert not (base / "x").exists()
+
+
+def test_only_visible_gpus_count(engine: Path, machine: Machine, tmp_path: Path) -> None:
+    smi = tmp_path / "mixed" / "nvidia-smi"
+    fake_machine(smi.parent)
+    rows = "0, GPU-a, NVIDIA L4, 8.9, [N/A], 580\\n1, GPU-b, NVIDIA A100, PCIe, 8.0, 40960, 580\\n2, x\\377, y\\n"
+    smi.write_text(f"#!/bin/sh\nprintf '{rows}'\n")
+    mixed = {**machine, "PATH": f"{smi.parent}:{machine['PATH']}"}
+
+    def verdict(visible: str, expect: int) -> str:
+        return enginesmith("check-engine", engine, env={**mixed, "CUDA_VISIBLE_DEVICES": visible}, expect=expect).stderr
+
+    assert "GPU 0 is L4 (SM 89)" in verdict("0,1", 1)
+    assert "its 2 ranks need one each" in verdict("1", 1)
+    assert "no NVIDIA GPU to be seen" in verdict("", 1)
+    assert "no NVIDIA GPU to be seen" in verdict("-1", 1)
+    verdict("GPU-b,1", 0)
+
+
+def test_check_engine_survives_any_manifest(engine: Path, machine: Machine) -> None:
+    path = engine / "enginesmith.json"
+    manifest = json.loads(path.read_text())
+    for ranks in ([1], [{"rank": [1]}], "x", [{"rank": 0, "sha256": 5}]):
+        path.write_text(json.dumps(manifest | {"ranks": ranks}))
+        assert "differs" in enginesmith("check-engine", engine, env=machine, expect=1).stderr
+    large = [{"activations": 2**40, "reserve": 0}]
+    path.write_text(json.dumps(manifest | {"plan": {"memory": large}}))
+    assert "rank 0 takes 1024.00 GiB" in enginesmith("check-engine", engine, env=machine, expect=1).stderr
+    path.write_text(json.dumps(manifest))
+    config = engine / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert "config.json: differs" in enginesmith("check-engine", engine, env=machine, expect=1).stderr
+
+
+def test_pipes_are_not_read(folders: Words, tmp_path: Path) -> None:
+    for name in ("enginesmith.json", "config.json"):
+        path = tmp_path / "ck" / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        words = ["build", *folders, "--plan_only", "--gpu", "A100"]
+        assert "not a regular file" in enginesmith(*words, expect=2).stderr
+        path.unlink()
+
+
+def test_files_outside_are_not_read(folders: Words, tmp_path: Path) -> None:
+    (tmp_path / "ck" / "enginesmith.json").write_text(json.dumps({"files": {"/etc/passwd": "00"}}))
+    failed = enginesmith("build", *folders, "--plan_only", "--gpu", "A100", expect=2)
+    assert "is no file of a checkpoint" in failed.stderr
+
+
 def test_build_engine_refuses_another_gpu_or_release(folders: Words, machine: Machine, tmp_path: Path) -> None:
     enginesmith("build", *folders, "--plan_only", "--gpu", "L4", "--release", "1.1")
     out = tmp_path / "out"
@@ -220,12 +341,6 @@ def test_build_engine_refuses_another_gpu_or_release(folders: Words, machine: Ma
     assert "the plan is for TensorRT-LLM 1.1.0, here is 1.2.1" in done.stderr
 
 
-@pytest.fixture
-def engine(folders: Words, machine: Machine, tmp_path: Path) -> Path:
-    enginesmith("build", *folders, env=machine)
-    return tmp_path / "out"
-
-
 def test_check_engine_says_why_not(engine: Path, machine: Machine, tmp_path: Path) -> None:
     def reasons(*words: object, env: Machine | None = None) -> str:
         verdict = json.loads(enginesmith("check-engine", engine, *words, "--json", env=env, expect=1).stdout)
@@ -233,10 +348,10 @@ def test_check_engine_says_why_not(engine: Path, machine: Machine, tmp_path: Pat
         return "; ".join(verdict["reasons"])
 
     assert "TensorRT-LLM is not installed here" in reasons()
-    assert "there is no NVIDIA GPU here" in reasons()
+    assert "there is no NVIDIA GPU to be seen here" in reasons()
     assert "GPU 0 is H100 (SM 90), the engine is for Fake A100 (SM 80)" in reasons("--gpu", "H100", env=machine)
-    assert "TensorRT-LLM 1.1.0 is installed here; the engine needs 1.2.1" in reasons("--release", "1.1", env=machine)
-    assert "TensorRT 10.13.3 is installed here" in reasons("--release", "1.1", env=machine)
+    assert "TensorRT-LLM is 1.1.0 in release 1.1.0; the engine needs 1.2.1" in reasons("--release", "1.1", env=machine)
+    assert "TensorRT is 10.13.3 in release 1.1.0" in reasons("--release", "1.1", env=machine)
     alone = fake_machine(tmp_path / "one", gpus=1)
     assert "1 GPUs here; its 2 ranks need one each" in reasons(env=alone)
     (engine / "rank1.engine").write_bytes(b"engine of rank 2")

@@ -81,7 +81,7 @@ def test_only_what_changed_runs_again(recipe: Callable[..., Path]) -> None:
     run("run", recipe(triton="left out"), "--json")
     looser = statuses(run("run", recipe(verify={"max_ppl_increase": 60}), "--json"))
     assert looser["convert"] == "unchanged"
-    assert looser["verify"] == "done"
+    assert looser["verify"] == "unchanged"
     other = statuses(run("run", recipe(build={"max_batch_size": 8}), "--json"))
     assert other["plan"] == "done"
     assert other["convert"] == "unchanged"
@@ -96,7 +96,7 @@ def test_a_changed_model_or_output_is_made_again(recipe: Callable[..., Path], tm
     whole = rank.read_bytes()
     rank.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     again = run("run", recipe(build="left out", triton="left out"), "--json")
-    assert statuses(again) == {"convert": "done", "verify": "unchanged"}
+    assert statuses(again) == {"convert": "done", "verify": "done"}
     assert sha256(rank) == before
     config = tmp_path / "hf" / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
@@ -109,7 +109,7 @@ def test_a_gate_that_fails_ends_the_run(recipe: Callable[..., Path], tmp_path: P
     assert statuses(failed) == {"convert": "done", "verify": "failed"}
     assert json.loads(failed.stdout)["ok"] is False
     assert not (tmp_path / "release" / "plan").exists()
-    assert statuses(run("run", recipe(), "--json"))["verify"] == "done"
+    assert statuses(run("run", recipe(), "--json"))["verify"] == "unchanged"
     shown = run("run", recipe(verify={"max_ppl_increase": -50}), expect=1)
     assert "more than --max_ppl_increase -50" in shown.stdout
 
@@ -131,6 +131,58 @@ def test_with_tensorrt_llm_up_to_the_repository(
     assert (tmp_path / "release" / "repository" / "ensemble" / "config.pbtxt").exists()
     assert statuses(run("run", recipe(), "--json"))["triton"] == "unchanged"
     run("triton", "--check", tmp_path / "release" / "repository")
+
+
+def test_an_engine_of_another_plan_is_not_served(
+    recipe: Callable[..., Path], machine: dict[str, str], tmp_path: Path
+) -> None:
+    built = engine_elsewhere(recipe, machine, tmp_path)
+    (built / "rank1.engine").write_bytes(b"other")
+    damaged = statuses(run("run", recipe(), "--json"))
+    assert damaged["build"] == damaged["triton"] == "not here"
+    engine_elsewhere(recipe, machine, tmp_path)
+    assert statuses(run("run", recipe(), "--json"))["triton"] == "done"
+    other = statuses(run("run", recipe(build={"max_batch_size": 2}), "--json"))
+    assert other["build"] == other["triton"] == "not here"
+    assert not built.exists()
+    assert not (tmp_path / "release" / "repository").exists()
+
+
+def engine_elsewhere(recipe: Callable[..., Path], machine: dict[str, str], tmp_path: Path) -> Path:
+    """Plan, then build with build.sh as another machine would."""
+    run("run", recipe(triton="left out"), "--json")
+    shutil.rmtree(tmp_path / "release/engine", ignore_errors=True)
+    words = ["bash", tmp_path / "release/plan/build.sh", tmp_path / "release/checkpoint", tmp_path / "release/engine"]
+    path = {**machine, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{machine['PATH']}"}
+    assert subprocess.run(words, env=path, capture_output=True).returncode == 0
+    return tmp_path / "release" / "engine"
+
+
+def test_a_changed_tokenizer_is_read_again(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    only = {"build": "left out", "triton": "left out"}
+    run("run", recipe(**only), "--json")
+    template = tmp_path / "hf" / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    assert statuses(run("run", recipe(**only), "--json")) == {"convert": "done", "verify": "done"}
+
+
+def test_what_a_later_step_would_refuse_is_refused_first(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    for build, reason in (
+        ({"gpu": "T4"}, "0.14 was the last for T4"),
+        ({"gpu": "A1000"}, "is not listed"),
+        ({"gpu": "B200"}, "refuses INT8 and INT4"),
+        ({"kv_cache_free_gpu_mem_fraction": 5.0}, "at most 1 is needed"),
+    ):
+        assert reason in run("run", recipe(build=build), expect=2).stderr
+    assert "nowhere is not a folder" in run("run", recipe(triton={"tokenizer_dir": "nowhere"}), expect=2).stderr
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_broken_note_makes_its_step_run_again(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    only = {"build": "left out", "triton": "left out"}
+    run("run", recipe(**only), "--json")
+    (tmp_path / "release" / ".steps" / "verify.json").write_text("")
+    assert statuses(run("run", recipe(**only), "--json")) == {"convert": "unchanged", "verify": "done"}
 
 
 def test_engine_required_fails_where_there_is_none(recipe: Callable[..., Path]) -> None:
@@ -168,7 +220,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"convert": {"fold": 1}}, "convert.fold is 1, which is not true or false"),
     ({"verify": {"max_ppl_increase": "2%"}}, "which is not a number or null"),
     ({"build": {"gemm_plugin": "fast"}}, "build.gemm_plugin is 'fast'; use auto"),
-    ({"build": {"max_batch_size": 0}}, "a number of at least 1"),
+    ({"build": {"max_batch_size": 0}}, "a number from 1"),
     ({"build": {"smooth_quant_gemm_plugin": "float16"}}, "quant_algo enables it"),
     ({"build": {"max_batch": 4}}, "build has no 'max_batch'; did you mean max_batch_size?"),
     ({"build": {"engine": "maybe"}}, "build.engine is 'maybe'; use auto, required, never"),
@@ -176,6 +228,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"triton": {"decoupled": "yes please"}}, "triton.decoupled"),
     ({"triton": []}, "triton must be a mapping"),
     ({"model_dir": 5}, "model_dir is needed"),
+    ({"model_dir": "a\0b"}, "model_dir is needed"),
+    ({"verify": {"max_ppl_increase": float("nan")}}, "a finite number is needed"),
+    ({"build": "left out"}, "triton needs a build section"),
+    ({"build": {"max_seq_len": 40, "max_decoder_seq_len": 50}}, "are one flag"),
+    ({"build": {"max_seq_len": 10**30}}, "a number from 1"),
 ]
 
 
@@ -192,6 +249,7 @@ def test_bad_recipes_are_refused(changes: dict[str, Any], reason: str, recipe: C
         ("a: [1", "not readable as YAML"),
         ("- 1", "holds no mapping"),
         ("a: !!python/object/apply:os.system ['true']", "not readable as YAML"),
+        ("a: 1\na: 2", "'a' is given twice"),
         ("a: &a [1]\nb: *a", "aliases are not read"),
         ("x: " + "[" * 5000, "not readable as YAML"),
         ("\0", "not readable as YAML"),
