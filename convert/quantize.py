@@ -33,8 +33,9 @@ def quantize_layer(
         layer: the layer; afterwards it computes what weight-only schemes' tensors do.
         dtype: the engine's.
     """
+    report: dict[str, Any] = {}
     if scheme.form == FLOAT:
-        tensors, report = floating(layer), {}
+        tensors = floating(layer)
     elif scheme.smoothquant:
         tensors, report = smoothquant.quantize_layer(layer, statistics, scheme, options)
     elif scheme.grouped:

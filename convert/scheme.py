@@ -116,7 +116,8 @@ def scheme_of(algo: str | None, kv_cache: str | None = None, group_size: int = 1
         return Scheme(kv_cache=kv_cache)
     if not isinstance(algo, str) or algo not in SCHEMES:
         raise InputError(f"quantization {algo!r} is not supported; use one of: {', '.join(SCHEMES)}")
-    scheme = replace(SCHEMES[algo], kv_cache=kv_cache, group_size=group_size, sm=sm)
+    scheme = replace(SCHEMES[algo], kv_cache=kv_cache, sm=sm)
+    scheme = replace(scheme, group_size=group_size) if scheme.grouped else scheme
     sizes = (128,) if scheme.fp8_activations else GROUP_SIZES
     if scheme.grouped and group_size not in sizes:
         raise InputError(f"--group_size {group_size}: the kernels of {algo} know {' and '.join(map(str, sizes))}")

@@ -1,0 +1,140 @@
+"""Every format end to end on a tiny model: structure, ranks, execution, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enginesmith.convert.errors import InputError
+from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.layer import Layer
+from enginesmith.convert.scheme import SCHEMES, SMOOTHQUANT, scheme_of
+from enginesmith.convert.source import Source
+from enginesmith.convert.verify import measure, structure_problems
+from tests.command import run
+
+Tiny = Callable[..., Path]
+Converted = Callable[..., Checkpoint]
+FORMATS = [name for name in SCHEMES if name not in SMOOTHQUANT]
+WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+# Mean KL against the float32 source, a few times what was seen.
+MOST_KL = {"W8A16": 0.01, "W8A16_GPTQ": 0.01, "FP8": 0.25, "FP8_PER_CHANNEL_PER_TOKEN": 0.25}
+
+
+def group_size(algo: str) -> int:
+    return 128 if algo == "W4A8_AWQ" else 64
+
+
+@pytest.fixture
+def model(tiny: Tiny) -> Path:
+    return tiny(**WIDE)
+
+
+@pytest.mark.parametrize("algo", FORMATS)
+def test_what_is_written_computes_what_the_source_does(algo: str, model: Path, converted: Converted) -> None:
+    checkpoint = converted(model, quant=algo, group_size=group_size(algo))
+    assert structure_problems(checkpoint) == []
+    accuracy = measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24)
+    assert 0 < accuracy.kl < MOST_KL.get(algo, 1.2)
+
+
+@pytest.mark.parametrize("algo", FORMATS)
+def test_ranks_put_together_are_the_whole(algo: str, tiny: Tiny, converted: Converted) -> None:
+    model = tiny(**WIDE | {"intermediate_size": 512, "hidden_size": 256, "num_key_value_heads": 4})
+    whole, many = (converted(model, quant=algo, group_size=group_size(algo), tp_size=tp) for tp in (1, 2))
+    assert structure_problems(many) == []
+    for index in range(2):
+        one, joined = whole.layer(index), many.layer(index)
+        assert one.keys() == joined.keys()
+        for name in one:
+            assert torch.equal(one[name].float(), joined[name].float()), name
+
+
+@pytest.mark.parametrize("algo", ["W8A16", "W4A16", "W4A16_GPTQ"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_arrangements_hold_the_same_integers(algo: str, dtype: str, model: Path, converted: Converted) -> None:
+    ampere, hopper = (converted(model, quant=algo, group_size=64, sm=sm, dtype=dtype) for sm in (80, 90))
+    raw = [checkpoint.read(0, "transformer.layers.0.mlp.fc.weight").view(torch.int8) for checkpoint in (ampere, hopper)]
+    assert not torch.equal(*raw)
+    assert torch.equal(ampere.layer(0)["mlp.fc.weight"], hopper.layer(0)["mlp.fc.weight"])
+    assert json.loads((hopper.folder / "enginesmith.json").read_text())["packed_for_sm"] == 90
+
+
+@pytest.mark.parametrize("algo", ["W4A16_AWQ", "W4A16_GPTQ", "W8A16", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"])
+def test_gptq_rounding_lowers_the_error(algo: str, model: Path, converted: Converted) -> None:
+    kl = []
+    for rounding in ("nearest", "gptq"):
+        checkpoint = converted(model, quant=algo, group_size=64, rounding=rounding, propagate="float")
+        kl.append(measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24).kl)
+    assert kl[1] < 1.05 * kl[0]
+
+
+@pytest.mark.parametrize("algo", ["W4A16_AWQ", "W4A16_GPTQ", "FP8", "W8A16"])
+@pytest.mark.parametrize("cache", ["INT8", "FP8"])
+def test_every_cache_goes_with_every_format(algo: str, cache: str, model: Path, converted: Converted) -> None:
+    checkpoint = converted(model, quant=algo, group_size=64, kv_cache=cache)
+    assert structure_problems(checkpoint) == []
+    assert measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24).kl < 0.5
+
+
+def test_awq_scaling_leaves_a_float_layer_unchanged(model: Path) -> None:
+    source = Source(model)
+    layer = Layer.of(source.layer(0), source.model)
+    before = layer.computed()
+    for group in source.model.family.groups:
+        width = layer.weights[layer.parts(group)[0]].shape[1]
+        s = torch.rand(width) + 0.5
+        layer.scale_input(group, s, s if group.feeder and layer.feeds_exactly(group) else None)
+    after = layer.computed()
+    x = torch.randn(5, 128)
+    for part in ("self_attn.q_proj", "mlp.gate_proj"):
+        norm = "input_layernorm" if part.startswith("self") else "post_attention_layernorm"
+        ours, theirs = ((x * tensors[f"{norm}.weight"]) @ tensors[f"{part}.weight"].t() for tensors in (after, before))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    through = [t["mlp.down_proj.weight"] @ t["mlp.up_proj.weight"] for t in (after, before)]
+    norms = [t["post_attention_layernorm.weight"] for t in (after, before)]
+    torch.testing.assert_close(through[0] * norms[0], through[1] * norms[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("algo", "changes", "options", "reason"),
+    [
+        ("W4A16_AWQ", {"hidden_size": 96}, {"group_size": 64}, "cannot cut 96 input channels; neither 64 nor 128"),
+        ("W4A16_AWQ", {}, {"group_size": 128, "tp_size": 2}, "attention.dense on one of 2 ranks"),
+        ("W4A8_AWQ", {}, {"group_size": 64}, "know 128"),
+        ("W8A16", {"intermediate_size": 208}, {}, "mlp.fc: out_features 208 must be a multiple of 32"),
+        ("W4A16_GPTQ", {}, {"sm": 100}, "arranged for one of: 80, 86, 89, 90"),
+        ("W4A8_QSERVE_PER_GROUP", {"intermediate_size": 192}, {}, "multiple of 128"),
+        ("W4A16", {}, {"propagate": "quantized"}, None),
+        ("FP8", {}, {"propagate": "quantized"}, "is for weight-only schemes"),
+        ("FP8", {}, {"alpha": 0.5}, "--alpha belongs to SmoothQuant"),
+    ],
+)  # fmt: skip
+def test_what_no_kernel_takes_is_refused(
+    algo: str, changes: dict[str, Any], options: dict[str, Any], reason: str | None, tiny: Tiny, converted: Converted
+) -> None:
+    model = tiny(**{**WIDE, **changes})
+    if reason is None:
+        converted(model, quant=algo, **options)
+        return
+    with pytest.raises(InputError) as refused:
+        converted(model, quant=algo, **options)
+    assert reason in str(refused.value)
+
+
+def test_upstreams_spellings(model: Path, tmp_path: Path) -> None:
+    words = ["convert", "--model_dir", model, "--calib", tmp_path / "ids.safetensors", "--calib_size", 8]
+    words += ["--calib_seq_len", 24, "--group_size", 64, "--use_weight_only"]
+    for precision, algo in (("int8", "W8A16"), ("int4_gptq", "W4A16_GPTQ")):
+        done = run(*words, "--weight_only_precision", precision, "--output_dir", tmp_path / precision)
+        assert algo in done.stdout
+
+
+def test_an_unknown_group_size_is_refused() -> None:
+    with pytest.raises(InputError, match="know 64 and 128"):
+        scheme_of("W4A16_AWQ", None, 32)
