@@ -22,6 +22,8 @@ from .rounding import Grid
 from .smoothing import floored, sample_rows
 
 ALPHA_STEPS = 20
+# Every which of them is tried first; then those around the best.
+COARSE = 4
 # Rows of each weight that the alpha search scores.
 SAMPLED_ROWS = 256
 # A group's scale is tried at 1, 0.95, ... of what would just cover it.
@@ -72,14 +74,17 @@ def search(
 
     def tried(alpha: float | None, s: torch.Tensor) -> Scaling:
         scaled = rows * s
-        change = grid_of(scaled).round(scaled).dequantize().div_(s).sub_(rows)
+        change = grid_of(scaled).snap(scaled).div_(s).sub_(rows)
         return Scaling(s, alpha, float(times @ (change @ gram).mul_(change).sum(1)) / energy)
 
-    choices = [tried(None, torch.ones_like(m))]
-    for step in range(ALPHA_STEPS + 1):
-        alpha = step / ALPHA_STEPS
-        choices.append(tried(alpha, factor(m, w, alpha)))
-    return min(choices, key=lambda choice: choice.error)
+    def at(step: int) -> Scaling:
+        return tried(step / ALPHA_STEPS, factor(m, w, step / ALPHA_STEPS))
+
+    coarse = {step: at(step) for step in range(0, ALPHA_STEPS + 1, COARSE)}
+    best = min(coarse, key=lambda step: coarse[step].error)
+    around = range(max(best - COARSE + 1, 0), min(best + COARSE, ALPHA_STEPS + 1))
+    fine = {step: at(step) for step in around if step not in coarse}
+    return min([tried(None, torch.ones_like(m)), *(coarse | fine).values()], key=lambda choice: choice.error)
 
 
 def factor(magnitude: torch.Tensor, relative: torch.Tensor | None, alpha: float) -> torch.Tensor:
@@ -131,7 +136,7 @@ def clip(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> Grid:
         least, chosen = torch.full_like(scale, torch.inf), scale
         for shrink in shrinks:
             tried = replace(grid, scale=scale * shrink, zero=zero)
-            change = (tried.round(rows).dequantize() - rows).unflatten(1, (groups, size)).transpose(0, 1)
+            change = tried.snap(rows).sub_(rows).unflatten(1, (groups, size)).transpose(0, 1)
             error = (change @ blocks).mul_(change).sum(2).t()
             better = error < least
             least, chosen = torch.where(better, error, least), torch.where(better, tried.scale, chosen)

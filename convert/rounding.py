@@ -75,6 +75,17 @@ class Grid:
         k = k.round_() if self.zero is None else k.add_(self.zero[..., None]).round_()
         return self.take(k.clamp_(self.low, self.high).flatten(1))
 
+    def snap(self, weight: torch.Tensor) -> torch.Tensor:
+        """What ``round`` and ``dequantize`` make of float32 [out, in], without the integers between."""
+        scale = self.scale[..., None]
+        k: torch.Tensor = weight.unflatten(1, (self.scale.shape[1], -1)) / scale
+        if self.zero is None:
+            k = k.round_().clamp_(self.low, self.high)
+        else:
+            zero = self.zero[..., None]
+            k = k.add_(zero).round_().clamp_(self.low, self.high).sub_(zero)
+        return k.mul_(scale).flatten(1)
+
     def take(self, k: torch.Tensor) -> Grouped:
         """The weight of given k, whole numbers [out, in]."""
         zero = None if self.zero is None else self.zero.to(torch.int8)
