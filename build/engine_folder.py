@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import InputError
+from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20
+VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?!\d)[\w.+-]*", re.ASCII)
 RANK_FILE = re.compile(r"rank(\d+)\.engine")
 
 
@@ -69,6 +71,25 @@ class EngineFolder:
             return "the engine was built without use_paged_context_fmha"
         return None
 
+    def why_chunked_context(self) -> str | None:
+        """Why this engine must be served with chunked context, and what to do; None if it need not."""
+        if self.max_num_tokens >= self.max_input_len:
+            return None
+        way = f"build with --max_num_tokens {self.max_input_len}, or shorter prompts"
+        if self.why_no_paged_context() is None:
+            way = "serve with --enable_chunked_context"
+        sizes = f"max_num_tokens {self.max_num_tokens} is less than max_input_len {self.max_input_len}"
+        return f"{sizes}, so its longest prompts do not fit into one step; {way}"
+
+    def plan(self) -> Reader:
+        """The plan in the enginesmith.json that building leaves; empty for other engines.
+
+        Raises:
+            InputError: the file is broken.
+        """
+        path = self.folder / MANIFEST
+        return Reader(read_config(path) if path.exists() else {}, path).section("plan", {})
+
     def _check_rank_files(self) -> None:
         numbers = {int(found[1]): path for path in self.folder.iterdir() if (found := RANK_FILE.fullmatch(path.name))}
         for rank in range(self.world_size):
@@ -113,10 +134,22 @@ class Reader:
             raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a positive number is needed")
         return value
 
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, true or false is needed")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.values.get(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a number is needed")
+        return value
+
 
 def release_of(version: str, folder: Path) -> tuple[int, int]:
     """ "1.2.0rc3" -> (1, 2)."""
-    numbers = re.match(r"(\d{1,4})\.(\d{1,4})(?!\d)", version)
+    numbers = VERSION.fullmatch(version)
     if numbers is None:
         raise InputError(f"{folder / 'config.json'}: version {version!r} is no version of TensorRT-LLM")
     return int(numbers[1]), int(numbers[2])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from shlex import quote
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..build.triton.check import check
-from ..build.triton.generate import POLICIES, TritonOptions, generate
+from ..build.triton.generate import POLICIES, TritonOptions, generate, start_command
 from .options import Command
 
 SHOWN_PROBLEMS = 20
@@ -28,13 +30,15 @@ SHOWN_PROBLEMS = 20
 @click.option(
     "--kv_cache_free_gpu_mem_fraction",
     type=float,
-    default=0.9,
-    show_default=True,
-    help="Of the GPU memory that the engine leaves free; less when the GPU is shared.",
+    help="Of the GPU memory that the engine leaves free; less when the GPU is shared. [default: as planned, else 0.9]",
 )
 @click.option("--max_tokens_in_paged_kv_cache", type=click.IntRange(1), help="Tokens. [default: as memory allows]")
 @click.option("--enable_kv_cache_reuse", is_flag=True, help="Reuse the KV cache of equal beginnings.")
-@click.option("--enable_chunked_context", is_flag=True, help="Read long prompts in pieces.")
+@click.option(
+    "--enable_chunked_context/--disable_chunked_context",
+    default=None,
+    help="Read long prompts in pieces. [default: as planned, else not]",
+)
 @click.option(
     "--batch_scheduler_policy",
     type=click.Choice(POLICIES),
@@ -58,19 +62,22 @@ def triton(checked: str | None, as_json: bool, **options: Any) -> None:
 
     With --check, examine one instead: configurations, connections, engine, tokenizer. Exit code 1 if anything is wrong.
     """
-    folders = ("engine_dir", "tokenizer_dir", "output_dir")
     if checked is not None:
-        if given := [name for name in folders if options[name] is not None]:
+        source = click.get_current_context().get_parameter_source
+        given = [name for name in options if source(name) is ParameterSource.COMMANDLINE and name != "mount_dir"]
+        if given:
             raise click.UsageError(f"--check makes nothing; leave --{given[0]} out")
         verdict(checked, check(checked, options["mount_dir"]), as_json)
         return
-    if missing := [name for name in folders if options[name] is None]:
+    if missing := [name for name in ("engine_dir", "tokenizer_dir", "output_dir") if options[name] is None]:
         raise click.UsageError(f"--{missing[0]} DIR is needed, or --check DIR")
-    repository = generate(TritonOptions(**options))
+    wanted = TritonOptions(**options)
+    repository = generate(wanted)
     if as_json:
         click.echo(json.dumps({"repository": str(repository)}))
     else:
-        click.echo(f"{repository}: start it with {repository / 'launch.sh'}, ask it with {repository / 'try.py'}")
+        click.echo(f"{repository}: start it with\n  {start_command(wanted)}")
+        click.echo(f"and ask it in another terminal with\n  python {quote(str(repository / 'try.py'))}")
 
 
 def verdict(folder: str, problems: list[str], as_json: bool) -> None:

@@ -249,7 +249,7 @@ def test_a_file_size_limit_is_one_line(tiny: Callable[..., Path], tmp_path: Path
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_run_that_is_stopped_leaves_nothing(sent: int, code: int, tmp_path: Path) -> None:
-    model = write_model(tmp_path / "hf", num_hidden_layers=60)
+    model = write_model(tmp_path / "hf", num_hidden_layers=300)
     output = tmp_path / "out"
     process = subprocess.Popen(command(model, output), stderr=subprocess.PIPE, text=True)
     partial = tmp_path / ".out.partial" / "rank0.safetensors"

@@ -15,7 +15,7 @@ from enginesmith.build.triton.check import check
 from enginesmith.build.triton.generate import TritonOptions, generate
 from enginesmith.convert.errors import InputError
 
-from .triton_folders import write_engine, write_tokenizer
+from .triton_folders import VOCABULARY, write_engine, write_tokenizer
 
 Damage = Callable[[Path], object]
 
@@ -123,8 +123,34 @@ FAULTS: list[tuple[Damage, str]] = [
     (edit("tensorrt_llm", parameter("gpt_model_type"), r'\1"V2"'), "gpt_model_type is 'V2'"),
     # The tokenizer.
     (edit("preprocessing", parameter("tokenizer_dir"), r'\1"/nowhere"'), "tokenizer_dir: /nowhere is not a folder"),
-    (edit("postprocessing", parameter("tokenizer_dir"), r'\1""'), "tokenizer_dir does not name"),
+    (edit("postprocessing", parameter("tokenizer_dir"), r'\1""'), "parameter tokenizer_dir is missing"),
     (write("../tokenizer/tokenizer.json", b"{}"), "no usable tokenizer"),
+    (edit("preprocessing", parameter("chat"), r'\1"true"'), "preprocessing: chat is on, but"),
+    # What Python models need beside their model.py.
+    (remove("preprocessing/1/tokenization.py"), "preprocessing/1/tokenization.py: no such file; model.py imports it"),
+    (write("tensorrt_llm_bls/1/tokenization.py", b"def f(:\n"), "tensorrt_llm_bls/1/tokenization.py: line 1 is not"),
+    (write("postprocessing/1/model.py", b"from lib.a import TritonPythonModel\n"), "1/lib.py: no such file; model.py"),
+    (edit("tensorrt_llm_bls", 'key: "steps"', 'key: "stages"'), "tensorrt_llm_bls: parameter steps is missing"),
+    (edit("preprocessing", 'key: "vocab_size"', 'key: "size"'), "preprocessing: parameter vocab_size is missing"),
+    (edit("tensorrt_llm_bls", parameter("steps").replace('[^"]*"', '.*?"\n'), r'\1"["\n'), "steps is not JSON"),
+    (edit("tensorrt_llm_bls", parameter("steps").replace('[^"]*"', '.*?"\n'), r'\1"[1, 2]"\n'), "steps is not a list"),
+    (edit("tensorrt_llm_bls", r'\\"preprocessing\\"', r'\\"pre\\"'), "steps: 'pre' is no model"),
+    (edit("tensorrt_llm_bls", r'\\"QUERY\\"', r'\\"PROMPT\\"'), "steps: preprocessing has no tensor PROMPT"),
+    # Versions.
+    (edit("ensemble", "model_version: -1", "model_version: 7"), "step preprocessing: version 7 is not served"),
+    (edit("tensorrt_llm", "max_batch_size", "version_policy { specific { versions: 3 } }\nmax_batch_size"),
+     "version_policy names 3, but there is no tensorrt_llm/3"),
+    # Values of parameters.
+    (edit("preprocessing", parameter("vocab_size"), r'\1"abc"'), "preprocessing: vocab_size is 'abc', the engine's is"),
+    (edit("preprocessing", parameter("vocab_size"), r'\1"599"'), "preprocessing: vocab_size is '599', the engine's is"),
+    (edit("tensorrt_llm", parameter("enable_kv_cache_reuse"), r'\1"maybe"'), "enable_kv_cache_reuse is 'maybe'"),
+    (edit("preprocessing", parameter("add_special_tokens"), r'\1"maybe"'), "add_special_tokens is 'maybe'; true or"),
+    (edit("tensorrt_llm", "KIND_CPU", "KIND_MODEL"), "tensorrt_llm: instance_group is KIND_MODEL"),
+    (edit("tensorrt_llm", parameter("kv_cache_free_gpu_mem_fraction"), r'\1"0"'), "fraction is '0'; above 0, up to 1"),
+    (edit("tensorrt_llm", parameter("kv_cache_free_gpu_mem_fraction"), r'\1"1.01"'), "fraction is '1.01'"),
+    # How it is started.
+    (write("launch.sh", b"world_size=1\n"), "launch.sh: world_size is 1, the engine of tensorrt_llm has 2 ranks"),
+    (write("launch.sh", b"python3 launch_triton_server.py --world_size 4\n"), "launch.sh: world_size is 4"),
 ]  # fmt: skip
 
 
@@ -139,7 +165,106 @@ def test_each_fault_is_found(damage: Damage, words: str, repository: Path) -> No
 def test_a_vocabulary_that_does_not_fit(repository: Path) -> None:
     config = repository.parent / "engine" / "config.json"
     config.write_text(config.read_text().replace('"vocab_size": 600', '"vocab_size": 300'))
-    assert check(repository) == ["postprocessing: the tokenizer has token id 310, the engine a vocabulary of 300"]
+    assert check(repository) == [
+        "postprocessing: the tokenizer has token id 310, the engine a vocabulary of 300",
+        "preprocessing: vocab_size is '600', the engine's is 300",
+    ]
+
+
+def test_a_fault_that_shows_in_two_places_is_told_once(repository: Path) -> None:
+    edit("preprocessing", parameter("tokenizer_dir"), r'\1""')(repository)
+    assert check(repository) == ["preprocessing: parameter tokenizer_dir is missing or empty"]
+
+
+def test_an_engine_whose_prompts_need_chunks(repository: Path) -> None:
+    config = repository.parent / "engine" / "config.json"
+    config.write_text(config.read_text().replace('"max_num_tokens": 8192', '"max_num_tokens": 512'))
+    [problem] = check(repository)
+    assert problem.startswith("tensorrt_llm: max_num_tokens 512 is less than max_input_len 1024")
+
+
+HARMLESS: list[Damage] = [
+    edit("tensorrt_llm", parameter("kv_cache_free_gpu_mem_fraction"), r'\1"1"'),
+    edit("preprocessing", '(string_value: ".*?/tokenizer)"', r'\1/"'),
+    edit("preprocessing", "/tokenizer", "/./tokenizer"),
+    edit("preprocessing", parameter("add_special_tokens"), r'\1"Yes"'),
+    remove("launch.sh"),
+    write("launch.sh", b"tritonserver --model-repository=.\n"),
+    lambda repository: (repository / "preprocessing/1/tokenization.py").rename(
+        repository / "preprocessing/tokenization.py"
+    ),
+    lambda repository: (repository / "preprocessing/1").rename(repository / "preprocessing/10"),
+    edit("ensemble", "model_version: -1", "model_version: 1"),
+    edit("preprocessing", "max_batch_size", "version_policy { all {} }\nmax_batch_size"),
+]
+
+
+@pytest.mark.parametrize("change", HARMLESS, ids=range(len(HARMLESS)))
+def test_what_is_no_fault(change: Damage, repository: Path) -> None:
+    change(repository)
+    assert check(repository) == []
+
+
+def test_only_the_latest_version_is_served(repository: Path) -> None:
+    (repository / "preprocessing/9").mkdir()
+    (repository / "preprocessing/1").rename(repository / "preprocessing/10")
+    edit("ensemble", "model_version: -1", "model_version: 9")(repository)
+    assert check(repository) == ["ensemble: step preprocessing: version 9 is not served; -1 is the latest"]
+    edit("preprocessing", "max_batch_size", "version_policy { latest { num_versions: 2 } }\nmax_batch_size")(repository)
+    assert check(repository) == ["preprocessing/9/model.py: no such file"]
+
+
+def test_a_tokenizer_among_a_models_weights(repository: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        with (tmp_path / "tokenizer" / name).open("wb") as file:
+            file.truncate(2**30)
+    (tmp_path / "tokenizer" / "model-00001-of-00002.safetensors").symlink_to("../blobs/not fetched")
+    assert check(repository) == []
+    with (tmp_path / "tokenizer" / "vocab.json").open("wb") as file:
+        file.truncate(2**30)
+    assert any("vocab.json is too large for a tokenizer" in problem for problem in check(repository))
+
+
+def add_second_set(repository: Path, folder: Path) -> None:
+    """Another engine and tokenizer, under names that end in _b."""
+    engine, tokenizer = write_engine(folder / "engine", vocab_size=VOCABULARY), folder / "tokenizer"
+    write_tokenizer(tokenizer, "byte_level")
+    other = generate(TritonOptions(str(engine), str(tokenizer), str(folder / "repository"), decoupled=True))
+    for model in [path.parent for path in other.glob("*/config.pbtxt")]:
+        config = model / "config.pbtxt"
+        names = r'(?<!platform: )(\\?")(ensemble|preprocessing|postprocessing|tensorrt_llm|tensorrt_llm_bls)(\\?")'
+        config.write_text(re.sub(names, r"\1\2_b\3", config.read_text()))
+        model.rename(repository / f"{model.name}_b")
+
+
+def test_two_complete_sets_are_judged_apart(repository: Path, tmp_path: Path) -> None:
+    config = tmp_path / "engine" / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 600', '"vocab_size": 311'))
+    edit("preprocessing", parameter("vocab_size"), r'\1"311"')(repository)
+    (repository / "launch.sh").unlink()
+    add_second_set(repository, tmp_path / "b")
+    assert check(repository) == []
+    edit("postprocessing_b", "/b/tokenizer", "/tokenizer")(repository)
+    [problem] = check(repository)
+    assert problem.startswith("tokenizer_dir differs: ")
+    assert problem.endswith("/b/tokenizer in preprocessing_b") or problem.endswith("in tensorrt_llm_bls_b")
+
+
+def test_folders_below_the_mount_that_are_not_in_the_repository(repository: Path, tmp_path: Path) -> None:
+    assert check(repository, str(tmp_path)) == []
+    (tmp_path / "engine").rename(repository / "engine")
+    assert check(repository, str(tmp_path)) == ["engine/config.pbtxt: no such file"]
+
+
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_a_folder_that_is_named_like_a_placeholder(self_contained: bool, tmp_path: Path) -> None:
+    odd = tmp_path / "${x}"
+    folders = write_engine(odd / "engine"), write_tokenizer(odd / "tokenizer"), odd / "repository"
+    options = {"self_contained": self_contained, "mount_dir": "/${models}"}
+    made = generate(TritonOptions(*map(str, folders), **options))
+    assert check(made, "/${models}") == []
+    edit("postprocessing", parameter("skip_special_tokens"), r'\1"${skip}"')(made)
+    assert check(made, "/${models}") == ["postprocessing/config.pbtxt: ${skip} not filled"]
 
 
 HOSTILE: list[tuple[Damage, str]] = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from enginesmith.build.triton.generate import TritonOptions, generate
 from enginesmith.build.triton.repository import parse
 from enginesmith.convert.errors import InputError
 
-from .command import run
 from .triton_folders import write_engine, write_tokenizer
 
 VERSIONS = ["0.16.0", "0.17.0.post1", "0.18.2", "0.19.0", "0.20.0", "0.21.0", "1.0.0", "1.2.1", "1.3.0rc20"]
@@ -109,8 +107,9 @@ def test_self_contained(tmp_path: Path) -> None:
         ({"use_paged_context_fmha": False}, {"enable_kv_cache_reuse": True}, "without use_paged_context_fmha"),
         ({"use_paged_context_fmha": False}, {"enable_chunked_context": True}, "--enable_chunked_context"),
         ({"kv_cache": "INT8"}, {"enable_kv_cache_reuse": True}, "INT8 KV cache"),
-        ({}, {"kv_cache_free_gpu_mem_fraction": 1.5}, "between 0 and 1"),
-        ({}, {"kv_cache_free_gpu_mem_fraction": float("nan")}, "between 0 and 1"),
+        ({}, {"kv_cache_free_gpu_mem_fraction": 1.5}, "above 0, at most 1"),
+        ({}, {"kv_cache_free_gpu_mem_fraction": 0.0}, "above 0, at most 1"),
+        ({}, {"kv_cache_free_gpu_mem_fraction": float("nan")}, "above 0, at most 1"),
         ({}, {"batch_scheduler_policy": "fair"}, "guaranteed_no_evict"),
         ({}, {"max_queue_delay": -1}, "--max_queue_delay -1"),
         ({}, {"bls_instances": 0}, "--bls_instances 0"),
@@ -120,6 +119,12 @@ def test_self_contained(tmp_path: Path) -> None:
         ({"version": "2.0.0"}, {}, "0.16 to 1.3"),
         ({"logits_dtype": "bfloat16"}, {}, "logits_dtype bfloat16"),
         ({"vocab_size": 100}, {}, "a vocabulary of 100"),
+        ({"vocab_size": 310}, {}, "has token id 310, the engine a vocabulary of 310"),
+        ({"max_num_tokens": 512}, {}, "less than max_input_len 1024, so its longest prompts do not fit into one step"),
+        ({"max_num_tokens": 512}, {"enable_chunked_context": False}, "serve with --enable_chunked_context"),
+        ({"max_num_tokens": 512, "kv_cache": "INT8"}, {}, "build with --max_num_tokens 1024"),
+        ({}, {"mount_dir": "/a\x1bb"}, "--mount_dir: a path with control characters"),
+        ({}, {"mount_dir": "/a\udcffb"}, "--mount_dir: a path with control characters, or not in"),
         ({}, {"tokenizer_dir": "/nowhere"}, "--tokenizer_dir: /nowhere is not a folder"),
     ],
 )
@@ -133,6 +138,90 @@ def test_what_cannot_be_served(engine: dict[str, Any], options: dict[str, Any], 
         generate(TritonOptions(**{**folders, **options}))
     assert words in str(raised.value)
     assert not (tmp_path / "repository").exists()
+
+
+SEVERAL = {"chat_template": [{"name": "rag", "template": "{{ messages }}"}, {"name": "tool", "template": "hello"}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (SEVERAL, "multiple chat templates with no default"),
+        ({"chat_template": "{% for m in messages %}{{ m.content }}"}, "does not render (Unexpected end of template"),
+        ({"chat_template": "{{ raise_exception('system first') }}"}, "does not render (system first)"),
+        ({"chat_template": "{{ messages[1].content }}"}, "does not render ("),
+        ({"chat_template": "{{ messages.__class__.__mro__[1].__subclasses__() }}"}, "does not render ("),
+    ],
+)
+def test_a_chat_template_that_does_not_work(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folders = write_engine(tmp_path / "engine"), write_tokenizer(tmp_path / "tokenizer"), tmp_path / "repository"
+    settings = tmp_path / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **config}))
+    with pytest.raises(InputError, match=r"^--chat: ") as raised:
+        generate(TritonOptions(*map(str, folders), chat=True))
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def planned(folder: Path, **plan: Any) -> None:
+    """What building leaves beside an engine."""
+    (folder / "enginesmith.json").write_text(json.dumps({"plan": plan}))
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "fraction", "chunked"),
+    [
+        (None, {}, "0.9", "false"),
+        ({}, {}, "0.9", "false"),
+        ({"chunked_context": True, "kv_cache_free_gpu_mem_fraction": 1}, {}, "1", "true"),
+        ({"chunked_context": True}, {"enable_chunked_context": False}, "0.9", "false"),
+        ({"kv_cache_free_gpu_mem_fraction": 0.5}, {"kv_cache_free_gpu_mem_fraction": 1.0}, "1.0", "false"),
+    ],
+)
+def test_the_engine_is_served_as_it_was_planned(
+    plan: dict[str, Any] | None, options: dict[str, Any], fraction: str, chunked: str, tmp_path: Path
+) -> None:
+    engine, tokenizer = write_engine(tmp_path / "engine"), write_tokenizer(tmp_path / "tokenizer")
+    if plan is not None:
+        planned(engine, **plan)
+    repository = generate(TritonOptions(str(engine), str(tokenizer), str(tmp_path / "repository"), **options))
+    stated = parameters(config_of(repository, "tensorrt_llm"))
+    assert (stated["kv_cache_free_gpu_mem_fraction"], stated["enable_chunked_context"]) == (fraction, chunked)
+    assert check(repository) == []
+
+
+def test_prompts_of_several_chunks_as_planned(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "engine", max_num_tokens=512)
+    planned(engine, chunked_context=True)
+    folders = engine, write_tokenizer(tmp_path / "tokenizer"), tmp_path / "repository"
+    assert check(generate(TritonOptions(*map(str, folders)))) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "not readable as JSON"),
+        ('{"plan": []}', "no plan in it"),
+        ('{"plan": {"chunked_context": "yes"}}', "plan.chunked_context is 'yes', true or false is needed"),
+        ('{"plan": {"kv_cache_free_gpu_mem_fraction": "most"}}', "fraction is 'most', a number is needed"),
+        ('{"plan": {"kv_cache_free_gpu_mem_fraction": NaN}}', "above 0, at most 1"),
+    ],
+)
+def test_a_broken_plan(content: str, words: str, tmp_path: Path) -> None:
+    folders = write_engine(tmp_path / "engine"), write_tokenizer(tmp_path / "tokenizer"), tmp_path / "repository"
+    (tmp_path / "engine" / "enginesmith.json").write_text(content)
+    with pytest.raises(InputError) as raised:
+        generate(TritonOptions(*map(str, folders)))
+    assert words in str(raised.value)
+
+
+def test_an_engine_with_pipeline_parallelism(tmp_path: Path) -> None:
+    mapping = {"world_size": 4, "tp_size": 2, "pp_size": 2}
+    repository = made(tmp_path, {"ranks": 4, "mapping": mapping}, self_contained=True, bls=True)
+    assert EngineFolder(tmp_path / "engine").pp_size == 2
+    assert len(list(repository.glob("tensorrt_llm/1/rank*.engine"))) == 4
+    assert "world_size=4" in (repository / "launch.sh").read_text()
+    assert check(repository) == []
 
 
 @pytest.mark.parametrize(
@@ -161,6 +250,7 @@ def test_broken_engine_folders(damage: Any, words: str, tmp_path: Path) -> None:
     [
         ({"version": ""}, "version"),
         ({"version": "latest"}, "'latest' is no version"),
+        ({"version": "0.16.0; echo"}, "'0.16.0; echo' is no version"),
         ({"max_batch_size": True}, "max_batch_size is True"),
         ({"max_input_len": -1}, "max_input_len is -1"),
         ({"vocab_size": "many"}, "pretrained_config.vocab_size is 'many'"),
@@ -192,31 +282,10 @@ def test_strings_survive_the_text_format(text: str) -> None:
 
 
 def test_paths_with_odd_characters(tmp_path: Path) -> None:
-    odd = tmp_path / 'it\'s "a" $(touch x); `b` \\ 你'
+    odd = tmp_path / 'it\'s "a" $(touch x); `b` \\ 你\u200d'
     repository = made(odd, bls=True)
     assert check(repository) == []
     assert parameters(config_of(repository, "tensorrt_llm"))["gpt_model_path"] == str(odd / "engine")
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_launch_script_starts_a_process_a_rank(ranks: int, tmp_path: Path) -> None:
-    repository = made(tmp_path / "it's $(here)", {"ranks": ranks})
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("tritonserver", "mpirun"):
-        (programs / name).write_text('#!/bin/bash\nprintf \'%s\\n\' "${0##*/}" "$@"\n')
-        (programs / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "HTTP_PORT": "9000"}
-    done = subprocess.run(
-        [repository / "launch.sh", "--log-verbose=1"], env=environment, capture_output=True, text=True, check=True
-    )
-    words = done.stdout.splitlines()
-    assert words[0] == ("tritonserver" if ranks == 1 else "mpirun")
-    assert words.count(f"--model-repository={repository}") == ranks
-    assert words.count("--log-verbose=1") == ranks
-    assert words.count("--load-model=tensorrt_llm") == ranks - 1
-    assert words.count(":") == ranks - 1
-    assert "--http-port=9000" in words
 
 
 def test_try_script_compiles_and_explains_itself(tmp_path: Path) -> None:
@@ -233,25 +302,3 @@ def test_the_ensemble_maps_every_shared_tensor() -> None:
         made_by = {target for step in tensors.ensemble_steps(release) for target in step.outputs.values()}
         assert {tensor.name for tensor in tensors.TEXT_OUTPUTS if tensor.exists(release)} <= made_by
         assert used - declared <= made_by
-
-
-def test_the_command(tmp_path: Path) -> None:
-    folders = ["--engine-dir", write_engine(tmp_path / "engine"), "--tokenizer-dir", write_tokenizer(tmp_path / "t")]
-    out = tmp_path / "repository"
-    assert "launch.sh" in run("triton", *folders, "--output-dir", out, "--decoupled", "--max-batch-size=2").stdout
-    assert "no problem found" in run("triton", "--check", out).stdout
-    assert json.loads(run("triton", "--check", out, "--json").stdout) == {
-        "repository": str(out),
-        "ok": True,
-        "problems": [],
-    }
-    (out / "preprocessing" / "1" / "model.py").unlink()
-    assert "FAILED preprocessing/1/model.py: no such file" in run("triton", "--check", out, expect=1).stderr
-    assert not json.loads(run("triton", "--check", out, "--json", expect=1).stdout)["ok"]
-    assert "exists" in run("triton", *folders, "--output_dir", out, expect=2).stderr
-    assert "--engine_dir DIR is needed" in run("triton", expect=2).stderr
-    assert "leave --output_dir out" in run("triton", "--check", out, "--output_dir", out, expect=2).stderr
-    assert "is not a folder" in run("triton", "--check", tmp_path / "none", expect=2).stderr
-    made_json = run("triton", *folders, "--output_dir", tmp_path / "two", "--json", "--no_bls", "--decoupled")
-    assert json.loads(made_json.stdout) == {"repository": str(tmp_path / "two")}
-    assert not (tmp_path / "two" / "tensorrt_llm_bls").exists()

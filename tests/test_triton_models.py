@@ -30,10 +30,16 @@ STRINGS = varied_strings(1000)
 
 
 def serve(
-    folder: Path, engine: Engine = echo, kind: str = "sentencepiece", chat: bool = False, **options: Any
+    folder: Path,
+    engine: Engine = echo,
+    kind: str = "sentencepiece",
+    chat: bool = False,
+    bare: bool = False,
+    **options: Any,
 ) -> Server:
     """A repository of its own, served."""
-    engine_dir, tokenizer_dir = write_engine(folder / "engine"), write_tokenizer(folder / "tokenizer", kind, chat)
+    engine_dir, tokenizer_dir = write_engine(folder / "engine"), folder / "tokenizer"
+    write_tokenizer(tokenizer_dir, kind, chat, bare)
     options = {"decoupled": True, **options}
     return Server(
         generate(TritonOptions(str(engine_dir), str(tokenizer_dir), str(folder / "repository"), **options)), engine
@@ -263,6 +269,30 @@ def test_empty_prompts(tmp_path: Path) -> None:
     served = serve(tmp_path / "b", kind="byte_level")
     assert "no BOS token" in error_of(served.call("ensemble", asked("")))
     assert answers(served.call("ensemble", asked(" "))) == [" "]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_without_special_tokens(kind: str, tmp_path: Path) -> None:
+    served = serve(tmp_path, kind=kind, bare=True)
+    preprocessing = served.models["preprocessing"]
+    assert [getattr(preprocessing.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")] == [None] * 3
+    rows = ["stop hello", "the stop hello"]
+    [prepared] = served.call("preprocessing", {"QUERY": texts(*rows), "REQUEST_OUTPUT_LEN": lengths(2)})
+    assert prepared["OUT_END_ID"].tolist() == [[-1], [-1]]
+    assert prepared["OUT_PAD_ID"].tolist() == [[0], [0]]
+    assert answers(served.call("ensemble", asked(*rows))) == rows
+    assert "".join(answers(served.call("tensorrt_llm_bls", asked(rows[1], **STREAM)))) == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "on"), [("True", True), ("1", True), ("yes", True), ("False", False), ("0", False)]
+)
+def test_switches_as_nvidias_templates_spell_them(spelling: str, on: bool, tmp_path: Path) -> None:
+    serve(tmp_path)
+    config = tmp_path / "repository" / "preprocessing" / "config.pbtxt"
+    head, name, rest = config.read_text().partition('key: "add_special_tokens"')
+    config.write_text(head + name + rest.replace('"true"', f'"{spelling}"', 1))
+    assert Server(tmp_path / "repository", echo).models["preprocessing"].add_special_tokens is on
 
 
 CONVERSATION = '[{"role": "system", "content": "be \\u00e9"}, {"role": "user", "content": "hello"}]'

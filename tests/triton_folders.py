@@ -98,8 +98,12 @@ def sentencepiece() -> PreTrainedTokenizerFast:
 KINDS = {"byte_level": byte_level, "sentencepiece": sentencepiece}
 
 
-def write_tokenizer(folder: Path, kind: str = "sentencepiece", chat: bool = False) -> Path:
+def write_tokenizer(folder: Path, kind: str = "sentencepiece", chat: bool = False, bare: bool = False) -> Path:
+    """A tokenizer's folder, with a chat template, or bare of special tokens, if asked."""
     tokenizer = KINDS[kind]()
+    if bare:
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     if chat:
         tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)

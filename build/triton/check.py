@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ...convert.errors import InputError
 from ..engine_folder import EngineFolder
 from . import tensors
+from .chain import bls_problems, chain_problems
 from .ensemble import ensemble_problems
-from .generate import LOGITS_TYPES, POLICIES, dotted, largest_id, open_tokenizer
-from .repository import Model, protocol, read_repository, read_text, served_path
+from .generate import LOGITS_TYPES, POLICIES, dotted
+from .models.tokenization import TRUE
+from .repository import Model, protocol, read_repository, read_text, served_path, version_number
+from .source import source_problems
 
-SOURCE_LIMIT = 4 * 2**20
-TOKENIZER_LIMIT = 256 * 2**20
 LINE_LIMIT = 500  # characters
+SCRIPT_LIMIT = 2**20
+WORLD_SIZE = re.compile(r"\bworld_size[= ](\d{1,6})\b")
 LOGITS_TENSORS = ("draft_logits", "context_logits", "generation_logits")
 MODEL_TYPES = ("inflight_fused_batching", "inflight_batching", "V1", "v1")
 PAGED_CONTEXT_SETTINGS = ("enable_kv_cache_reuse", "enable_chunked_context")
+# Parameters that are true or false, and how the backend of each kind of model spells that.
+ENGINE_SWITCHES = (
+    *PAGED_CONTEXT_SETTINGS, "exclude_input_in_output", "normalize_log_probs", "enable_trt_overlap",
+    "enable_context_fmha_fp32_acc", "multi_block_mode", "cuda_graph_mode",
+)  # fmt: skip
+PYTHON_SWITCHES = ("add_special_tokens", "skip_special_tokens", "chat", "decoupled", "accumulate_tokens")
+ENGINE_WORDS = ("true", "1", "false", "0")
+PYTHON_WORDS = (*TRUE, "false", "0", "no", "n", "f")
 
 
 def check(folder: str | Path, mount_dir: str = "/models") -> list[str]:
@@ -33,21 +44,22 @@ def check(folder: str | Path, mount_dir: str = "/models") -> list[str]:
         InputError: no such folder, or tritonclient is not installed.
     """
     repository = Path(folder)
-    models, problems = read_repository(repository)
+    models, problems = read_repository(repository, mount_dir)
     for model in models.values():
         problems += model_problems(model, repository)
         if model.config.platform == "ensemble" or model.config.HasField("ensemble_scheduling"):
             problems += ensemble_problems(model, models, protocol().DataType.Name)
-    engines = []
+    engines = {}
     for model in models.values():
         if model.is_engine():
             engine, found = engine_of(model, repository, mount_dir)
             problems += found
             if engine is not None:
-                engines.append(engine)
+                engines[model.name] = engine
                 problems += engine_problems(model, engine) + release_problems(models.values(), engine, model)
-    problems += bls_problems(models) + tokenizer_problems(models, engines, repository, mount_dir)
-    return [printable(problem) for problem in problems]
+    problems += bls_problems(models) + chain_problems(models, engines, repository, mount_dir)
+    problems += launch_problems(engines, repository)
+    return [printable(problem) for problem in dict.fromkeys(problems)]
 
 
 def printable(problem: str) -> str:
@@ -72,28 +84,14 @@ def model_problems(model: Model, repository: Path) -> list[str]:
     for group in config.instance_group:
         if group.count < 0:
             problems.append(f"{model.name}: instance_group count is {group.count}")
+    for number in config.version_policy.specific.versions:
+        if number not in map(version_number, model.versions):
+            problems.append(f"{model.name}: version_policy names {number}, but there is no {model.name}/{number}")
     if config.backend == "python":
-        for version in model.versions:
+        problems += switch_problems(model, PYTHON_SWITCHES, PYTHON_WORDS)
+        for version in model.served():
             problems += source_problems(model, version, repository)
     return problems
-
-
-def source_problems(model: Model, version: Path, repository: Path) -> list[str]:
-    """A Python model's file must be there and compile; it is not run."""
-    path = version / (model.config.default_model_filename or "model.py")
-    name = f"{model.name}/{version.name}/{path.name}"
-    text, problem = read_text(path, repository, SOURCE_LIMIT)
-    if text is None:
-        return [f"{name}: {problem}"]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compile(text, name, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        return [f"{name}: line {error.lineno} is not Python ({error.msg})"]
-    except (ValueError, RecursionError, MemoryError) as error:
-        return [f"{name}: does not compile ({str(error) or type(error).__name__})"]
-    return [] if "TritonPythonModel" in text else [f"{name}: has no class TritonPythonModel"]
 
 
 def engine_of(model: Model, repository: Path, mount_dir: str) -> tuple[EngineFolder | None, list[str]]:
@@ -123,13 +121,20 @@ def engine_problems(model: Model, engine: EngineFolder) -> list[str]:
             problems.append(f"{model.name}: {tensor.name} is TYPE_{stated}, the engine's logits are TYPE_{logits}")
     for name in PAGED_CONTEXT_SETTINGS:
         reason = engine.why_no_paged_context()
-        if reason and (model.parameter(name) or "").lower() in ("true", "1"):
+        if reason and model.is_on(name):
             problems.append(f"{model.name}: {name} is on, but {reason}")
-    problems += choice_problems(model, "gpt_model_type", MODEL_TYPES) if model.config.backend == "tensorrtllm" else []
+    if not model.is_on("enable_chunked_context") and (reason := engine.why_chunked_context()):
+        problems.append(f"{model.name}: {reason}")
+    if model.config.backend == "tensorrtllm":
+        problems += choice_problems(model, "gpt_model_type", MODEL_TYPES)
+        problems += switch_problems(model, ENGINE_SWITCHES, ENGINE_WORDS)
+        if any(group.kind == group.KIND_MODEL for group in model.config.instance_group):
+            problems.append(f"{model.name}: instance_group is KIND_MODEL; the backend places the engine: KIND_CPU")
     problems += choice_problems(model, "batch_scheduler_policy", POLICIES)
-    problems += number_problems(model, "max_beam_width", 1, engine.max_beam_width)
-    problems += number_problems(model, "kv_cache_free_gpu_mem_fraction", 0, 1)
-    return problems + number_problems(model, "max_tokens_in_paged_kv_cache", 1, float("inf"))
+    beams = engine.max_beam_width
+    problems += number_problems(model, "max_beam_width", lambda beam: 1 <= beam <= beams, f"1 to {beams}")
+    problems += number_problems(model, "kv_cache_free_gpu_mem_fraction", lambda part: 0 < part <= 1, "above 0, up to 1")
+    return problems + number_problems(model, "max_tokens_in_paged_kv_cache", lambda count: count >= 1, "at least 1")
 
 
 def choice_problems(model: Model, name: str, choices: tuple[str, ...]) -> list[str]:
@@ -139,14 +144,21 @@ def choice_problems(model: Model, name: str, choices: tuple[str, ...]) -> list[s
     return [f"{model.name}: {name} is {value!r}; one of {', '.join(choices)} is needed"]
 
 
-def number_problems(model: Model, name: str, least: float, most: float) -> list[str]:
+def number_problems(model: Model, name: str, fits: Callable[[float], bool], limits: str) -> list[str]:
     value = model.parameter(name)
     try:
-        good = value is None or least <= float(value) <= most
+        good = value is None or fits(float(value))
     except ValueError:
         good = False
-    limits = f"{least:g} to {most:g}" if most != float("inf") else f"at least {least:g}"
     return [] if good else [f"{model.name}: {name} is {value!r}; {limits} is what the engine can take"]
+
+
+def switch_problems(model: Model, names: tuple[str, ...], words: tuple[str, ...]) -> list[str]:
+    return [
+        f"{model.name}: {name} is {value!r}; true or false is needed"
+        for name in names
+        if (value := model.parameter(name)) is not None and value.lower() not in words
+    ]
 
 
 def release_problems(models: Iterable[Model], engine: EngineFolder, owner: Model) -> list[str]:
@@ -175,70 +187,12 @@ def uses(model: Model, engine: str) -> bool:
     return engine in steps or model.parameter("tensorrt_llm_model_name") == engine
 
 
-def bls_problems(models: dict[str, Model]) -> list[str]:
-    """A BLS model and the engine that it calls must both be decoupled, or both not."""
-    problems = []
-    for model in models.values():
-        called = model.parameter("tensorrt_llm_model_name")
-        if called is None and model.name == "tensorrt_llm_bls":
-            called = "tensorrt_llm"
-        if called is None:
-            continue
-        if called not in models:
-            problems.append(f"{model.name}: tensorrt_llm_model_name {called!r} is no model of this repository")
-        elif decoupled(model) != decoupled(models[called]):
-            states = f"{str(decoupled(model)).lower()}, {called}'s is {str(decoupled(models[called])).lower()}"
-            problems.append(f"{model.name}: decoupled is {states}; make them equal")
-        elif model.config.max_batch_size != models[called].config.max_batch_size:
-            sizes = f"{model.config.max_batch_size}, {called}'s is {models[called].config.max_batch_size}"
-            problems.append(f"{model.name}: max_batch_size is {sizes}; make them equal")
-    return problems
-
-
-def decoupled(model: Model) -> bool:
-    return bool(model.config.model_transaction_policy.decoupled)
-
-
-def tokenizer_problems(
-    models: dict[str, Model], engines: list[EngineFolder], repository: Path, mount_dir: str
-) -> list[str]:
-    """Every tokenizer named must load without running code, fit every engine, and be the same throughout."""
-    users: dict[str, str] = {}
-    problems = []
-    for model in models.values():
-        where = model.parameter("tokenizer_dir")
-        if where is not None and model.config.backend == "python":
-            users.setdefault(where, model.name)
-        elif where is None and model.name in ("preprocessing", "postprocessing"):
-            problems.append(f"{model.name}: parameter tokenizer_dir does not name the tokenizer's folder")
-    if len(users) > 1:
-        problems.append("tokenizer_dir differs: " + ", ".join(f"{where} in {name}" for where, name in users.items()))
-    for where, name in users.items():
-        path, problem = served_path(where, repository, mount_dir)
-        if path is None:
-            problems.append(f"{name}: tokenizer_dir {where}: {problem}")
-            continue
-        try:
-            refuse_odd_files(path, name)
-            largest = largest_id(open_tokenizer(path, f"{name}: tokenizer_dir"))
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        except OSError as error:
-            problems.append(f"{name}: tokenizer_dir {where}: cannot be read ({error.strerror})")
-            continue
-        problems += [
-            f"{name}: the tokenizer has token id {largest}, the engine a vocabulary of {engine.vocab_size}"
-            for engine in engines
-            if largest >= engine.vocab_size
-        ]
-    return problems
-
-
-def refuse_odd_files(folder: Path, owner: str) -> None:
-    """Raise InputError for what no tokenizer has: huge files, pipes, devices."""
-    for path in folder.glob("*"):
-        if not (path.is_file() or path.is_dir()):
-            raise InputError(f"{owner}: tokenizer_dir {folder}: {path.name} is not a regular file")
-        if path.is_file() and path.stat().st_size > TOKENIZER_LIMIT:
-            raise InputError(f"{owner}: tokenizer_dir {folder}: {path.name} is too large for a tokenizer")
+def launch_problems(engines: dict[str, EngineFolder], repository: Path) -> list[str]:
+    """A launch.sh, where there is one that says how many processes it starts, must start one for each rank."""
+    text, _ = read_text(repository / "launch.sh", repository, SCRIPT_LIMIT)
+    stated = WORLD_SIZE.search(text or "")
+    return [
+        f"launch.sh: world_size is {stated[1]}, the engine of {name} has {engine.world_size} ranks"
+        for name, engine in engines.items()
+        if stated and int(stated[1]) != engine.world_size
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .repository import Model
+from .repository import Model, version_number
 
 
 @dataclass
@@ -43,6 +43,11 @@ def ensemble_problems(ensemble: Model, models: dict[str, Model], type_name: Any)
         f"{ensemble.name}: step {step.model_name!r} is no model of this repository"
         for step in steps
         if step.model_name not in models
+    ]
+    problems += [
+        f"{ensemble.name}: step {model.name}: version {step.model_version} is not served; -1 is the latest"
+        for step, model in known
+        if step.model_version > 0 and step.model_version not in map(version_number, model.served())
     ]
     # Outputs first: a step may read what a later one in the list makes.
     for step, model in known:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ...convert.errors import InputError
 from ...convert.staging import Staging
 from ..engine_folder import EngineFolder
 from . import tensors
+from .launch import docker_command, launch_script, serve_image
 from .pbtxt import Message, Word, write
+from .tokenizer import check_chat, largest_id, open_tokenizer, tokenizer_files
 
 MODELS = Path(__file__).parent / "models"
 POLICIES = ("guaranteed_no_evict", "max_utilization")
@@ -24,14 +25,13 @@ POLICIES = ("guaranteed_no_evict", "max_utilization")
 USUAL_BATCH = 64
 # Each is a process that holds the tokenizer.
 USUAL_INSTANCES, USUAL_BLS_INSTANCES = 4, 8
+USUAL_FRACTION = 0.9
+# Unicode categories: control characters, and surrogates, which stand for bytes that are not UTF-8.
+UNSERVED = {"Cc", "Cs"}
 LOGITS_TYPES = {"float32": "FP32", "float16": "FP16"}
 PROMPT_TYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 # From this release on the prompt embedding table has the model's type.
 PROMPT_TYPE_SINCE = (0, 20)
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "config.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,11 @@ class TritonOptions:
         max_batch_size: rows a request may have; the engine's, at most 64, if None.
         decoupled: several responses to a request, which streaming needs.
         max_queue_delay: microseconds that a request waits for others to be batched with.
-        kv_cache_free_gpu_mem_fraction: of the GPU memory that is free once the engine is loaded.
+        kv_cache_free_gpu_mem_fraction: of the GPU memory that is free once the engine is loaded; if None what the
+            engine was planned for, else 0.9.
         max_tokens_in_paged_kv_cache: tokens; unlimited if None.
-        enable_kv_cache_reuse, enable_chunked_context: need an engine with paged context FMHA.
+        enable_kv_cache_reuse, enable_chunked_context: need an engine with paged context FMHA; chunked context as the
+            engine was planned for if None, else off.
         exclude_input_in_output: answers begin after the prompt.
         preprocessing_instances, postprocessing_instances, bls_instances: processes; at most 4, 4 and 8 if None.
         batch_scheduler_policy: guaranteed_no_evict or max_utilization.
@@ -63,10 +65,10 @@ class TritonOptions:
     max_batch_size: int | None = None
     decoupled: bool = False
     max_queue_delay: int = 0
-    kv_cache_free_gpu_mem_fraction: float = 0.9
+    kv_cache_free_gpu_mem_fraction: float | None = None
     max_tokens_in_paged_kv_cache: int | None = None
     enable_kv_cache_reuse: bool = False
-    enable_chunked_context: bool = False
+    enable_chunked_context: bool | None = None
     exclude_input_in_output: bool = True
     preprocessing_instances: int | None = None
     postprocessing_instances: int | None = None
@@ -90,6 +92,7 @@ def generate(options: TritonOptions) -> Path:
         InputError: an option that the engine cannot serve, or an engine or tokenizer that cannot be read.
     """
     engine = EngineFolder(options.engine_dir)
+    options = settled(options, engine)
     check_options(options, engine)
     check_tokenizer(options, engine)
     plan = Plan(options, engine)
@@ -111,10 +114,32 @@ def generate(options: TritonOptions) -> Path:
             open_tokenizer(tokenizer, "--self_contained")
         shutil.copyfile(MODELS / "client.py", staging.folder / "try.py")
         script = staging.folder / "launch.sh"
-        script.write_text(launch_script(engine.world_size), encoding="utf-8")
+        script.write_text(launch_script(engine.world_size, engine.version), encoding="utf-8")
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         staging.commit()
     return staging.final
+
+
+def settled(options: TritonOptions, engine: EngineFolder) -> TritonOptions:
+    """The options, with what was left to the engine's plan filled in."""
+    plan, chunked, fraction = engine.plan(), options.enable_chunked_context, options.kv_cache_free_gpu_mem_fraction
+    return replace(
+        options,
+        enable_chunked_context=plan.flag("chunked_context") if chunked is None else chunked,
+        kv_cache_free_gpu_mem_fraction=(
+            plan.number("kv_cache_free_gpu_mem_fraction", USUAL_FRACTION) if fraction is None else fraction
+        ),
+    )
+
+
+def start_command(options: TritonOptions) -> str:
+    """The docker command that serves the repository made from these options."""
+    image, repository = serve_image(EngineFolder(options.engine_dir).version), absolute(options.output_dir)
+    if options.self_contained:
+        mount = options.mount_dir
+        return docker_command(image, {repository: mount}, str(PurePosixPath(mount) / "launch.sh"))
+    folders = (repository, absolute(options.engine_dir), absolute(options.tokenizer_dir))
+    return docker_command(image, {folder: folder for folder in folders}, f"{repository}/launch.sh")
 
 
 def check_options(options: TritonOptions, engine: EngineFolder) -> None:
@@ -133,11 +158,13 @@ def check_options(options: TritonOptions, engine: EngineFolder) -> None:
             f"--max_batch_size {options.max_batch_size}: the engine was built for 1 to {engine.max_batch_size}"
         )
     fraction = options.kv_cache_free_gpu_mem_fraction
-    if not (math.isfinite(fraction) and 0 < fraction < 1):
-        raise InputError(f"--kv_cache_free_gpu_mem_fraction {fraction}: a number between 0 and 1 is needed")
+    if fraction is None or not 0 < fraction <= 1:
+        raise InputError(f"--kv_cache_free_gpu_mem_fraction {fraction}: a number above 0, at most 1, is needed")
     for flag in ("enable_kv_cache_reuse", "enable_chunked_context"):
         if getattr(options, flag) and (reason := engine.why_no_paged_context()):
             raise InputError(f"--{flag}: {reason}; leave it out, or build with --use_paged_context_fmha enable")
+    if not options.enable_chunked_context and (reason := engine.why_chunked_context()):
+        raise InputError(f"--engine_dir: {reason}")
     if options.batch_scheduler_policy not in POLICIES:
         raise InputError(f"--batch_scheduler_policy {options.batch_scheduler_policy}: one of {', '.join(POLICIES)}")
     counts = {
@@ -153,8 +180,8 @@ def check_options(options: TritonOptions, engine: EngineFolder) -> None:
     if not PurePosixPath(options.mount_dir).is_absolute() or ".." in PurePosixPath(options.mount_dir).parts:
         raise InputError(f"--mount_dir {options.mount_dir}: an absolute path inside the container is needed")
     for flag in ("engine_dir", "tokenizer_dir", "output_dir", "mount_dir"):
-        if not str(getattr(options, flag)).isprintable():
-            raise InputError(f"--{flag}: control characters in a path cannot be served; rename the folder")
+        if {unicodedata.category(character) for character in getattr(options, flag)} & UNSERVED:
+            raise InputError(f"--{flag}: a path with control characters, or not in UTF-8, cannot be served; rename it")
 
 
 def check_tokenizer(options: TritonOptions, engine: EngineFolder) -> None:
@@ -165,34 +192,8 @@ def check_tokenizer(options: TritonOptions, engine: EngineFolder) -> None:
             f"--tokenizer_dir: {options.tokenizer_dir} has token id {largest}, the engine a vocabulary of "
             f"{engine.vocab_size}; take the tokenizer of the engine's model"
         )
-    if options.chat and not tokenizer.chat_template:
-        raise InputError(f"--chat: the tokenizer in {options.tokenizer_dir} has no chat template; leave --chat out")
-
-
-def open_tokenizer(folder: Path, flag: str) -> Any:
-    """The tokenizer of a folder, without running code from it.
-
-    Raises:
-        InputError: it does not load.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{flag}: {folder} is not a folder")
-    from transformers.utils import logging
-
-    from .models.tokenization import load_tokenizer
-
-    logging.set_verbosity_error()
-    try:
-        return load_tokenizer(str(folder))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # many kinds, a panic of the Rust library among them, all meaning the same
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{flag}: no usable tokenizer in {folder} ({reason}); tokenizer.json is needed") from None
-
-
-def largest_id(tokenizer: Any) -> int:
-    return max(tokenizer.get_vocab().values(), default=-1)
+    if options.chat:
+        check_chat(tokenizer, options.tokenizer_dir)
 
 
 class Plan:
@@ -265,9 +266,6 @@ class Plan:
 
     def tensorrt_llm(self) -> Message:
         options = self.options
-        limits = {} if options.max_tokens_in_paged_kv_cache is None else {
-            "max_tokens_in_paged_kv_cache": options.max_tokens_in_paged_kv_cache
-        }  # fmt: skip
         return {
             "name": "tensorrt_llm",
             "backend": "tensorrtllm",
@@ -285,7 +283,7 @@ class Plan:
                 max_beam_width=self.engine.max_beam_width,
                 batch_scheduler_policy=options.batch_scheduler_policy,
                 kv_cache_free_gpu_mem_fraction=options.kv_cache_free_gpu_mem_fraction,
-                **limits,
+                max_tokens_in_paged_kv_cache=options.max_tokens_in_paged_kv_cache,
                 enable_kv_cache_reuse=options.enable_kv_cache_reuse,
                 enable_chunked_context=options.enable_chunked_context,
                 exclude_input_in_output=options.exclude_input_in_output,
@@ -346,9 +344,10 @@ def input_field(tensor: tensors.Tensor) -> Message:
     }
 
 
-def parameters(**values: str | float | bool) -> list[Message]:
-    """Triton's parameters are strings, whatever they mean."""
-    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
+def parameters(**values: str | float | bool | None) -> list[Message]:
+    """Triton's parameters are strings, whatever they mean; None is left out."""
+    given = {name: value for name, value in values.items() if value is not None}
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
     return [{"key": name, "value": {"string_value": text}} for name, text in texts.items()]
 
 
@@ -367,37 +366,7 @@ def engine_files(engine: EngineFolder) -> list[Path]:
     return [engine.folder / "config.json", *ranks, *(path for path in extras if path.is_file())]
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-
-
 def copy_files(files: list[Path], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for path in files:
         shutil.copyfile(path, folder / path.name)
-
-
-def launch_script(world_size: int) -> str:
-    """A bash script that starts the server: one process a GPU, of which the first answers requests."""
-    return f"""#!/usr/bin/env bash
-# Starts Triton on this repository: {world_size} GPU{"s, one process each" if world_size > 1 else ""}.
-# Ports: HTTP_PORT, GRPC_PORT, METRICS_PORT. Further arguments go to tritonserver.
-set -euo pipefail
-repository=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
-world_size={world_size}
-server=(
-    tritonserver "--model-repository=$repository" --disable-auto-complete-config
-    "--http-port=${{HTTP_PORT:-8000}}" "--grpc-port=${{GRPC_PORT:-8001}}" "--metrics-port=${{METRICS_PORT:-8002}}"
-)
-if [ "$world_size" -eq 1 ]; then
-    exec "${{server[@]}}" "$@"
-fi
-# Rank 0 serves every model; the others only compute, and load nothing but the engine.
-command=(mpirun --allow-run-as-root)
-for ((rank = 0; rank < world_size; rank++)); do
-    [ "$rank" -eq 0 ] || command+=(:)
-    command+=(-n 1 "${{server[@]}}" "--backend-config=python,shm-region-prefix-name=rank${{rank}}_" "$@")
-    [ "$rank" -eq 0 ] || command+=(--model-control-mode=explicit --load-model=tensorrt_llm)
-done
-exec "${{command[@]}}"
-"""

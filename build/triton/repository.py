@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...convert.errors import InputError
+from .models.tokenization import TRUE
 
 CONFIG_LIMIT = 2 * 2**20
 SHOWN_NAMES = 5
 PLACEHOLDER = re.compile(r"\$\{[^}\n]{0,80}\}?")
+VERSION = re.compile(r"[1-9]\d{0,18}", re.ASCII)
 COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*')
 
 
@@ -24,7 +27,7 @@ class Model:
     Attributes:
         name: the folder's.
         config: its parsed inference.ModelConfig.
-        versions: its numbered folders.
+        versions: its numbered folders, the latest last.
     """
 
     name: str
@@ -37,6 +40,17 @@ class Model:
         value: str = self.config.parameters[name].string_value if name in self.config.parameters else ""
         return None if not value or value.startswith("${") else value
 
+    def is_on(self, name: str) -> bool:
+        """Whether a parameter that is true or false says true."""
+        return (self.parameter(name) or "").lower() in TRUE
+
+    def served(self) -> list[Path]:
+        """The versions that Triton loads: those that version_policy names, the latest if it says nothing."""
+        policy = self.config.version_policy
+        if policy.HasField("specific"):
+            return [version for version in self.versions if version_number(version) in policy.specific.versions]
+        return self.versions if policy.HasField("all") else self.versions[-max(policy.latest.num_versions, 1) :]
+
     def is_engine(self) -> bool:
         return self.config.backend == "tensorrtllm" or "gpt_model_type" in self.config.parameters
 
@@ -47,7 +61,7 @@ class Model:
         return {tensor.name: tensor for tensor in self.config.output}
 
 
-def read_repository(folder: Path) -> tuple[dict[str, Model], list[str]]:
+def read_repository(folder: Path, mount_dir: str) -> tuple[dict[str, Model], list[str]]:
     """Every model whose configuration can be read, and a line for each problem met on the way.
 
     Raises:
@@ -65,7 +79,7 @@ def read_repository(folder: Path) -> tuple[dict[str, Model], list[str]]:
     models, problems = {}, []
     for name in names:
         try:
-            model, found = read_model(folder, name)
+            model, found = read_model(folder, name, mount_dir)
         except OSError as error:
             model, found = None, [f"{name}: cannot be read ({error.strerror})"]
         problems += found
@@ -87,25 +101,28 @@ def protocol() -> Any:
     return model_config_pb2
 
 
-def read_model(repository: Path, name: str) -> tuple[Model | None, list[str]]:
+def read_model(repository: Path, name: str, mount_dir: str) -> tuple[Model | None, list[str]]:
     folder = repository / name
     text, problem = read_text(folder / "config.pbtxt", repository, CONFIG_LIMIT)
     if text is None:
         return None, [f"{name}/config.pbtxt: {problem}"]
-    unfilled = placeholders(text)
+    unfilled = placeholders(text, lambda path: exists(path, repository, mount_dir))
     more = f" and {len(unfilled) - SHOWN_NAMES} more" if len(unfilled) > SHOWN_NAMES else ""
     problems = [f"{name}/config.pbtxt: {', '.join(unfilled[:SHOWN_NAMES])}{more} not filled"] if unfilled else []
     config, problem = parse(text)
     if config is None:
         return None, problems or [f"{name}/config.pbtxt: {problem}"]
-    versions = sorted(
-        entry for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,18}", entry.name) and entry.is_dir()
-    )
+    numbered = [entry for entry in folder.iterdir() if VERSION.fullmatch(entry.name) and entry.is_dir()]
+    versions = sorted(numbered, key=version_number)
     if not versions:
         problems.append(f"{name}: no version folder; make {name}/1, empty if the model has no files")
     if config.name and config.name != name:
         problems.append(f"{name}/config.pbtxt: name is {config.name!r}; Triton wants the folder's name")
     return Model(name, folder, config, versions), problems
+
+
+def version_number(folder: Path) -> int:
+    return int(folder.name)
 
 
 def read_text(path: Path, repository: Path, limit: int) -> tuple[str | None, str]:
@@ -144,14 +161,24 @@ def parse(text: str) -> tuple[Any, str]:
         return None, f"not a model configuration ({reason[:200]})"
 
 
-def placeholders(text: str) -> list[str]:
-    """The template's ${names} that were left in, each once; those in comments do no harm."""
-    code = COMMENT_OR_STRING.sub(lambda found: "" if found[0].startswith("#") else found[0], text)
-    return list(dict.fromkeys(PLACEHOLDER.findall(code)))
+def placeholders(text: str, is_path: Callable[[str], bool]) -> list[str]:
+    """The template's ${names} that were left in, each once; in comments and in paths that exist they do no harm."""
+
+    def code(found: re.Match[str]) -> str:
+        value = re.sub(r'\\(["\\])', r"\1", found[0][1:-1])
+        return "" if found[0].startswith("#") or ("${" in value and is_path(value)) else found[0]
+
+    return list(dict.fromkeys(PLACEHOLDER.findall(COMMENT_OR_STRING.sub(code, text))))
+
+
+def exists(path: str, repository: Path, mount_dir: str) -> bool:
+    """Whether this is a path of the server, and something lies there."""
+    here, _ = served_path(path, repository, mount_dir)
+    return here is not None and os.path.exists(here)
 
 
 def served_path(path: str, repository: Path, mount_dir: str) -> tuple[Path | None, str]:
-    """Where a path of the server lies on this machine: below mount_dir it is the repository.
+    """Where a path of the server lies on this machine: below mount_dir in the repository, unless only it itself exists.
 
     Returns:
         the path, or None and what is wrong with it.
@@ -162,5 +189,7 @@ def served_path(path: str, repository: Path, mount_dir: str) -> tuple[Path | Non
     if not pure.is_absolute():
         return None, "a relative path depends on where tritonserver is started"
     if pure.is_relative_to(mount_dir):
-        return repository / pure.relative_to(mount_dir), ""
+        inside = repository / pure.relative_to(mount_dir)
+        if os.path.exists(inside) or not os.path.exists(pure):
+            return inside, ""
     return Path(path), ""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tokenization import IncrementalDetokenizer, decode, load_tokenizer
+from tokenization import IncrementalDetokenizer, decode, is_on, load_tokenizer
 
 Tensors = dict[str, Any]  # the ensemble's tensor name -> pb_utils.Tensor
 Answer = tuple[int, int]  # batch index, sequence index
@@ -36,7 +36,7 @@ class TritonPythonModel:
         values = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.preprocessing, self.engine = json.loads(values["steps"])
         self.tokenizer = load_tokenizer(values["tokenizer_dir"])
-        self.skip_special_tokens = values.get("skip_special_tokens", "true") == "true"
+        self.skip_special_tokens = is_on(values, "skip_special_tokens", "true")
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.input_names = [tensor["name"] for tensor in config["input"]]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tokenization import decode, decode_piece, load_tokenizer
+from tokenization import decode, decode_piece, is_on, load_tokenizer
 
 
 class TritonPythonModel:
@@ -24,8 +24,8 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         values = {name: value["string_value"] for name, value in parameters.items()}
         self.tokenizer = load_tokenizer(values["tokenizer_dir"])
-        self.skip_special_tokens = values.get("skip_special_tokens", "true") == "true"
-        self.decoupled = values.get("decoupled", "false") == "true"
+        self.skip_special_tokens = is_on(values, "skip_special_tokens", "true")
+        self.decoupled = is_on(values, "decoupled", "false")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.answer(request) for request in requests]

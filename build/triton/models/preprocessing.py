@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tokenization import encode, load_tokenizer, spellings, stack, word_list
+from tokenization import encode, is_on, load_tokenizer, spellings, stack, word_list
 
 
 class RequestError(ValueError):
@@ -29,8 +29,8 @@ class TritonPythonModel:
         values = {name: value["string_value"] for name, value in parameters.items()}
         self.tokenizer = load_tokenizer(values["tokenizer_dir"])
         self.vocab_size = int(values["vocab_size"])
-        self.chat = values.get("chat", "false") == "true"
-        self.add_special_tokens = values.get("add_special_tokens", "true") == "true" and not self.chat
+        self.chat = is_on(values, "chat", "false")
+        self.add_special_tokens = is_on(values, "add_special_tokens", "true") and not self.chat
         ends, pads = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         self.end_id = -1 if ends is None else int(ends)
         self.pad_id = int(pads) if pads is not None else max(self.end_id, 0)

@@ -15,6 +15,8 @@ Tokenizer = Any
 INCOMPLETE = "\ufffd"
 # Text to stand before a word; the first that the tokenizer does not merge with it is taken.
 CONTEXTS = ("!", "a", "\n")
+# How NVIDIA's templates spell true, in small or capital letters.
+TRUE = ("true", "1", "yes", "y", "t")
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
@@ -22,6 +24,11 @@ def load_tokenizer(folder: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def is_on(parameters: dict[str, str], name: str, default: str) -> bool:
+    """A parameter that is true or false."""
+    return parameters.get(name, default).lower() in TRUE
 
 
 def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:

@@ -1,0 +1,57 @@
+"""How a repository is started: the script that lies in it, and the container for that."""
+
+from __future__ import annotations
+
+import shlex
+
+from ..releases import RELEASES, TRITON, number
+
+DOCKER = "docker run --rm --gpus all --net host --shm-size 2g --ulimit memlock=-1"
+
+
+def serve_image(version: str) -> str:
+    """NVIDIA's Triton container with the TensorRT-LLM that built an engine; <yy.mm> where it is not known."""
+    known = {number(release.version): release.serve_image for release in RELEASES}
+    return known.get(number(version), TRITON.format("<yy.mm>"))
+
+
+def docker_command(image: str, mounts: dict[str, str], script: str) -> str:
+    """The command that starts a repository's script in its container.
+
+    Args:
+        mounts: folder on this machine -> the same folder in the container.
+        script: launch.sh in the container.
+    """
+    volumes = [f"-v {shlex.quote(f'{here}:{there}:ro')}" for here, there in mounts.items()]
+    return " ".join([DOCKER, *volumes, shlex.quote(image), shlex.quote(script)])
+
+
+def launch_script(world_size: int, version: str) -> str:
+    """A bash script that starts the server: one process a GPU, of which the first answers requests."""
+    missing = f"launch.sh: no tritonserver here; run this in {serve_image(version)} (TensorRT-LLM {version})"
+    return f"""#!/usr/bin/env bash
+# Starts Triton on this repository: {world_size} GPU{"s, one process each" if world_size > 1 else ""}.
+# Ports: HTTP_PORT, GRPC_PORT, METRICS_PORT. Further arguments go to tritonserver.
+set -euo pipefail
+if ! command -v tritonserver >/dev/null; then
+    echo {shlex.quote(missing)} >&2
+    exit 127
+fi
+repository=$(CDPATH= cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
+world_size={world_size}
+server=(
+    tritonserver "--model-repository=$repository" --disable-auto-complete-config
+    "--http-port=${{HTTP_PORT:-8000}}" "--grpc-port=${{GRPC_PORT:-8001}}" "--metrics-port=${{METRICS_PORT:-8002}}"
+)
+if [ "$world_size" -eq 1 ]; then
+    exec "${{server[@]}}" "$@"
+fi
+# Rank 0 serves every model; the others only compute, and load nothing but the engine.
+command=(mpirun --allow-run-as-root)
+for ((rank = 0; rank < world_size; rank++)); do
+    [ "$rank" -eq 0 ] || command+=(:)
+    command+=(-n 1 "${{server[@]}}" "--backend-config=python,shm-region-prefix-name=rank${{rank}}_" "$@")
+    [ "$rank" -eq 0 ] || command+=(--model-control-mode=explicit --load-model=tensorrt_llm)
+done
+exec "${{command[@]}}"
+"""
