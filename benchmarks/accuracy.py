@@ -1,4 +1,4 @@
-"""Perplexity of every SmoothQuant algorithm with default options, on held-out text.
+"""Perplexity of every algorithm with default options, on held-out text.
 
 python benchmarks/accuracy.py MODEL_DIR WORK_DIR [convert's options ...]
 
@@ -17,21 +17,38 @@ from pathlib import Path
 
 from enginesmith.convert.scheme import SMOOTHQUANT
 
+# SmolLM2's 576 channels are no multiple of 128.
+GROUPS = ["--group_size", "64"]
+ROWS: list[tuple[str, list[str]]] = [
+    *((algo, []) for algo in SMOOTHQUANT),
+    ("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", ["--rounding", "gptq"]),
+    ("W8A16", []),
+    ("W4A16", []),
+    ("W4A16_AWQ", GROUPS),
+    ("W4A16_AWQ", [*GROUPS, "--rounding", "gptq"]),
+    ("W4A16_GPTQ", [*GROUPS, "--rounding", "nearest", "--symmetric"]),
+    ("W4A16_GPTQ", [*GROUPS, "--symmetric"]),
+    ("W4A16_GPTQ", GROUPS),
+    ("W8A16_GPTQ", GROUPS),
+    ("FP8", []),
+    ("FP8_PER_CHANNEL_PER_TOKEN", []),
+]
+
 
 def main(model: str, work: Path, options: list[str]) -> None:
-    print(f"{'algorithm':40s} {'perplexity':>10s} {'source':>8s} {'mean KL':>8s} {'top-1':>7s} {'convert':>8s}")
-    for algo in SMOOTHQUANT:
-        checkpoint = work / algo
+    print(f"{'algorithm':66s} {'perplexity':>10s} {'source':>8s} {'mean KL':>8s} {'top-1':>7s} {'convert':>8s}")
+    for algo, own in ROWS:
+        checkpoint = work / "checkpoint"
         shutil.rmtree(checkpoint, ignore_errors=True)
         start = time.monotonic()
         command = ["enginesmith", "convert", "--model_dir", model, "--output_dir", str(checkpoint), "--quant", algo]
-        subprocess.run([*command, *options, "--json"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, *own, *options, "--json"], check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - start
         command = ["enginesmith", "verify", str(checkpoint), "--reference", model, "--json"]
         result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         a = result["accuracy"]
         print(
-            f"{algo:40s} {a['perplexity']:10.3f} {a['reference_perplexity']:8.3f} {a['mean_kl']:8.4f} "
+            f"{' '.join([algo, *own]):66s} {a['perplexity']:10.3f} {a['reference_perplexity']:8.3f} {a['mean_kl']:8.4f} "
             f"{100 * a['top1_agreement']:6.1f}% {seconds:6.0f} s",
             flush=True,
         )
