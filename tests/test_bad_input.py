@@ -138,7 +138,7 @@ def test_pickled_weights(tiny: Callable[..., Path], tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope type 'longrope' is not supported"),
         ({"rope_scaling": {"type": "linear"}}, "factor must be a positive number"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "already quantized (gptq)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "already quantized ('bitsandbytes')"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"torch_dtype": "float8"}, "dtype 'float8' is not supported"),
     ],
