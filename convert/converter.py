@@ -158,6 +158,8 @@ class Job:
             raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
         if rotary_frequencies(self.model)[1] != 1:
             raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
+        if left := self.source.left_in_float():
+            raise InputError(f"{left[0]} is not quantized, others are: engines want all or none; {ANEW}")
         # What the packer did to one layer it did to all.
         self.source.ready_layer(0, self.scheme.group_size, getattr(torch, self.dtype))
 

@@ -65,6 +65,7 @@ class ReadyMade:
         group_size: input channels that share a scale; WHOLE_ROW where all do.
         zero_points: False where the folder promises that there are none.
         version: of GPTQ's format.
+        reordered: channels are in groups by activation, so that each linear must say which.
     """
 
     file: Path = field(compare=False)
@@ -73,6 +74,7 @@ class ReadyMade:
     group_size: int
     zero_points: bool = True
     version: int = 1
+    reordered: bool = False
 
     @property
     def algo(self) -> str:
@@ -98,6 +100,8 @@ class ReadyMade:
         groups, words = in_features // group, ("I32",)
         packed_out, packed_in = out_features * self.bits // 32, in_features * self.bits // 32
         index = Expected((("I32", [in_features]), ("I32", [0])), optional=True)
+        if self.reordered:
+            index = Expected.of(words, in_features)
         if self.method == GPTQ:
             return {
                 "qweight": Expected.of(words, packed_in, out_features),
@@ -195,7 +199,7 @@ def read_ready_made(folder: Path, config: dict[str, Any]) -> ReadyMade | None:
 
 def interpret(file: Path, config: dict[str, Any]) -> ReadyMade:
     """The description that one configuration gives."""
-    method = config.get("quant_method")
+    method = config.get("quant_method") or config.get("method")
     if method == GPTQ:
         return _gptq(file, config)
     if method == AWQ:
@@ -209,18 +213,25 @@ def interpret(file: Path, config: dict[str, Any]) -> ReadyMade:
 
 
 def _gptq(file: Path, config: dict[str, Any]) -> ReadyMade:
-    stored = config.get("checkpoint_format") or "gptq"
+    stored = "marlin" if flag(config, "is_marlin_format") else _format(file, config, "gptq")
     versions = {"gptq": 1, "gptq_v2": 2}
-    if flag(config, "is_marlin_format"):
-        stored = "marlin"
-    if not isinstance(stored, str) or stored not in versions:
+    if stored not in versions:
         raise _unreadable(file, "checkpoint_format", stored, 'save the model with checkpoint_format "gptq_v2"')
     if config.get("pack_dtype") not in (None, "int32"):
         raise _unreadable(file, "pack_dtype", config["pack_dtype"], "pack the model in int32 words")
     if flag(config, "lm_head"):
         raise _unreadable(file, "lm_head", True, "quantize the model without lm_head, which engines keep in float")
     _check_dynamic(file, config.get("dynamic"))
-    return ReadyMade(file, GPTQ, _bits(file, config, "bits"), _group(file, config), version=versions[stored])
+    bits, group_size, reordered = _bits(file, config, "bits"), _group(file, config), flag(config, "desc_act")
+    return ReadyMade(file, GPTQ, bits, group_size, version=versions[stored], reordered=reordered)
+
+
+def _format(file: Path, config: dict[str, Any], default: str) -> str:
+    """GPTQModel has called it checkpoint_format, and calls it format; AutoAWQ calls it version."""
+    stated = [config[key] for key in ("checkpoint_format", "format", "version") if config.get(key) is not None]
+    if any(other != stated[0] for other in stated):
+        raise InputError(f"{file.name}: states the formats {shown(stated)}; correct it to one")
+    return str(stated[0]).lower() if stated else default
 
 
 def _check_dynamic(file: Path, dynamic: Any) -> None:
@@ -231,7 +242,7 @@ def _check_dynamic(file: Path, dynamic: Any) -> None:
 
 def _awq(file: Path, config: dict[str, Any]) -> ReadyMade:
     spelled = {{"w_bit": "bits", "q_group_size": "group_size"}.get(key, key): value for key, value in config.items()}
-    version = str(spelled.get("version", "gemm")).lower()
+    version = _format(file, spelled, "gemm")
     if version != "gemm":
         raise _unreadable(file, "version", version, "save the model with version gemm")
     zero_points = spelled.get("zero_point") is None or flag(spelled, "zero_point")
@@ -254,7 +265,7 @@ def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
     for key in ("kv_cache_scheme", "transform_config"):
         if config.get(key):
             raise _unreadable(file, key, config[key], "make the model without it; --kv_cache quantizes the cache")
-    if section(config, "sparsity_config").get("format", "dense") != "dense":
+    if config.get("sparsity_config") and section(config, "sparsity_config").get("format", "dense") != "dense":
         raise _unreadable(file, "sparsity_config", config["sparsity_config"], "save the model without sparsity")
     weights = section(group, "weights")
     if weights.get("type", "int") != "int":
@@ -263,7 +274,8 @@ def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
     if strategy not in ("group", "channel"):
         raise _unreadable(file, "weights strategy", strategy, "group and channel do")
     size = _group(file, weights) if strategy == "group" else WHOLE_ROW
-    return ReadyMade(file, COMPRESSED, _bits(file, weights, "num_bits"), size)
+    reordered = weights.get("actorder") in (True, "group", "dynamic")
+    return ReadyMade(file, COMPRESSED, _bits(file, weights, "num_bits"), size, reordered=reordered)
 
 
 def _bits(file: Path, config: dict[str, Any], key: str) -> int:

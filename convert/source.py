@@ -15,7 +15,7 @@ from .errors import InputError
 from .files import headers, read_json
 from .layout import hugging_face_shapes
 from .model import Model, read_model
-from .readymade import ANEW, Expected, ReadyMade, read_ready_made
+from .readymade import Expected, ReadyMade, read_ready_made
 from .repack import Quantized
 from .rounding import Grouped
 
@@ -65,13 +65,10 @@ class Source:
         """The tensors of one decoder layer, named as inside the layer ("self_attn.q_proj.weight"); weights that are
         quantized already are dequantized, in float32."""
         prefix = self.model.family.layer.format(i=index)
-        names = [name for name in self.where if name.startswith(prefix) and linear_of(name) not in self.packed]
-        tensors = {name[len(prefix) :]: self.tensor(name, device) for name in names}
+        floats = [name for name in self.where if name.startswith(prefix) and name in self.shapes]
+        tensors = {name[len(prefix) :]: self.tensor(name, device) for name in floats}
         for linear in sorted(name for name in self.packed if name.startswith(prefix)):
             tensors[f"{linear[len(prefix) :]}.weight"] = self.quantized(linear).dequantize().to(device)
-            bias = f"{linear}.bias"
-            if bias in self.where:
-                tensors[bias[len(prefix) :]] = self.tensor(bias, device)
         return tensors
 
     def quantized(self, linear: str) -> Quantized:
@@ -96,16 +93,16 @@ class Source:
         """A ready-made layer's linears, by name inside the layer, as an engine of this dtype computes with them.
 
         Raises:
-            InputError: a linear is not quantized, or not so that the engine can keep it.
+            InputError: a linear is not quantized in a way that the engine can keep.
         """
         assert self.ready is not None
-        family, layer = self.model.family, {}
-        for part in (part for linear in family.linears for part in linear.parts):
-            name = f"{family.layer.format(i=index)}{part}"
-            if name not in self.packed:
-                raise InputError(f"{name} is not quantized, others are: engines want all or none; {ANEW}")
-            layer[part] = self.ready.exact(self.quantized(name), group_size, dtype)
-        return layer
+        prefix = self.model.family.layer.format(i=index)
+        names = [name for name in self._linears() if name.startswith(prefix)]
+        return {name[len(prefix) :]: self.ready.exact(self.quantized(name), group_size, dtype) for name in names}
+
+    def left_in_float(self) -> list[str]:
+        """The full names of the decoder layers' linears that a ready-made folder has not quantized."""
+        return [name for name in self._linears() if name not in self.packed]
 
     def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """The output projection [vocab_size, hidden_size]; the embedding where the two are tied."""
@@ -195,11 +192,6 @@ class Source:
         with safe_open(self.where[embedding], framework="pt") as file:
             stored = FLOATS[file.get_slice(embedding).get_dtype()]
         return next((name for name, dtype in DTYPES.items() if dtype == stored), "float32")
-
-
-def linear_of(name: str) -> str:
-    """The module that a tensor belongs to."""
-    return name.rpartition(".")[0]
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.groupwise import fused
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.layout import hugging_face_shapes
+from enginesmith.convert.rounding import Grouped
 from enginesmith.convert.source import Source
 from enginesmith.convert.verify import measure, structure_problems
 
@@ -296,6 +298,24 @@ def test_scales_must_be_exact_in_the_engines_dtype(tmp_path: Path, converted: Co
         converted(folder.path, dtype="float16")
 
 
+def test_bfloat16_scales_make_a_bfloat16_engine(tmp_path: Path, converted: Converted) -> None:
+    folder = Folder(tmp_path / "hf", "compressed", torch_dtype="bfloat16")
+    for linear, packed in folder.linears.items():
+        packed.scale = packed.scale.bfloat16()
+        folder.change(**{f"{linear}.weight_scale": packed.scale})
+    checkpoint = converted(folder.path)
+    assert checkpoint.dtype == "bfloat16"
+    check_exact(folder, checkpoint)
+
+
+def test_parts_without_zeros_are_fused_with_parts_that_have_them() -> None:
+    integers, scale = torch.ones(2, 64, dtype=torch.int8), torch.ones(2, 1)
+    zero = torch.tensor([[3], [-3]], dtype=torch.int8)
+    whole = fused([Grouped(integers, scale), Grouped(integers, scale, zero)])
+    assert torch.equal(whole.zero, torch.tensor([[0], [0], [3], [-3]]))
+    assert fused([Grouped(integers, scale)] * 2).zero is None
+
+
 def test_zero_scales_and_contradicted_zeros_are_refused(tmp_path: Path, converted: Converted) -> None:
     folder = Folder(tmp_path / "hf", "awq")
     folder.say(zero_point=False)
@@ -326,6 +346,35 @@ def test_options_that_would_change_the_weights(
     assert words in str(refused.value)
 
 
+def test_dequantized_weights_can_be_had(tmp_path: Path, converted: Converted) -> None:
+    folder = Folder(tmp_path / "hf", "gptq_v2")
+    folder.say(desc_act=True)
+    checkpoint = converted(folder.path, requantize=True)
+    assert checkpoint.scheme.algo is None
+    expected = folder.linears["model.layers.1.mlp.down_proj"].dequantized()
+    assert torch.equal(checkpoint.layer(1)["mlp.proj.weight"], expected.half())
+
+
+def test_act_order_must_say_which_group(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "hf", "gptq")
+    folder.say(desc_act=True)
+    folder.change(g_idx=None)
+    with pytest.raises(InputError, match=rf"tensor {PART}\.g_idx missing"):
+        Source(folder.path)
+
+
+def test_a_recipe_repacks(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "hf", "gptq", num_hidden_layers=1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_dir: {folder.path}\noutput_dir: {tmp_path / 'out'}\nconvert: {{}}\n")
+    assert run("run", recipe, "--json").stdout
+    check_exact(folder, Checkpoint(tmp_path / "out" / "checkpoint"))
+    recipe.write_text(recipe.read_text().replace("{}", "{quant: W8A16}"))
+    assert "or give --requantize" in run("run", recipe, expect=2).stderr
+    recipe.write_text(recipe.read_text().replace("W8A16", "W8A16, requantize: true"))
+    assert run("run", recipe, "--json").stdout
+
+
 def test_requantize_is_for_quantized_folders(tmp_path: Path, converted: Converted) -> None:
     with pytest.raises(InputError, match="--requantize is for folders that are already quantized"):
         converted(write_model(tmp_path / "hf"), quant="W8A16", requantize=True)
@@ -349,7 +398,8 @@ def group(**changes: Any) -> dict[str, Any]:
         ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin' cannot be repacked: save the model with"),
         ("gptq", {"is_marlin_format": True}, "checkpoint_format 'marlin'"),
         ("gptq", {"checkpoint_format": "exllama"}, "checkpoint_format 'exllama'"),
-        ("gptq", {"checkpoint_format": ["gptq"]}, "checkpoint_format ['gptq']"),
+        ("gptq", {"format": "gptq_v2", "checkpoint_format": "gptq"}, "states the formats ['gptq', 'gptq_v2']"),
+        ("gptq", {"checkpoint_format": ["gptq"]}, "checkpoint_format \"['gptq']\""),
         ("gptq", {"pack_dtype": "int16"}, "pack_dtype 'int16'"),
         ("gptq", {"lm_head": True}, "lm_head True"),
         ("gptq", {"dynamic": {"down_proj": {"bits": 8}}}, "quantize every linear with the same bits and groups"),
