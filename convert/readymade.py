@@ -79,7 +79,7 @@ class ReadyMade:
     @property
     def algo(self) -> str:
         """TensorRT-LLM's QuantAlgo that holds these weights exactly."""
-        return "W4A16_AWQ" if not self.zero_points else f"W{self.bits}A16_GPTQ"
+        return f"W{self.bits}A16_GPTQ" if self.zero_points or self.method != AWQ else "W4A16_AWQ"
 
     def engine_group(self, asked: int) -> int:
         """The group size of the checkpoint: the one asked for, or 64 where only that divides the folder's groups."""
@@ -120,7 +120,7 @@ class ReadyMade:
             "weight_packed": Expected.of(words, out_features, packed_in),
             "weight_scale": Expected.of(SCALES, out_features, groups),
             "weight_shape": Expected.of(("I64", "I32"), 2),
-            "weight_zero_point": Expected(zero, optional=True),
+            "weight_zero_point": Expected(zero, optional=not self.zero_points),
             "weight_g_idx": index,
         }
 
@@ -147,7 +147,7 @@ class ReadyMade:
             raise InputError(f"{read.name}: holds scales that are not positive; {ANEW}")
         if not self.zero_points and weight.zero is not None:
             raise InputError(
-                f"{read.name}.qzeros: holds zero points, but {self.file.name} says zero_point false; correct it to true"
+                f"{read.name}: holds zero points, but {self.file.name} says that there are none; correct the file"
             )
         times = weight.integers.shape[1] // weight.scale.shape[1] // group_size
         zero = None if weight.zero is None else weight.zero.repeat_interleave(times, 1)
@@ -275,7 +275,8 @@ def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
         raise _unreadable(file, "weights strategy", strategy, "group and channel do")
     size = _group(file, weights) if strategy == "group" else WHOLE_ROW
     reordered = weights.get("actorder") in (True, "group", "dynamic")
-    return ReadyMade(file, COMPRESSED, _bits(file, weights, "num_bits"), size, reordered=reordered)
+    zero_points = weights.get("symmetric") is not None and not flag(weights, "symmetric")
+    return ReadyMade(file, COMPRESSED, _bits(file, weights, "num_bits"), size, zero_points, reordered=reordered)
 
 
 def _bits(file: Path, config: dict[str, Any], key: str) -> int:

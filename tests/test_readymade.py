@@ -319,7 +319,7 @@ def test_parts_without_zeros_are_fused_with_parts_that_have_them() -> None:
 def test_zero_scales_and_contradicted_zeros_are_refused(tmp_path: Path, converted: Converted) -> None:
     folder = Folder(tmp_path / "hf", "awq")
     folder.say(zero_point=False)
-    with pytest.raises(InputError, match=r"qzeros: holds zero points, but config\.json says zero_point false"):
+    with pytest.raises(InputError, match=r"holds zero points, but config\.json says that there are none"):
         converted(folder.path)
     folder.say(zero_point=True)
     folder.change(scales=torch.zeros(4, 256).half())
@@ -443,6 +443,7 @@ def test_what_a_configuration_may_not_say(kind: str, said: dict[str, Any], words
         ("gptq", {"lm_head.qweight": torch.zeros(1).int()}, "lm_head.qweight is not part of LlamaForCausalLM"),
         ("gptq", {"lm_head.weight": None}, "tensor lm_head.weight missing"),
         ("awq", {"g_idx": torch.zeros(256).int()}, f"{PART}.g_idx is not part of"),
+        ("compressed", {"weight_zero_point": None}, f"tensor {PART}.weight_zero_point missing"),
         ("compressed", {"weight_shape": None}, f"tensor {PART}.weight_shape missing"),
         ("compressed", {"weight_shape": torch.tensor([256, 255])}, "holds a weight [256, 255], config.json implies"),
         ("compressed", {"weight_scale": torch.full((256, 4), float("nan")).half()}, "holds NaN or Inf"),
