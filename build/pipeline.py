@@ -23,6 +23,7 @@ from ..convert.converter import ConvertOptions, convert, output_dtype
 from ..convert.errors import InputError
 from ..convert.files import read_json, sha256, text_digest, write_json
 from ..convert.joined import Checkpoint
+from ..convert.readymade import quant_of
 from ..convert.scheme import scheme_of
 from ..convert.source import Source
 from ..convert.staging import MARK, Staging
@@ -95,12 +96,13 @@ class Run:
     def check(self) -> None:
         """Raise InputError for what a later step would refuse, before any step begins."""
         convert, build, source = self.recipe.convert, self.recipe.build, Source(self.recipe.model_dir)
-        scheme_of(convert.get("quant"), convert.get("kv_cache"))
+        quant = quant_of(source.ready, convert.get("quant"), convert.get("requantize", False))
+        scheme_of(quant, convert.get("kv_cache"))
         if build is None:
             return
         release, gpu = target_of(build)
         dtype = output_dtype(convert.get("dtype", "auto"), source.dtype)
-        reason = refusal(convert.get("quant"), convert.get("kv_cache"), dtype, release, gpu.sm)
+        reason = refusal(quant, convert.get("kv_cache"), dtype, release, gpu.sm)
         if reason:
             raise InputError(f"build: {reason}")
         check_flags(release, build.flags)
@@ -135,7 +137,7 @@ class Run:
 
         def work() -> dict[str, Any]:
             manifest = convert(options, self.on_progress).manifest
-            return {"quant": options.quant, "kv_cache": options.kv_cache, "files": manifest["files"]}
+            return {"quant": manifest["quant"], "kv_cache": options.kv_cache, "files": manifest["files"]}
 
         return self.step("convert", self.checkpoint, inputs, work)
 

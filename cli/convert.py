@@ -125,6 +125,12 @@ def alpha_value(value: str) -> float | str:
     show_default=True,
     help="GPU generation that W8A16, W4A16 and GPTQ weights are arranged for.",
 )
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="A folder that is quantized already (GPTQ, AWQ, compressed-tensors): start from its dequantized weights, "
+    "instead of repacking its integers as they are.",
+)
 @click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
 @click.option(
     "--calib_seq_len",
@@ -202,7 +208,9 @@ def read_options(flags: dict[str, Any]) -> ConvertOptions:
 
 def summary(done: Converted, options: ConvertOptions) -> str:
     size = sum((done.folder / name).stat().st_size for name in done.manifest["files"])
-    what = options.quant or "no quantization"
+    what = done.manifest["quant"] or "no quantization"
+    if done.manifest["repacked_from"]:
+        what += f" repacked from {done.manifest['repacked_from']}"
     cache = f", {options.kv_cache} KV cache" if options.kv_cache else ""
     ranks = options.tp_size * options.pp_size
     calibrated = (done.manifest["calibration"] or {}).get("sequences", options.calib_size)

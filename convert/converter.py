@@ -25,6 +25,7 @@ from .layout import MODEL_DTYPE, Mapping, Tensor, check_kernels, cut, layer_tens
 from .options import QuantizeOptions
 from .quantize import quantize_layer, wanted
 from .ranges import METHODS
+from .readymade import ANEW, ReadyMade, quant_of
 from .rotation import Rotation
 from .scheme import FLOAT, SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
 from .source import Source
@@ -53,6 +54,7 @@ class ConvertOptions:
         sm: the GPU generation that W8A16, W4A16 and GPTQ integers are arranged for.
         propagate: "float": later layers are calibrated on the source's hidden states; "quantized": on those of the
             layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds.
+        requantize: quantize the dequantized weights of a folder that is quantized already, instead of repacking it.
         rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
         calib: a built-in text, a text file, or a safetensors file of token ids.
     """
@@ -73,6 +75,7 @@ class ConvertOptions:
     sm: int = 80
     propagate: str = "auto"
     rotate: bool | None = None
+    requantize: bool = False
     calib: str = "pydoc"
     calib_size: int = 64
     calib_seq_len: int = 512
@@ -120,22 +123,45 @@ class Job:
     def __init__(self, options: ConvertOptions):
         self.options = options
         check_options(options)
-        self.scheme: Scheme = scheme_of(options.quant, options.kv_cache, options.group_size, options.sm)
-        self.choices = QuantizeOptions(
-            options.alpha, options.act_range, options.fold, options.rounding, options.symmetric
-        )
         self.device = pick_device(options.device)
         self.source = Source(options.model_dir)
         self.model = self.source.model
+        algo = quant_of(self.source.ready, options.quant, options.requantize)
+        self.ready: ReadyMade | None = None if options.requantize else self.source.ready
+        group_size = self.ready.engine_group(options.group_size) if self.ready else options.group_size
+        self.scheme: Scheme = scheme_of(algo, options.kv_cache, group_size, options.sm)
+        self.choices = QuantizeOptions(
+            options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, self.ready is not None
+        )
         check_apart(self.source.folder, Path(options.output_dir))
         self.mapping = Mapping(options.tp_size, options.pp_size)
         self.mapping.check(self.model)
         check_kernels(self.model, self.scheme, self.mapping)
         self.dtype = output_dtype(options.dtype, self.source.dtype)
+        if self.ready is not None:
+            self.check_repackable()
         rotate = options.rotate if options.rotate is not None else (options.fold and self.scheme.gains_from_rotation)
         self.rotation = Rotation(self.model.hidden_size, options.seed) if rotate else None
         self.tokens: Tokens | None = self.read_calibration() if wanted(self.scheme, self.choices) != Wanted() else None
         self.requantized = self.propagates_quantized()
+
+    def check_repackable(self) -> None:
+        """Raise InputError for what would change a ready-made folder's weights, before any work."""
+        options = self.options
+        changes = {
+            "--rotate": bool(options.rotate),
+            "--symmetric": options.symmetric,
+            f"--rounding {options.rounding}": options.rounding != "auto",
+            f"--propagate {options.propagate}": options.propagate != "auto",
+        }
+        for flag in [flag for flag, there in changes.items() if there]:
+            raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
+        if rotary_frequencies(self.model)[1] != 1:
+            raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
+        if left := self.source.left_in_float():
+            raise InputError(f"{left[0]} is not quantized, others are: engines want all or none; {ANEW}")
+        # What the packer did to one layer it did to all.
+        self.source.ready_layer(0, self.scheme.group_size, getattr(torch, self.dtype))
 
     def read_calibration(self) -> Tokens:
         options, model = self.options, self.model
@@ -215,7 +241,9 @@ class Job:
         if self.scheme.form != FLOAT:
             on_progress(index, "quantize", 0)
         layer = Layer.of(source, self.model)
-        tensors, chosen = quantize_layer(layer, statistics, self.scheme, self.choices, getattr(torch, self.dtype))
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        ready = self.source.ready_layer(index, self.scheme.group_size, dtype) if self.ready else None
+        tensors, chosen = quantize_layer(layer, statistics, self.scheme, self.choices, dtype, ready)
         if self.requantized and forward is not None and hidden is not None:
             self.advance(layer, forward, hidden)
         return tensors, chosen
@@ -305,6 +333,8 @@ class Job:
             "versions": {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")},
             "options": options,
             "calibration": calibration,
+            "quant": self.scheme.algo,
+            "repacked_from": self.ready.method if self.ready else None,
             "rotated": self.rotation is not None,
             "packed_for_sm": self.scheme.sm if self.scheme.arranged else None,
             "layers": layers if any(layers) else [],

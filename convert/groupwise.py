@@ -9,6 +9,7 @@ exact; rows scale freely, for every row of every group has its own scale.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,7 +60,9 @@ def quantize_layer(
             linear = family.linear(name)
             rounded = round_linear(layer, linear, scaled, scheme, options, dtype)
             errors.append(rounded.error)
-            tensors |= stored(layer, group, linear, rounded.weight, inputs, scaling.factor, scheme)
+            tensors |= stored(layer, group, linear, rounded.weight, scheme)
+            if scheme.fp8_activations:
+                tensors |= fp8_factors(linear, rounded.weight, inputs, scaling.factor)
             write_back(layer, linear, rounded.weight)
         report[group.name] = {"alpha": scaling.alpha, "error": max(errors)}
     return tensors, report
@@ -94,27 +97,46 @@ def round_linear(
     return Rounded(rounded, float(((change @ gram) * change).sum()) / energy)
 
 
-def stored(
-    layer: Layer,
-    group: Group,
-    linear: Linear,
-    weight: Grouped,
-    inputs: InputStatistics,
-    factor: torch.Tensor,
-    scheme: Scheme,
-) -> Tensors:
+def repacked(layer: Layer, ready: Mapping[str, Grouped], scheme: Scheme) -> Tensors:
+    """The tensors of a layer that someone else has quantized: its integers and scales, nothing divided anywhere.
+
+    Args:
+        ready: each Hugging Face linear, in the scheme's groups.
+    """
+    tensors = layer.common()
+    for group in layer.model.family.groups:
+        for name in group.linears:
+            linear = layer.model.family.linear(name)
+            tensors |= stored(layer, group, linear, fused([ready[part] for part in linear.parts]), scheme)
+    return tensors
+
+
+def fused(parts: Sequence[Grouped]) -> Grouped:
+    """The rows of linears that read one input, one below the other."""
+    zero = None
+    if any(part.zero is not None for part in parts):
+        zero = torch.cat([torch.zeros_like(p.scale, dtype=torch.int8) if p.zero is None else p.zero for p in parts])
+    return Grouped(torch.cat([part.integers for part in parts]), torch.cat([part.scale for part in parts]), zero)
+
+
+def stored(layer: Layer, group: Group, linear: Linear, weight: Grouped, scheme: Scheme) -> Tensors:
     """The tensors of one linear, by name inside the layer."""
     tensors = {"weight": weight.integers, "weights_scaling_factor": weight.scale.t().contiguous()}
     if scheme.form == AWQ:
-        tensors["prequant_scaling_factor"] = 1 / layer.smoothers[group.name][None]
-        if scheme.fp8_activations:
-            # Dequantized weights pass through FP8 too: their largest value takes its whole range.
-            tensors["activation_scaling_factor"] = range_scale((inputs.channel_amax() / factor).amax())
-            tensors["weights_scaling_factor_2"] = range_scale(weight.dequantize().abs().amax())
+        smoother = layer.smoothers.get(group.name, weight.scale.new_ones(weight.integers.shape[1]))
+        tensors["prequant_scaling_factor"] = 1 / smoother[None]
     else:
         zero = torch.zeros_like(weight.scale) if weight.zero is None else -weight.zero.float() * weight.scale
         tensors["zero"] = zero.t().contiguous()
     return {f"{linear.name}.{suffix}": tensor for suffix, tensor in tensors.items()}
+
+
+def fp8_factors(linear: Linear, weight: Grouped, inputs: InputStatistics, factor: torch.Tensor) -> Tensors:
+    """W4A8_AWQ's two numbers. Dequantized weights pass through FP8 too: their largest value takes its whole range."""
+    return {
+        f"{linear.name}.activation_scaling_factor": range_scale((inputs.channel_amax() / factor).amax()),
+        f"{linear.name}.weights_scaling_factor_2": range_scale(weight.dequantize().abs().amax()),
+    }
 
 
 def write_back(layer: Layer, linear: Linear, weight: Grouped) -> None:

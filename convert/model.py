@@ -77,10 +77,6 @@ def read_model(config: dict[str, Any]) -> Model:
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
     family = family_of(architecture)
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise InputError(f"config.json: the model is already quantized ({method}); give the unquantized model")
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; supported: silu")
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")

@@ -18,6 +18,7 @@ class QuantizeOptions:
             of qkv its own scale. False writes what upstream's converter writes.
         rounding: "nearest", "gptq", or "auto": what the scheme is named after.
         symmetric: 4- and 8-bit groups of GPTQ without zero points.
+        repacks: the source is quantized already, and its integers are kept.
     """
 
     alpha: float | None = None
@@ -25,7 +26,10 @@ class QuantizeOptions:
     fold: bool = True
     rounding: str = "auto"
     symmetric: bool = False
+    repacks: bool = False
 
     def gptq(self, scheme: Scheme) -> bool:
         """Whether weights are rounded by GPTQ."""
+        if self.repacks:
+            return False
         return scheme.form == GPTQ if self.rounding == "auto" else self.rounding == "gptq"

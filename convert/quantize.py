@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from . import direct, groupwise, smoothquant
 from .calibrate import LayerStatistics, Wanted
 from .layer import Layer, Tensors
 from .options import QuantizeOptions
+from .rounding import Grouped
 from .scheme import FLOAT, Scheme
 
 
@@ -17,7 +19,7 @@ def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
     """What calibration must learn for a scheme."""
     return Wanted(
         tokens=scheme.smoothquant,
-        gram=scheme.grouped or options.gptq(scheme),
+        gram=(scheme.grouped and not options.repacks) or options.gptq(scheme),
         ranges=scheme.static,
         outputs=scheme.plugin and scheme.static,
         cache=scheme.kv_cache == "INT8",
@@ -25,16 +27,24 @@ def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
 
 
 def quantize_layer(
-    layer: Layer, statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+    layer: Layer,
+    statistics: LayerStatistics,
+    scheme: Scheme,
+    options: QuantizeOptions,
+    dtype: torch.dtype,
+    ready: Mapping[str, Grouped] | None = None,
 ) -> tuple[Tensors, dict[str, Any]]:
     """All tensors of a layer, whole (before any cut over ranks), and what was chosen.
 
     Args:
         layer: the layer; afterwards it computes what weight-only schemes' tensors do.
         dtype: the engine's.
+        ready: each Hugging Face linear as someone else quantized it, where it is kept so.
     """
     report: dict[str, Any] = {}
-    if scheme.form == FLOAT:
+    if ready is not None:
+        tensors = groupwise.repacked(layer, ready, scheme)
+    elif scheme.form == FLOAT:
         tensors = floating(layer)
     elif scheme.smoothquant:
         tensors, report = smoothquant.quantize_layer(layer, statistics, scheme, options)

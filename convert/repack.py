@@ -67,7 +67,7 @@ class Quantized:
         if not torch.equal(blocks, order[:, None].expand_as(blocks)):
             raise InputError(
                 f"{self.name}: act-order (desc_act) has spread groups over the input channels, which TensorRT-LLM "
-                "cannot execute; requantize its dequantized weights, or use a model made with static groups"
+                "cannot execute; give --requantize to start from its dequantized weights, or a model with static groups"
             )
         zero = self.zero[:, order] if self.zero.any() else None
         return Grouped(self.integers, self.scale[:, order], zero)
