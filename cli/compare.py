@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +26,8 @@ from .display import Bar, worst_layers
 from .options import Command, interrupt
 
 SHOWN_LAYERS = 3
+# Columns where standard output is no terminal.
+FILE_WIDTH = 120
 
 
 @click.command(cls=Command, short_help="Compare quantizations of a model, without writing any.")
@@ -122,15 +126,17 @@ def write_page(path: Path, text: str) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """One row an algorithm, in the order asked for."""
+    """One row an algorithm, in the order asked for; the layers with the largest error come first."""
     first = comparison.results[0].accuracy
     table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
         title=f"{escape(comparison.model)}: perplexity {first.reference_perplexity:.4f} in float32 "
-        f"on {first.tokens:,} held-out tokens"
+        f"on {first.tokens:,} held-out tokens",
     )
-    table.add_column("algorithm", no_wrap=True)
-    for name in ("MB", "bits a weight", "perplexity", "increase", "mean KL", "top-1", "worst layers"):
-        table.add_column(name, justify="right")
+    table.add_column("algorithm", overflow="fold")
+    for name in ("MB", "bits", "perplexity", "increase", "mean KL", "top-1", "worst layers"):
+        table.add_column(name, justify="right", no_wrap=name != "worst layers")
     for result in comparison.results:
         accuracy = result.accuracy
         table.add_row(
@@ -141,6 +147,6 @@ def print_comparison(comparison: Comparison) -> None:
             f"{accuracy.increase_percent:+.2f} %",
             f"{accuracy.kl:.5f}",
             f"{100 * accuracy.top1:.2f} %",
-            ", ".join(f"{layer} ({100 * error:.1f} %)" for layer, error in worst_layers(accuracy)[:SHOWN_LAYERS]),
+            " ".join(str(layer) for layer, _ in worst_layers(accuracy)[:SHOWN_LAYERS]),
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
