@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from .compare import Comparison, Outliers, Result
-from .svg import Axis, chart, legend, line, point
+from .svg import Axis, chart, dots, legend, line
 
 # A layer without error still has its place on a logarithmic axis.
 SMALLEST_ERROR = 1e-4
@@ -80,8 +80,7 @@ def sizes(results: list[Result], numbers: dict[str, int]) -> str:
     places = {name: at for name, at in places.items() if math.isfinite(at[1])}
     x = Axis.over("size of the checkpoint (MB)", [at[0] for at in places.values()], False, room=0.08)
     y = Axis.over("perplexity", [at[1] for at in places.values()], True, room=0.12)
-    dots = [point(name, numbers[name], at, x, y) for name, at in places.items()]
-    drawn = chart("Size against perplexity", x, y, dots)
+    drawn = chart("Size against perplexity", x, y, dots(places, numbers, x, y))
     return section("Size against perplexity", "Lower is better, and so is further left.", drawn)
 
 

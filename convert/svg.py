@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 760, 320
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 14, 44
 # Classes s0 to s7 of the style sheet; lines beyond them are dashed.
 COLOURS = 8
+# Pixels from one name to the next.
+NAME_HEIGHT = 14
 # Points of a line that a screen can tell apart.
 MOST_POINTS = 400
 
@@ -110,17 +112,34 @@ def line(name: str, number: int, points: Points, x: Axis, y: Axis) -> str:
     )
 
 
-def point(name: str, number: int, at: tuple[float, float], x: Axis, y: Axis) -> str:
-    """One dot with its name beside it, on the side where there is room."""
+def dots(places: dict[str, tuple[float, float]], numbers: dict[str, int], x: Axis, y: Axis) -> list[str]:
+    """A dot and a name beside it for each place, names moved up or down where they would overlap."""
+    ordered = sorted(places, key=lambda name: y.place(places[name][1]))
+    heights = spaced([y.place(places[name][1]) for name in ordered], NAME_HEIGHT, HEIGHT - BOTTOM)
+    return [dot(name, numbers[name], places[name], x, y, at) for name, at in zip(ordered, heights, strict=True)]
+
+
+def dot(name: str, number: int, at: tuple[float, float], x: Axis, y: Axis, name_at: float) -> str:
+    """One dot with its name on the side where there is room; name_at: the name's vertical pixel."""
     across, down = x.place(at[0]), y.place(at[1])
     right = across < (LEFT + WIDTH - RIGHT) / 2
     anchor, shift = ("start", 9) if right else ("end", -9)
     return (
         f'<circle class="dot s{number % COLOURS}" cx="{across:.1f}" cy="{down:.1f}" r="5">'
         f"<title>{escape(name)}: {at[0]:,.1f}, {at[1]:.4f}</title></circle>"
-        f'<text class="name" text-anchor="{anchor}" x="{across + shift:.1f}" y="{down:.1f}" dy="0.32em">'
+        f'<text class="name" text-anchor="{anchor}" x="{across + shift:.1f}" y="{name_at:.1f}" dy="0.32em">'
         f"{escape(name)}</text>"
     )
+
+
+def spaced(places: list[float], gap: float, end: float) -> list[float]:
+    """Ascending places moved as little as keeps neighbours a gap apart, down first, then up from the end."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else place)
+    for i in reversed(range(len(moved))):
+        moved[i], end = min(moved[i], end), min(moved[i], end) - gap
+    return moved
 
 
 def legend(names: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ from enginesmith.convert.converter import ConvertOptions
 from enginesmith.convert.execution import Accuracy
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.report import page
-from enginesmith.convert.svg import Axis
+from enginesmith.convert.svg import Axis, spaced
 from enginesmith.convert.verify import measure
 from tests.command import run
 
@@ -159,3 +159,10 @@ def test_axes_show_any_values(values: list[float], logarithmic: bool) -> None:
     slack = 1e-3 * (axis.high - axis.low)
     assert all(axis.low - slack <= tick <= axis.high + slack for tick in ticks)
     assert all(axis.end <= axis.place(value) <= axis.start for value in [*values, *ticks])
+
+
+def test_names_do_not_overlap() -> None:
+    assert spaced([10, 50], 14, 100) == [10, 50]
+    assert spaced([10, 11, 12, 90], 14, 100) == [10, 24, 38, 90]
+    assert spaced([95, 98, 99], 14, 100) == [72, 86, 100]
+    assert spaced([], 14, 100) == []
