@@ -46,9 +46,9 @@ def main(model: str, work: Path, options: list[str]) -> None:
         seconds = time.monotonic() - start
         command = ["enginesmith", "verify", str(checkpoint), "--reference", model, "--json"]
         result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        a = result["accuracy"]
+        a, name = result["accuracy"], " ".join([algo, *own])
         print(
-            f"{' '.join([algo, *own]):66s} {a['perplexity']:10.3f} {a['reference_perplexity']:8.3f} {a['mean_kl']:8.4f} "
+            f"{name:66s} {a['perplexity']:10.3f} {a['reference_perplexity']:8.3f} {a['mean_kl']:8.4f} "
             f"{100 * a['top1_agreement']:6.1f}% {seconds:6.0f} s",
             flush=True,
         )

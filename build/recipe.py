@@ -22,7 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from ..convert.converter import ConvertOptions
+from ..convert.converter import BY_RUN, ConvertOptions
 from ..convert.errors import InputError
 from .build_config import BY_NAME
 from .flags import LARGEST, REFUSED, SWITCH
@@ -95,7 +95,7 @@ def read_recipe(path: Path, model_dir: str | None = None, output_dir: str | None
     folder = path.resolve().parent
     for section, key in (("convert", "calib"), ("verify", "text"), ("triton", "tokenizer_dir")):
         find_beside(folder, document.get(section), key)
-    convert = typed(path, "convert", document, ConvertOptions, ("model_dir", "output_dir")) or {}
+    convert = typed(path, "convert", document, ConvertOptions, BY_RUN) or {}
     if convert.get("alpha") == "auto":
         convert["alpha"] = None
     convert |= {key: None for key in ("quant", "kv_cache") if convert.get(key) == "none"}

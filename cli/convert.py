@@ -116,7 +116,8 @@ def alpha_value(value: str) -> float | str:
     type=click.Choice(["auto", "float", "quantized"]),
     default="auto",
     show_default=True,
-    help="Later layers are calibrated behind float or quantized ones; auto: quantized where GPTQ rounds.",
+    help="Later layers are calibrated behind float or quantized ones; auto: quantized where GPTQ rounds, "
+    "but float with --stats and --save_stats.",
 )
 @click.option(
     "--sm",
@@ -142,6 +143,10 @@ def alpha_value(value: str) -> float | str:
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
+@click.option(
+    "--save_stats", metavar="FILE", help="Also gather every statistic of the calibration text, and save them here."
+)
+@click.option("--stats", metavar="FILE", help="Use statistics that --save_stats saved: no forward pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
 @click.option(
     "--smoothquant",

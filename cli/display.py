@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..convert.verify import Accuracy
+from ..convert.execution import Accuracy
 
 WORST_LAYERS = 5
 # Seconds between progress lines where standard error is no terminal.

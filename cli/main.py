@@ -15,6 +15,7 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 COMMANDS = {
     "convert": "Convert a Hugging Face folder into a TensorRT-LLM checkpoint.",
     "verify": "Check a checkpoint's structure, and its accuracy by executing it.",
+    "compare": "Compare quantizations of a model, without writing any.",
     "plugins": "Show which TensorRT-LLM plugins a checkpoint's engine uses, and where.",
     "build": "Plan the engines of a checkpoint for a GPU and a workload, and build them.",
     "triton": "Make a Triton model repository that serves an engine, or check one.",

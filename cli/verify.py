@@ -7,8 +7,9 @@ import math
 
 import click
 
+from ..convert.execution import Accuracy
 from ..convert.joined import Checkpoint
-from ..convert.verify import Accuracy, accuracy_failures, measure, structure_problems, summary
+from ..convert.verify import accuracy_failures, measure, structure_problems, summary
 from .display import Bar, print_accuracy
 from .options import Command
 

@@ -7,7 +7,7 @@ algorithm reads the same statistics afterwards; none asks for another forward pa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
@@ -40,6 +40,19 @@ class Wanted:
     @property
     def inputs(self) -> bool:
         return self.tokens or self.gram or self.ranges
+
+    def __or__(self, other: Wanted) -> Wanted:
+        """What either of two algorithms reads."""
+        mine, theirs = asdict(self), asdict(other)
+        return Wanted(**{name: mine[name] or theirs[name] for name in mine})
+
+    def lacks(self, other: Wanted) -> list[str]:
+        """What the other wants beyond this."""
+        mine, theirs = asdict(self), asdict(other)
+        return [name for name in mine if theirs[name] and not mine[name]]
+
+
+EVERYTHING = Wanted(tokens=True, gram=True, ranges=True, outputs=True, cache=True)
 
 
 @dataclass
@@ -80,12 +93,22 @@ class LayerStatistics:
         output_amax: the largest |output| of each linear, by Hugging Face part; empty unless asked for.
         key_amax: float32 [kv_size], of the keys after the rotary embedding; None unless asked for.
         value_amax: float32 [kv_size], of the values; None unless asked for.
+        hidden_amax: the largest |hidden state| behind the layer (before it, where hidden states stay).
     """
 
     inputs: dict[str, InputStatistics]
     output_amax: dict[str, float] = field(default_factory=dict)
     key_amax: torch.Tensor | None = None
     value_amax: torch.Tensor | None = None
+    hidden_amax: float = 0.0
+
+    def only(self, wanted: Wanted) -> LayerStatistics:
+        """What one algorithm wants of statistics that were gathered for several: the same as if gathered for it."""
+        inputs = self.inputs if wanted.inputs else {}
+        if not wanted.gram:
+            inputs = {name: replace(of, gram=None, magnitude=None) for name, of in inputs.items()}
+        cache = (self.key_amax, self.value_amax) if wanted.cache else (None, None)
+        return LayerStatistics(inputs, self.output_amax if wanted.outputs else {}, *cache, self.hidden_amax)
 
 
 class _InputWatcher:

@@ -26,13 +26,21 @@ class RankFile:
     Args:
         path: the file to create.
         tensors: name -> (shape, dtype) of everything it will hold.
+        metadata: what its header says besides.
+        flag: the option that asked for the file, for error messages.
     """
 
-    def __init__(self, path: Path, tensors: dict[str, tuple[list[int], str]]):
+    def __init__(
+        self,
+        path: Path,
+        tensors: dict[str, tuple[list[int], str]],
+        metadata: dict[str, str] | None = None,
+        flag: str = "--output_dir",
+    ):
         self.path, self.tensors = path, tensors
         self.missing = set(tensors)
         self.offset: dict[str, int] = {}
-        header: dict[str, Any] = {}
+        header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
         position = 0
         for name in sorted(tensors, key=lambda name: (-ITEM_SIZE[tensors[name][1]], name)):
             shape, dtype = tensors[name]
@@ -43,7 +51,7 @@ class RankFile:
         text += b" " * (-len(text) % 8)
         self.start = 8 + len(text)
         self.file = path.open("wb")
-        reserve(self.file.fileno(), self.start + position, path)
+        reserve(self.file.fileno(), self.start + position, path, flag)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
@@ -62,7 +70,7 @@ class RankFile:
             raise AssertionError(f"{self.path.name}: never written: {sorted(self.missing)[:3]}")
 
 
-def reserve(descriptor: int, size: int, path: Path) -> None:
+def reserve(descriptor: int, size: int, path: Path, flag: str = "--output_dir") -> None:
     """Claim the disk space of a whole file now, so that a full disk is known before any work."""
     try:
         os.posix_fallocate(descriptor, 0, size)
@@ -72,7 +80,7 @@ def reserve(descriptor: int, size: int, path: Path) -> None:
             return
         free = shutil.disk_usage(path.parent).free
         raise InputError(
-            f"--output_dir: no room for {path.name}: {size / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free "
+            f"{flag}: no room for {path.name}: {size / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free "
             f"({error.strerror})"
         ) from None
 

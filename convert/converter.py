@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,29 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .calibrate import LayerStatistics, Wanted, calibrate_layer
+from .calibrate import EVERYTHING, LayerStatistics, Wanted
+from .calibration import Calibration, calibration_dtype, check_range
 from .checkpoint import RankFile, checkpoint_config
-from .device import fast_dtype, pick_device
+from .device import pick_device
 from .errors import InputError
 from .files import MANIFEST, Hashes, write_json
-from .forward import LayerForward, rotary_frequencies
-from .layer import Layer
-from .layout import MODEL_DTYPE, Mapping, Tensor, check_kernels, cut, layer_tensors, padded_vocab, rank_tensors
+from .forward import rotary_frequencies
+from .layer import Tensors
+from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
 from .options import QuantizeOptions
-from .quantize import quantize_layer, wanted
+from .quantizer import Quantized, Quantizer
 from .ranges import METHODS
 from .readymade import ANEW, ReadyMade, quant_of
 from .rotation import Rotation
+from .rounding import Grouped
 from .scheme import FLOAT, SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
 from .source import Source
 from .staging import MARK, Staging
-from .storage import PLAIN
+from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
 from .text import Tokens, read_tokens
 
-# Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Options that say where things lie, not what they are.
+BY_RUN = ("model_dir", "output_dir", "stats", "save_stats")
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
@@ -53,10 +54,12 @@ class ConvertOptions:
         group_size: input channels that share a scale, for AWQ and GPTQ.
         sm: the GPU generation that W8A16, W4A16 and GPTQ integers are arranged for.
         propagate: "float": later layers are calibrated on the source's hidden states; "quantized": on those of the
-            layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds.
+            layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds and no file of
+            statistics is read or made.
         requantize: quantize the dequantized weights of a folder that is quantized already, instead of repacking it.
         rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
         calib: a built-in text, a text file, or a safetensors file of token ids.
+        stats: a file of statistics to use instead of a forward pass; save_stats: the one to make.
     """
 
     model_dir: str
@@ -74,13 +77,15 @@ class ConvertOptions:
     group_size: int = 128
     sm: int = 80
     propagate: str = "auto"
-    rotate: bool | None = None
     requantize: bool = False
+    rotate: bool | None = None
     calib: str = "pydoc"
     calib_size: int = 64
     calib_seq_len: int = 512
     device: str = "auto"
     seed: int = 0
+    stats: str | None = None
+    save_stats: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
     job = Job(options)
     with Staging(options.output_dir) as staging, Hashes() as hashes, torch.inference_mode(), plain_disk_errors(options):
         hashes.add("source", job.source.paths())
-        layers = job.run(staging.folder, on_progress)
+        with job.statistics(hashes) as save:
+            layers = job.run(staging.folder, save, on_progress)
         on_progress(job.model.num_hidden_layers, "hash", 0)
         write_json(staging.folder / "config.json", job.config())
         hashes.add("files", sorted(path for path in staging.folder.iterdir() if path.name != MARK))
@@ -121,29 +127,30 @@ class Job:
     """A checked conversion: the source, the target layout, and the calibration tokens."""
 
     def __init__(self, options: ConvertOptions):
-        self.options = options
         check_options(options)
+        self.options = options = settled(options)
         self.device = pick_device(options.device)
         self.source = Source(options.model_dir)
         self.model = self.source.model
-        algo = quant_of(self.source.ready, options.quant, options.requantize)
-        self.ready: ReadyMade | None = None if options.requantize else self.source.ready
-        group_size = self.ready.engine_group(options.group_size) if self.ready else options.group_size
-        self.scheme: Scheme = scheme_of(algo, options.kv_cache, group_size, options.sm)
-        self.choices = QuantizeOptions(
-            options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, self.ready is not None
-        )
         check_apart(self.source.folder, Path(options.output_dir))
         self.mapping = Mapping(options.tp_size, options.pp_size)
         self.mapping.check(self.model)
-        check_kernels(self.model, self.scheme, self.mapping)
-        self.dtype = output_dtype(options.dtype, self.source.dtype)
+        self.ready: ReadyMade | None = None if options.requantize else self.source.ready
+        self.quantizer = quantizer_of(options, self.source)
+        self.quantizer.check(self.mapping)
+        self.scheme: Scheme = self.quantizer.scheme
         if self.ready is not None:
             self.check_repackable()
-        rotate = options.rotate if options.rotate is not None else (options.fold and self.scheme.gains_from_rotation)
-        self.rotation = Rotation(self.model.hidden_size, options.seed) if rotate else None
-        self.tokens: Tokens | None = self.read_calibration() if wanted(self.scheme, self.choices) != Wanted() else None
+        self.gathered = EVERYTHING if options.save_stats else self.quantizer.wanted
+        files = options.stats or options.save_stats
+        self.tokens: Tokens | None = None
+        if files or self.quantizer.wanted != Wanted():
+            self.tokens = read_calibration(options, self.source)
         self.requantized = self.propagates_quantized()
+        self.saved = StatisticsFile(options.stats, self.model, self.device) if options.stats else None
+        if options.save_stats:
+            check_apart(self.source.folder, Path(options.save_stats), "--save_stats")
+            check_new(Path(options.save_stats))
 
     def check_repackable(self) -> None:
         """Raise InputError for what would change a ready-made folder's weights, before any work."""
@@ -151,6 +158,7 @@ class Job:
         changes = {
             "--rotate": bool(options.rotate),
             "--symmetric": options.symmetric,
+            "--stats and --save_stats": bool(options.stats or options.save_stats),
             f"--rounding {options.rounding}": options.rounding != "auto",
             f"--propagate {options.propagate}": options.propagate != "auto",
         }
@@ -160,31 +168,49 @@ class Job:
             raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
         if left := self.source.left_in_float():
             raise InputError(f"{left[0]} is not quantized, others are: engines want all or none; {ANEW}")
-        # What the packer did to one layer it did to all.
-        self.source.ready_layer(0, self.scheme.group_size, getattr(torch, self.dtype))
+        self.ready_layer(0)  # what the packer did to one layer it did to all
 
-    def read_calibration(self) -> Tokens:
-        options, model = self.options, self.model
-        limit = model.sliding_window or model.max_position_embeddings
-        if options.calib_seq_len > min(limit, model.max_position_embeddings):
-            raise InputError(f"--calib_seq_len {options.calib_seq_len} is longer than the model's {limit} positions")
-        return read_tokens(
-            options.calib,
-            self.source.folder,
-            options.calib_size,
-            options.calib_seq_len,
-            model.vocab_size,
-            "--calib",
+    def ready_layer(self, index: int) -> dict[str, Grouped] | None:
+        """A layer's weights as a ready-made folder holds them."""
+        if self.ready is None:
+            return None
+        return self.source.ready_layer(index, self.scheme.group_size, getattr(torch, self.quantizer.dtype))
+
+    def origin(self, source: dict[str, str]) -> Origin:
+        """What this conversion gathers, and from what; source: SHA-256 of the model's files."""
+        assert self.tokens is not None
+        sequences, length = self.tokens.ids.shape
+        return Origin(
+            source,
+            self.tokens.name,
+            self.tokens.sha256,
+            sequences,
+            length,
+            self.options.seed,
+            calibration_dtype(self.device),
+            self.quantizer.rotation is not None,
+            Wanted().lacks(self.gathered),
         )
 
-    def run(self, folder: Path, on_progress: OnProgress) -> list[dict[str, Any]]:
+    @contextmanager
+    def statistics(self, hashes: Hashes) -> Iterator[Save]:
+        """Check the statistics that were given, or store those that are gathered."""
+        if self.saved is not None:
+            self.saved.check(self.origin(hashes.of("source")))
+        if self.options.save_stats is None:
+            yield lambda index, statistics: None
+            return
+        with saving(self.options.save_stats, self.model, self.origin(hashes.of("source"))) as save:
+            yield save
+
+    def run(self, folder: Path, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
         """Write every rank's file; returns what was chosen for each layer."""
         model, mapping, report = self.model, self.mapping, []
         with ExitStack() as open_files:
             files = [
                 RankFile(
                     folder / f"rank{rank}.safetensors",
-                    rank_tensors(model, self.scheme, mapping, rank, self.dtype),
+                    rank_tensors(model, self.scheme, mapping, rank, self.quantizer.dtype),
                 )
                 for rank in range(mapping.world_size)
             ]
@@ -192,87 +218,58 @@ class Job:
                 open_files.callback(file.file.close)
             on_progress(-1, "embedding", 0)
             self.write_rotary_tables(files)
-            hidden = self.write_embedding(files)
-            forward = self.layer_forward()
-            specs = layer_tensors(model, self.scheme, self.dtype)
+            embedding = self.quantizer.embedding(self.source)
+            self.write_embedding(files, embedding)
+            calibration = self.calibration(embedding)
+            del embedding
+            specs = layer_tensors(model, self.scheme, self.quantizer.dtype)
             for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
                 ranks = files[stage * mapping.tp_size : (stage + 1) * mapping.tp_size]
                 for local, index in enumerate(layers):
-                    tensors, chosen = self.layer(index, forward, hidden, on_progress)
-                    report.append(chosen)
+                    quantized = self.layer(index, calibration, save, on_progress)
+                    report.append(quantized.chosen)
                     on_progress(index, "write", 0)
-                    write_layer(ranks, local, tensors, specs, self)
+                    write_layer(ranks, local, quantized.tensors, specs, self)
             on_progress(model.num_hidden_layers, "head", 0)
             self.write_head(files[-mapping.tp_size :])
             for file in files:
                 file.close()
         return report
 
-    def layer_forward(self) -> LayerForward | None:
-        if self.tokens is None:
+    def calibration(self, embedding: torch.Tensor) -> Calibration | None:
+        """The calibration tokens before the first layer; None where no forward pass is needed."""
+        if self.tokens is None or self.saved is not None:
             return None
-        return LayerForward(self.model, self.tokens.ids.shape[1], fast_dtype(self.device), self.device)
+        return Calibration(
+            self.model, self.tokens.ids, embedding, self.gathered, self.device, self.options.seed, self.requantized
+        )
 
-    def layer(
-        self, index: int, forward: LayerForward | None, hidden: torch.Tensor | None, on_progress: OnProgress
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def layer(self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress) -> Quantized:
         """One layer's whole tensors, and what was chosen for it."""
         on_progress(index, "read", 0)
-        source = self.source.layer(index, self.device)
-        if self.rotation is not None:
-            source = self.rotation.layer(source, self.model)
+        source = self.quantizer.source_layer(self.source, index, self.device)
         statistics = LayerStatistics({})
-        if forward is not None and hidden is not None:
-            forward.load(source)
+        if calibration is not None:
             on_progress(index, "calibrate", 0)
-            length = hidden.shape[1]
-            statistics = calibrate_layer(
-                forward,
-                hidden,
-                self.model,
-                wanted(self.scheme, self.choices),
-                self.options.seed,
-                max(1, BATCH_TOKENS[self.device.type] // length),
-                lambda tokens: on_progress(index, "calibrate", tokens),
-                stay=self.requantized,
-            )
-            check_range(hidden, self.dtype, index)
-        self.fold_attention_scaling(source)
+            statistics = calibration.layer(source, lambda tokens: on_progress(index, "calibrate", tokens))
+        elif self.saved is not None:
+            statistics = self.saved.layer(index)
+        check_range(statistics, self.quantizer.dtype, index)
+        save(index, statistics)
         if self.scheme.form != FLOAT:
             on_progress(index, "quantize", 0)
-        layer = Layer.of(source, self.model)
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        ready = self.source.ready_layer(index, self.scheme.group_size, dtype) if self.ready else None
-        tensors, chosen = quantize_layer(layer, statistics, self.scheme, self.choices, dtype, ready)
-        if self.requantized and forward is not None and hidden is not None:
-            self.advance(layer, forward, hidden)
-        return tensors, chosen
+        quantized = self.quantizer.quantize(source, statistics, self.ready_layer(index))
+        if self.requantized and calibration is not None:
+            calibration.advance(quantized.layer)
+        return quantized
 
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
-        asked, scheme = self.options.propagate, self.scheme
+        asked, scheme, gptq = self.options.propagate, self.scheme, self.quantizer.choices.gptq(self.scheme)
         possible = scheme.grouped or scheme.form == WEIGHT_ONLY
         if asked == "quantized" and not possible:
             raise InputError(f"--propagate quantized is for weight-only schemes, not {scheme.algo}")
-        return (
-            possible
-            and self.tokens is not None
-            and (asked == "quantized" or (asked == "auto" and self.choices.gptq(scheme)))
-        )
-
-    def advance(self, layer: Layer, forward: LayerForward, hidden: torch.Tensor) -> None:
-        """Replace the hidden states by what the quantized layer makes of them."""
-        forward.load(layer.computed())
-        batch = max(1, BATCH_TOKENS[self.device.type] // hidden.shape[1])
-        calibrate_layer(forward, hidden, self.model, Wanted(), self.options.seed, batch)
-
-    def fold_attention_scaling(self, source: dict[str, torch.Tensor]) -> None:
-        """Yarn multiplies cos and sin, hence each attention score twice; the engine's tables do not: q does it here."""
-        scaling = rotary_frequencies(self.model)[1]
-        if scaling != 1:
-            for name in ("self_attn.q_proj.weight", "self_attn.q_proj.bias"):
-                if name in source:
-                    source[name] = source[name].float() * scaling**2
+        return possible and self.tokens is not None and (asked == "quantized" or (asked == "auto" and gptq))
 
     def write_rotary_tables(self, files: list[RankFile]) -> None:
         """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""
@@ -285,28 +282,16 @@ class Job:
             file.write("rotary_inv_freq", frequencies)
             file.write("embed_positions_for_gpt_attention", pairs)
 
-    def write_embedding(self, files: list[RankFile]) -> torch.Tensor | None:
-        """Store the embedding on the first stage; returns the calibration tokens' hidden states."""
-        name = self.model.family.embedding
-        embedding = self.source.tensor(name)
-        if self.rotation is not None:
-            embedding = self.rotation.rotate(embedding)
-        stored = to_dtype(embedding, self.dtype, name)
+    def write_embedding(self, files: list[RankFile], embedding: torch.Tensor) -> None:
+        """Store the embedding on the first stage."""
+        stored = self.quantizer.stored_embedding(embedding)
         for file in files[: self.mapping.tp_size]:
             file.write("transformer.vocab_embedding.weight", stored)
-        if self.tokens is None:
-            return None
-        hidden = functional.embedding(self.tokens.ids, embedding)
-        return hidden.to(self.device, fast_dtype(self.device))
 
     def write_head(self, files: list[RankFile]) -> None:
         """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
-        family, tp = self.model.family, self.mapping.tp_size
-        norm, head = self.source.tensor(family.final_norm), self.source.head()
-        if self.rotation is not None:
-            norm, head = torch.ones_like(norm), self.rotation.rotate(head.float() * norm.float())
-        norm, head = to_dtype(norm, self.dtype, family.final_norm), to_dtype(head, self.dtype, family.head)
-        share = padded_vocab(self.model, tp) // tp
+        norm, head = self.quantizer.head(self.source)
+        share = padded_vocab(self.model, self.mapping.tp_size) // self.mapping.tp_size
         for tp_rank, file in enumerate(files):
             rows = head[tp_rank * share : (tp_rank + 1) * share]
             file.write("transformer.ln_f.weight", norm)
@@ -314,20 +299,21 @@ class Job:
 
     def config(self) -> dict[str, Any]:
         alpha = 0.5 if self.options.alpha is None else self.options.alpha
-        return checkpoint_config(self.model, self.scheme, self.mapping, self.dtype, alpha)
+        return checkpoint_config(self.model, self.scheme, self.mapping, self.quantizer.dtype, alpha)
 
     def manifest(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
         """How it was made, so that the same run can be recognized and repeated."""
-        options = {k: v for k, v in asdict(self.options).items() if k not in ("model_dir", "output_dir")}
+        options = {k: v for k, v in asdict(self.options).items() if k not in BY_RUN}
         calibration = None
-        if self.tokens is not None:
+        if self.tokens is not None and self.quantizer.wanted != Wanted():
             sequences, length = self.tokens.ids.shape
+            dtype = self.saved.origin.dtype if self.saved else calibration_dtype(self.device)
             calibration = {
                 "text": self.tokens.name,
                 "sha256": self.tokens.sha256,
                 "sequences": sequences,
                 "tokens_per_sequence": length,
-                "dtype": str(fast_dtype(self.device)).removeprefix("torch."),
+                "dtype": dtype,
             }
         return {
             "versions": {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")},
@@ -335,34 +321,19 @@ class Job:
             "calibration": calibration,
             "quant": self.scheme.algo,
             "repacked_from": self.ready.method if self.ready else None,
-            "rotated": self.rotation is not None,
+            "rotated": self.quantizer.rotation is not None,
             "packed_for_sm": self.scheme.sm if self.scheme.arranged else None,
             "layers": layers if any(layers) else [],
         }
 
 
-def write_layer(
-    files: list[RankFile], local: int, tensors: dict[str, torch.Tensor], specs: dict[str, Tensor], job: Job
-) -> None:
+def write_layer(files: list[RankFile], local: int, tensors: Tensors, specs: dict[str, Tensor], job: Job) -> None:
     """Cut a layer's whole tensors over the ranks of its stage and store them."""
     for name, tensor in tensors.items():
-        spec = specs[name]
-        dtype = job.dtype if spec.dtype == MODEL_DTYPE else spec.dtype
-        whole = (to_dtype(tensor, dtype, name) if spec.storage is PLAIN else tensor).cpu()
+        spec, whole = specs[name], tensor.cpu()
         for tp_rank, file in enumerate(files):
             piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
             file.write(f"transformer.layers.{local}.{name}", piece)
-
-
-def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """Cast, refusing anything that would not be a finite number in the checkpoint."""
-    cast = tensor.to(getattr(torch, dtype))
-    if cast.is_floating_point() and cast.element_size() > 1 and not torch.isfinite(cast).all():
-        largest = float(tensor.abs().max())
-        if math.isfinite(largest) and dtype == "float16":
-            raise InputError(f"tensor {name} does not fit float16 (it reaches {largest:.3g}); use --dtype bfloat16")
-        raise InputError(f"tensor {name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
-    return cast
 
 
 def check_options(options: ConvertOptions) -> None:
@@ -376,23 +347,60 @@ def check_options(options: ConvertOptions) -> None:
     for flag, words in (("rounding", ("auto", "nearest", "gptq")), ("propagate", ("auto", "float", "quantized"))):
         if getattr(options, flag) not in words:
             raise InputError(f"--{flag} {getattr(options, flag)!r}: use {', '.join(words)}")
+    if options.stats and options.save_stats:
+        raise InputError("--stats and --save_stats are both given: the statistics are in a file already; give one")
+    if options.propagate == "quantized" and (options.stats or options.save_stats):
+        flag = "--stats" if options.stats else "--save_stats"
+        raise InputError(
+            f"--propagate quantized needs a forward pass behind every quantized layer; {flag} is for the statistics "
+            "of the float model"
+        )
     if options.act_range != "auto" and options.act_range not in METHODS:
         raise InputError(f"--act_range {options.act_range!r}: use auto, {', '.join(METHODS)}")
 
 
-def check_apart(source: Path, output: Path) -> None:
+def settled(options: ConvertOptions) -> ConvertOptions:
+    """Statistics in a file are those of the float model, so that every scheme may read them."""
+    if options.propagate == "auto" and (options.stats or options.save_stats):
+        return replace(options, propagate="float")
+    return options
+
+
+def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
+    """How the options quantize a model.
+
+    Raises:
+        InputError: a quantization or dtype that is not supported.
+    """
+    algo = quant_of(source.ready, options.quant, options.requantize)
+    ready = None if options.requantize else source.ready
+    group_size = ready.engine_group(options.group_size) if ready else options.group_size
+    scheme = scheme_of(algo, options.kv_cache, group_size, options.sm)
+    choices = QuantizeOptions(
+        options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
+    )
+    rotate = options.rotate if options.rotate is not None else (options.fold and scheme.gains_from_rotation)
+    rotation = Rotation(source.model.hidden_size, options.seed) if rotate else None
+    return Quantizer(source.model, scheme, choices, output_dtype(options.dtype, source.dtype), rotation)
+
+
+def read_calibration(options: ConvertOptions, source: Source) -> Tokens:
+    """The calibration tokens.
+
+    Raises:
+        InputError: a text that cannot be used, or sequences longer than the model's.
+    """
+    model, length = source.model, options.calib_seq_len
+    limit = min(model.sliding_window or model.max_position_embeddings, model.max_position_embeddings)
+    if length > limit:
+        raise InputError(f"--calib_seq_len {length} is longer than the model's {limit} positions")
+    return read_tokens(options.calib, source.folder, options.calib_size, length, model.vocab_size, "--calib")
+
+
+def check_apart(source: Path, output: Path, flag: str = "--output_dir") -> None:
     resolved, inside = output.resolve(), source.resolve()
     if resolved == inside or inside in resolved.parents:
-        raise InputError(f"--output_dir: {output} lies in --model_dir, which is never written to")
-
-
-def check_range(hidden: torch.Tensor, dtype: str, layer: int) -> None:
-    """The engine keeps hidden states in its dtype: they must be numbers, and fit."""
-    largest = float(torch.maximum(hidden.max(), -hidden.min()))
-    if not math.isfinite(largest):
-        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work on this text")
-    if dtype == "float16" and largest > torch.finfo(torch.float16).max:
-        raise InputError(f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16")
+        raise InputError(f"{flag}: {output} lies in --model_dir, which is never written to")
 
 
 def output_dtype(asked: str, source: str) -> str:

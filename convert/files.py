@@ -93,9 +93,13 @@ class Hashes:
     def add(self, kind: str, paths: list[Path]) -> None:
         self.pending[kind] = {path.name: self.pool.submit(sha256, path) for path in paths}
 
+    def of(self, kind: str) -> dict[str, str]:
+        """By file name, once they are known."""
+        return {name: job.result() for name, job in self.pending[kind].items()}
+
     def wait(self) -> dict[str, dict[str, str]]:
         """By kind and file name."""
-        return {kind: {name: job.result() for name, job in jobs.items()} for kind, jobs in self.pending.items()}
+        return {kind: self.of(kind) for kind in self.pending}
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ from ..plugins import (
 )
 from .forward import rotary_tables
 from .joined import Checkpoint
+from .model import Model
 from .scheme import (
     AWQ,
     FP8,
@@ -33,6 +34,7 @@ from .scheme import (
     SMOOTHQUANT_PLUGIN,
     SMOOTHQUANT_QDQ,
     WEIGHT_ONLY,
+    Scheme,
 )
 
 Tensors = dict[str, torch.Tensor]
@@ -54,25 +56,28 @@ class Activation:
 
 
 class Runtime:
-    """Executes a checkpoint on whole sequences.
+    """Executes the layers of a quantized model on whole sequences.
 
-    Hidden states are in the checkpoint's dtype between operations, as in an engine.
+    Hidden states are in the engine's dtype between operations, as in an engine.
 
     Args:
-        checkpoint: what to execute.
+        dtype: the engine's, "float16" or "bfloat16".
+        frequencies: inverse frequencies of the rotary embedding, float32 [head_size / 2].
         tokens: sequence length.
     """
 
-    def __init__(self, checkpoint: Checkpoint, tokens: int, device: torch.device):
-        self.checkpoint, self.device = checkpoint, device
-        self.model, self.scheme = checkpoint.model, checkpoint.scheme
-        self.dtype: torch.dtype = getattr(torch, checkpoint.dtype)
-        tables = rotary_tables(checkpoint.rotary_frequencies(), tokens)
-        self.cos, self.sin = (table.to(device) for table in tables)
+    def __init__(
+        self, model: Model, scheme: Scheme, dtype: str, frequencies: torch.Tensor, tokens: int, device: torch.device
+    ):
+        self.model, self.scheme, self.device = model, scheme, device
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.cos, self.sin = (table.to(device) for table in rotary_tables(frequencies, tokens))
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [batch, tokens] -> hidden states [batch, tokens, hidden_size]."""
-        return functional.embedding(ids, self.checkpoint.embedding()).to(self.device)
+    @staticmethod
+    def of(checkpoint: Checkpoint, tokens: int, device: torch.device) -> Runtime:
+        """The runtime that executes a checkpoint."""
+        frequencies = checkpoint.rotary_frequencies()
+        return Runtime(checkpoint.model, checkpoint.scheme, checkpoint.dtype, frequencies, tokens, device)
 
     def layer(self, tensors: Tensors, hidden: torch.Tensor) -> torch.Tensor:
         """One decoder layer; tensors as ``Checkpoint.layer`` gives them, on this device."""
@@ -168,6 +173,6 @@ class Runtime:
             alpha = activation * second
         return weight_only_groupwise_quant_matmul.reference(x, own["weight"], scale, prequant, alpha=alpha)
 
-    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.checkpoint.final_norm().to(self.device)
-        return rmsnorm_quantization.rms_norm(hidden, weight, self.model.norm_epsilon)
+    def logits(self, hidden: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden_size] -> float32 [tokens, vocab_size], by the final norm and a float32 output projection."""
+        return rmsnorm_quantization.rms_norm(hidden, norm, self.model.norm_epsilon).float() @ head.t()

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from ..plugins.rmsnorm_quantization import rms_norm
 from .device import pick_device
 from .errors import InputError
+from .execution import Accuracy, Execution, Reference, held_out
 from .files import MANIFEST, headers, manifest_problems, read_manifest, section, sha256
-from .forward import LayerForward
 from .joined import Checkpoint
 from .layout import layer_tensors, rank_tensors
 from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source
 from .storage import PLAIN
-from .text import read_tokens
 
 SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SCALES = ("scale", "scale_to_int", "scaling_factor", "smoother")
@@ -32,30 +28,6 @@ OPTIONAL = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_
 
 # (layer, phase)
 OnProgress = Callable[[int, str], None]
-
-
-@dataclass
-class Accuracy:
-    """What the checkpoint computes beside the source model, on held-out text.
-
-    Attributes:
-        tokens: predicted tokens.
-        perplexity, reference_perplexity: exp of the mean negative log-likelihood per token.
-        kl: mean over tokens of KL(source || checkpoint), in nats.
-        top1: share of tokens for which both give the same most likely token.
-        layer_errors: after each layer, ||hidden - source's|| / ||source's||, over all tokens.
-    """
-
-    tokens: int
-    perplexity: float
-    reference_perplexity: float
-    kl: float
-    top1: float
-    layer_errors: list[float] = field(default_factory=list)
-
-    @property
-    def increase_percent(self) -> float:
-        return 100 * (self.perplexity / self.reference_perplexity - 1)
 
 
 def structure_problems(checkpoint: Checkpoint) -> list[str]:
@@ -153,47 +125,16 @@ def measure(
     where = pick_device(device)
     source = Source(reference, "--reference")
     check_same_model(checkpoint, source)
-    model = source.model
-    limit = model.sliding_window or model.max_position_embeddings
-    if length > limit:
-        raise InputError(f"--seq_len {length} is longer than the model's {limit} positions")
-    ids = read_tokens(text, source.folder, chunks, length, model.vocab_size, "--text").ids
-    runtime = Runtime(checkpoint, length, where)
-    forward = LayerForward(model, length, torch.float32, where)
-    embedding = source.tensor(model.family.embedding)
-    wanted = functional.embedding(ids, embedding).float().to(where)
-    got = runtime.embed(ids)
-    del embedding
-    rotation = rotation_of(checkpoint)
-    errors = []
-    for index in range(model.num_hidden_layers):
+    ids = held_out(source, text, chunks, length)
+    reference_model = Reference(source, ids, where)
+    runtime = Runtime.of(checkpoint, length, where)
+    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
+    for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
-        forward.load(source.layer(index, where))
-        tensors = {name: tensor.to(where) for name, tensor in checkpoint.layer(index).items()}
-        difference = energy = 0.0
-        for chunk in range(ids.shape[0]):
-            piece = slice(chunk, chunk + 1)
-            wanted[piece] = forward(wanted[piece])
-            got[piece] = runtime.layer(tensors, got[piece])
-            ours = got[piece].float() if rotation is None else rotation.restore(got[piece])
-            difference += float((ours - wanted[piece]).square().sum())
-            energy += float(wanted[piece].square().sum())
-        errors.append(math.sqrt(difference / energy) if energy else 0.0)
-    on_progress(model.num_hidden_layers, "logits")
-    norm = source.tensor(model.family.final_norm).float().to(where)
-    heads = (source.head().float().to(where), checkpoint.head().float().to(where))
-    totals = torch.zeros(4, dtype=torch.float64)
-    for chunk in range(ids.shape[0]):
-        logits = rms_norm(wanted[chunk], norm, model.norm_epsilon) @ heads[0].t()
-        ours = runtime.final_norm(got[chunk]).float() @ heads[1].t()
-        totals += compare_logits(logits, ours, ids[chunk].to(where)).cpu()
-    nll, our_nll, kl, same = (totals / (ids.shape[0] * (length - 1))).tolist()
-    return Accuracy(ids.shape[0] * (length - 1), exponential(our_nll), exponential(nll), kl, same, errors)
-
-
-def exponential(nll: float) -> float:
-    """e to the mean negative log-likelihood; infinite where that leaves float64."""
-    return math.exp(nll) if nll < 700 else math.inf
+        reference_model.layer(source.layer(index, where))
+        ours.layer(checkpoint.layer(index), reference_model.hidden)
+    on_progress(source.model.num_hidden_layers, "logits")
+    return ours.accuracy(reference_model, checkpoint.final_norm(), checkpoint.head())
 
 
 def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
@@ -207,36 +148,26 @@ def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
     return Rotation(checkpoint.model.hidden_size, seed)
 
 
-def compare_logits(wanted: torch.Tensor, got: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Sums over the predicted tokens of one sequence: both negative log-likelihoods, KL(wanted || got), and
-    equal most likely tokens. Logits are [tokens, vocab_size]; returns float64 [4]."""
-    p, q = functional.log_softmax(wanted[:-1], -1), functional.log_softmax(got[:-1], -1)
-    target = ids[1:, None]
-    return torch.stack(
-        [
-            -p.gather(1, target).sum(dtype=torch.float64),
-            -q.gather(1, target).sum(dtype=torch.float64),
-            (p.exp() * (p - q)).sum(dtype=torch.float64),
-            (p.argmax(-1) == q.argmax(-1)).sum(dtype=torch.float64),
-        ]
-    )
-
-
 def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:
     """The verdict as one JSON object."""
     result: dict[str, Any] = {"structure": {"ok": not problems, "problems": problems}}
     if accuracy is not None:
-        figures = {
-            "tokens": accuracy.tokens,
-            "perplexity": accuracy.perplexity,
-            "reference_perplexity": accuracy.reference_perplexity,
-            "ppl_increase_percent": accuracy.increase_percent,
-            "mean_kl": accuracy.kl,
-            "top1_agreement": accuracy.top1,
-            "layer_errors": accuracy.layer_errors,
-        }
-        result["accuracy"] = {name: finite(value) for name, value in figures.items()}
+        result["accuracy"] = figures(accuracy)
     return result
+
+
+def figures(accuracy: Accuracy) -> dict[str, Any]:
+    """An accuracy as one JSON object."""
+    values = {
+        "tokens": accuracy.tokens,
+        "perplexity": accuracy.perplexity,
+        "reference_perplexity": accuracy.reference_perplexity,
+        "ppl_increase_percent": accuracy.increase_percent,
+        "mean_kl": accuracy.kl,
+        "top1_agreement": accuracy.top1,
+        "layer_errors": accuracy.layer_errors,
+    }
+    return {name: finite(value) for name, value in values.items()}
 
 
 def finite(value: Any) -> Any:

@@ -1,0 +1,152 @@
+"""``enginesmith compare``: several quantizations of a model side by side, before any is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..convert.compare import Comparison, summary
+from ..convert.compare import compare as run
+from ..convert.converter import ConvertOptions
+from ..convert.errors import InputError
+from ..convert.report import page
+from ..convert.scheme import GROUP_SIZES, KV_CACHE, SCHEMES
+from ..convert.source import Source
+from .display import Bar, worst_layers
+from .options import Command, interrupt
+
+SHOWN_LAYERS = 3
+# Columns where standard output is no terminal.
+FILE_WIDTH = 120
+
+
+@click.command(cls=Command, short_help="Compare quantizations of a model, without writing any.")
+@click.option("--model_dir", required=True, metavar="DIR", help="Hugging Face folder (safetensors).")
+@click.option(
+    "--quant",
+    "--qformat",
+    required=True,
+    metavar="A,B,...",
+    help=f"QuantAlgo names, separated by commas: none, {', '.join(SCHEMES)}.",
+)
+@click.option(
+    "--kv_cache",
+    type=click.Choice(["none", *KV_CACHE]),
+    default="none",
+    show_default=True,
+    help="Quantize the KV cache, with every algorithm.",
+)
+@click.option(
+    "--group_size",
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
+    default="128",
+    show_default=True,
+    help="Input channels that share a scale, for AWQ and GPTQ.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="The engine's.",
+)
+@click.option(
+    "--calib",
+    "--calib_dataset",
+    default="pydoc",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
+)
+@click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
+@click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@click.option(
+    "--text",
+    default="pydoc-heldout",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="Held-out text: pydoc-heldout, a UTF-8 file, or a safetensors file with input_ids.",
+)
+@click.option("--chunks", type=click.IntRange(1), default=20, show_default=True, help="Sequences to measure on.")
+@click.option("--seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
+@click.option("--html", metavar="FILE", help="Also write a page with charts; it needs no other file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
+def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, as_json: bool, **flags: Any) -> None:
+    """Compare quantizations of a model: size, and accuracy beside the float32 source on held-out text.
+
+    One calibration serves all of them, and no checkpoint is written. Later layers are calibrated behind float
+    ones, as with convert --propagate float.
+    """
+    flags["kv_cache"] = None if flags["kv_cache"] == "none" else flags["kv_cache"]
+    flags["group_size"] = int(flags["group_size"])
+    options = ConvertOptions(output_dir="", propagate="float", **flags)
+    algorithms = [name.strip() for name in quant.split(",")]
+    if html is not None:
+        check_page(Path(html))
+    signal.signal(signal.SIGTERM, interrupt)
+    layers = Source(options.model_dir).model.num_hidden_layers
+    with Bar("compare", layers, quiet=as_json) as bar:
+        comparison = run(options, algorithms, text, chunks, seq_len, bar.update)
+    if html is not None:
+        write_page(Path(html), page(comparison))
+    if as_json:
+        click.echo(json.dumps(summary(comparison)))
+    else:
+        print_comparison(comparison)
+
+
+def check_page(path: Path) -> None:
+    """Refuse a place that cannot be written before any work."""
+    if not path.parent.is_dir():
+        raise InputError(f"--html: {path.parent} is not a folder")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--html: {path} cannot be written")
+
+
+def write_page(path: Path, text: str) -> None:
+    """The page appears whole, or not at all."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        hidden.write_text(text, encoding="utf-8")
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """One row an algorithm, in the order asked for; the layers with the largest error come first."""
+    first = comparison.results[0].accuracy
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{escape(comparison.model)}: perplexity {first.reference_perplexity:.4f} in float32 "
+        f"on {first.tokens:,} held-out tokens",
+    )
+    table.add_column("algorithm", overflow="fold")
+    for name in ("MB", "bits", "perplexity", "increase", "mean KL", "top-1", "worst layers"):
+        table.add_column(name, justify="right", no_wrap=name != "worst layers")
+    for result in comparison.results:
+        accuracy = result.accuracy
+        table.add_row(
+            result.name,
+            f"{result.size.bytes / 1e6:,.1f}",
+            f"{result.size.bits:.2f}",
+            f"{accuracy.perplexity:.4f}",
+            f"{accuracy.increase_percent:+.2f} %",
+            f"{accuracy.kl:.5f}",
+            f"{100 * accuracy.top1:.2f} %",
+            " ".join(str(layer) for layer, _ in worst_layers(accuracy)[:SHOWN_LAYERS]),
+        )
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)

@@ -1,0 +1,76 @@
+"""Calibration tokens on their way through the layers of a model, one layer after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from .calibrate import LayerStatistics, Wanted, calibrate_layer
+from .device import fast_dtype
+from .errors import InputError
+from .forward import LayerForward
+from .layer import Layer, Tensors
+from .model import Model
+
+# Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
+class Calibration:
+    """The hidden states of all calibration tokens.
+
+    Args:
+        ids: int64 [sequences, tokens].
+        embedding: of the model, or of the rotated one, [vocab_size, hidden_size].
+        wanted: what is gathered at every layer.
+        stay: leave the hidden states to ``advance``.
+
+    Attributes:
+        hidden: [sequences, tokens, hidden_size].
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ids: torch.Tensor,
+        embedding: torch.Tensor,
+        wanted: Wanted,
+        device: torch.device,
+        seed: int,
+        stay: bool = False,
+    ):
+        self.model, self.wanted, self.seed, self.stay = model, wanted, seed, stay
+        self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device)
+        self.hidden = functional.embedding(ids, embedding).to(device, fast_dtype(device))
+        self.batch = max(1, BATCH_TOKENS[device.type] // ids.shape[1])
+
+    def layer(self, tensors: Tensors, on_tokens: Callable[[int], None] = lambda tokens: None) -> LayerStatistics:
+        """The statistics of the next layer, of which these are the Hugging Face tensors."""
+        self.forward.load(tensors)
+        statistics = calibrate_layer(
+            self.forward, self.hidden, self.model, self.wanted, self.seed, self.batch, on_tokens, self.stay
+        )
+        statistics.hidden_amax = float(torch.maximum(self.hidden.max(), -self.hidden.min()))
+        return statistics
+
+    def advance(self, layer: Layer) -> None:
+        """Replace the hidden states by what the quantized layer makes of them."""
+        self.forward.load(layer.computed())
+        calibrate_layer(self.forward, self.hidden, self.model, Wanted(), self.seed, self.batch)
+
+
+def calibration_dtype(device: torch.device) -> str:
+    """Name of the dtype that layers compute in."""
+    return str(fast_dtype(device)).removeprefix("torch.")
+
+
+def check_range(statistics: LayerStatistics, dtype: str, layer: int) -> None:
+    """The engine keeps hidden states in its dtype: they must be numbers, and fit."""
+    largest = statistics.hidden_amax
+    if not math.isfinite(largest):
+        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work on this text")
+    if dtype == "float16" and largest > torch.finfo(torch.float16).max:
+        raise InputError(f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16")

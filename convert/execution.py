@@ -1,0 +1,144 @@
+"""A quantized model and its float32 source, executed side by side on held-out text, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from ..plugins.rmsnorm_quantization import rms_norm
+from .errors import InputError
+from .forward import LayerForward
+from .rotation import Rotation
+from .runtime import Runtime, Tensors
+from .source import Source
+from .text import read_tokens
+
+
+@dataclass
+class Accuracy:
+    """What the checkpoint computes beside the source model, on held-out text.
+
+    Attributes:
+        tokens: predicted tokens.
+        perplexity, reference_perplexity: exp of the mean negative log-likelihood per token.
+        kl: mean over tokens of KL(source || checkpoint), in nats.
+        top1: share of tokens for which both give the same most likely token.
+        layer_errors: after each layer, ||hidden - source's|| / ||source's||, over all tokens.
+    """
+
+    tokens: int
+    perplexity: float
+    reference_perplexity: float
+    kl: float
+    top1: float
+    layer_errors: list[float] = field(default_factory=list)
+
+    @property
+    def increase_percent(self) -> float:
+        return 100 * (self.perplexity / self.reference_perplexity - 1)
+
+
+class Reference:
+    """The source model in float32.
+
+    Attributes:
+        ids: int64 [chunks, tokens].
+        hidden: float32 [chunks, tokens, hidden_size].
+    """
+
+    def __init__(self, source: Source, ids: torch.Tensor, device: torch.device):
+        self.source, self.ids, self.device = source, ids, device
+        self.forward = LayerForward(source.model, ids.shape[1], torch.float32, device)
+        embedding = source.tensor(source.model.family.embedding)
+        self.hidden = functional.embedding(ids, embedding).float().to(device)
+
+    def layer(self, tensors: Tensors) -> None:
+        """Advance by one layer, of which these are the Hugging Face tensors."""
+        self.forward.load(tensors)
+        for chunk in range(len(self.ids)):
+            self.hidden[chunk : chunk + 1] = self.forward(self.hidden[chunk : chunk + 1])
+
+    def head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The final norm [hidden_size] and the output projection [vocab_size, hidden_size], float32."""
+        norm = self.source.tensor(self.source.model.family.final_norm)
+        return norm.float().to(self.device), self.source.head().float().to(self.device)
+
+
+class Execution:
+    """A quantized model on the same text.
+
+    Args:
+        embedding: [vocab_size, hidden_size], in the engine's dtype.
+        rotation: of its residual stream, or None.
+
+    Attributes:
+        hidden: [chunks, tokens, hidden_size], in the engine's dtype.
+        errors: one number a layer, as in ``Accuracy.layer_errors``.
+    """
+
+    def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: torch.Tensor, rotation: Rotation | None):
+        self.runtime, self.rotation = runtime, rotation
+        self.hidden = functional.embedding(ids, embedding).to(runtime.device)
+        self.errors: list[float] = []
+
+    def layer(self, tensors: Tensors, reference: torch.Tensor) -> None:
+        """Advance by one layer of a checkpoint; reference: the source's hidden states behind it."""
+        tensors = {name: tensor.to(self.runtime.device) for name, tensor in tensors.items()}
+        difference = energy = 0.0
+        for chunk in range(len(self.hidden)):
+            piece = slice(chunk, chunk + 1)
+            self.hidden[piece] = self.runtime.layer(tensors, self.hidden[piece])
+            ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
+            difference += float((ours - reference[piece]).square().sum())
+            energy += float(reference[piece].square().sum())
+        self.errors.append(math.sqrt(difference / energy) if energy else 0.0)
+
+    def accuracy(self, reference: Reference, norm: torch.Tensor, head: torch.Tensor) -> Accuracy:
+        """Behind the last layer: the distance of what both predict; norm and head are this model's."""
+        device, (chunks, length) = self.runtime.device, reference.ids.shape
+        norm, head = norm.to(device), head.float().to(device)
+        true_norm, true_head = reference.head()
+        totals = torch.zeros(4, dtype=torch.float64)
+        for chunk in range(chunks):
+            epsilon = reference.source.model.norm_epsilon
+            wanted = rms_norm(reference.hidden[chunk], true_norm, epsilon) @ true_head.t()
+            got = self.runtime.logits(self.hidden[chunk], norm, head)
+            totals += compare_logits(wanted, got, reference.ids[chunk].to(device)).cpu()
+        count = chunks * (length - 1)
+        nll, our_nll, kl, same = (totals / count).tolist()
+        return Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors)
+
+
+def held_out(source: Source, text: str, chunks: int, length: int) -> torch.Tensor:
+    """Token ids to measure on, int64 [chunks, tokens].
+
+    Raises:
+        InputError: the text cannot be used, or the sequences are longer than the model's.
+    """
+    limit = source.model.sliding_window or source.model.max_position_embeddings
+    if length > limit:
+        raise InputError(f"--seq_len {length} is longer than the model's {limit} positions")
+    return read_tokens(text, source.folder, chunks, length, source.model.vocab_size, "--text").ids
+
+
+def exponential(nll: float) -> float:
+    """e to the mean negative log-likelihood; infinite where that leaves float64."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def compare_logits(wanted: torch.Tensor, got: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Sums over the predicted tokens of one sequence: both negative log-likelihoods, KL(wanted || got), and
+    equal most likely tokens. Logits are [tokens, vocab_size]; returns float64 [4]."""
+    p, q = functional.log_softmax(wanted[:-1], -1), functional.log_softmax(got[:-1], -1)
+    target = ids[1:, None]
+    return torch.stack(
+        [
+            -p.gather(1, target).sum(dtype=torch.float64),
+            -q.gather(1, target).sum(dtype=torch.float64),
+            (p.exp() * (p - q)).sum(dtype=torch.float64),
+            (p.argmax(-1) == q.argmax(-1)).sum(dtype=torch.float64),
+        ]
+    )

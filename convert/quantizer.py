@@ -1,0 +1,132 @@
+"""One quantization of one model: a layer's source tensors in, what a checkpoint stores of it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .calibrate import LayerStatistics, Wanted
+from .errors import InputError
+from .forward import rotary_frequencies
+from .layer import Layer, Tensors
+from .layout import MODEL_DTYPE, check_kernels, layer_tensors
+from .layout import Mapping as RankMapping
+from .model import Model
+from .options import QuantizeOptions
+from .quantize import quantize_layer, wanted
+from .rotation import Rotation
+from .rounding import Grouped
+from .scheme import Scheme
+from .source import Source
+from .storage import PLAIN
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized layer.
+
+    Attributes:
+        layer: what it computes, in float32; for weight-only schemes exactly.
+        tensors: what a checkpoint stores, whole (before any cut over ranks or packing), by name inside the layer.
+        chosen: what the manifest says of it.
+    """
+
+    layer: Layer
+    tensors: Tensors
+    chosen: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How every layer of a model is quantized.
+
+    Attributes:
+        dtype: the engine's, "float16" or "bfloat16".
+        rotation: of the residual stream, or None.
+    """
+
+    model: Model
+    scheme: Scheme
+    choices: QuantizeOptions
+    dtype: str
+    rotation: Rotation | None = None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What calibration must learn."""
+        return wanted(self.scheme, self.choices)
+
+    def check(self, mapping: RankMapping) -> None:
+        """Raise InputError where a rank's weight fits no kernel."""
+        check_kernels(self.model, self.scheme, mapping)
+
+    def quantize(
+        self, source: Tensors, statistics: LayerStatistics, ready: Mapping[str, Grouped] | None = None
+    ) -> Quantized:
+        """One layer.
+
+        Args:
+            source: its Hugging Face tensors, rotated where the model is.
+            statistics: at least what is wanted; the rest is not looked at.
+            ready: each linear as someone else quantized it, where it is kept so.
+        """
+        layer = Layer.of(with_attention_scaling(source, self.model), self.model)
+        seen = statistics.only(self.wanted)
+        tensors, chosen = quantize_layer(layer, seen, self.scheme, self.choices, getattr(torch, self.dtype), ready)
+        return Quantized(layer, self.stored(tensors), chosen)
+
+    def stored(self, tensors: Tensors) -> Tensors:
+        """A layer's tensors in the dtypes that its file holds; packed integers are left logical."""
+        specs = layer_tensors(self.model, self.scheme, self.dtype)
+
+        def cast(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            dtype = self.dtype if specs[name].dtype == MODEL_DTYPE else specs[name].dtype
+            return to_dtype(tensor, dtype, name) if specs[name].storage is PLAIN else tensor
+
+        return {name: cast(name, tensor) for name, tensor in tensors.items()}
+
+    def source_layer(self, source: Source, index: int, device: torch.device) -> Tensors:
+        """The Hugging Face tensors of one layer, rotated where the model is."""
+        tensors = source.layer(index, device)
+        return tensors if self.rotation is None else self.rotation.layer(tensors, self.model)
+
+    def embedding(self, source: Source) -> torch.Tensor:
+        """[vocab_size, hidden_size], before it is cast."""
+        embedding = source.tensor(self.model.family.embedding)
+        return embedding if self.rotation is None else self.rotation.rotate(embedding)
+
+    def stored_embedding(self, embedding: torch.Tensor) -> torch.Tensor:
+        """In the engine's dtype."""
+        return to_dtype(embedding, self.dtype, self.model.family.embedding)
+
+    def head(self, source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+        """The final norm [hidden_size] and the output projection [vocab_size, hidden_size], in the engine's dtype."""
+        family = self.model.family
+        norm, head = source.tensor(family.final_norm), source.head()
+        if self.rotation is not None:
+            norm, head = torch.ones_like(norm), self.rotation.rotate(head.float() * norm.float())
+        return to_dtype(norm, self.dtype, family.final_norm), to_dtype(head, self.dtype, family.head)
+
+
+def with_attention_scaling(source: Tensors, model: Model) -> Tensors:
+    """Yarn multiplies cos and sin, hence each attention score twice; the engine's tables do not: q does it here."""
+    scaling = rotary_frequencies(model)[1]
+    if scaling == 1:
+        return source
+    names = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
+    return source | {name: source[name].float() * scaling**2 for name in names if name in source}
+
+
+def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
+    """Cast, refusing anything that would not be a finite number in the checkpoint."""
+    cast = tensor.to(getattr(torch, dtype))
+    if cast.is_floating_point() and cast.element_size() > 1 and not torch.isfinite(cast).all():
+        largest = float(tensor.abs().max())
+        if math.isfinite(largest) and dtype == "float16":
+            raise InputError(f"tensor {name} does not fit float16 (it reaches {largest:.3g}); use --dtype bfloat16")
+        raise InputError(f"tensor {name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
+    return cast
