@@ -131,7 +131,7 @@ def test_upstream_spellings(inputs: list[object], tmp_path: Path) -> None:
         (["--per_token"], "go with --smoothquant"),
         (["--int8_kv_cache", "--kv_cache", "FP8"], "contradict each other"),
         (["--alpha", "2"], "neither auto nor a number between 0 and 1"),
-        (["--quant", "W4A16"], "mlp.proj: in_features 96 must be a multiple of 64"),
+        (["--quant", "W4A16"], "mlp.fc: out_features 96 must be a multiple of 64"),
         (["--quant", "NVFP4"], "W8A8_SQ_PER_CHANNEL"),
         (["--use_weight_only", "--quant", "FP8"], "another quantization"),
         (["--tp_size", "two"], "--tp_size"),
