@@ -41,7 +41,9 @@ def gptq(
         the rounded weight, on ``grid``; the same for the same input.
     """
     columns, groups = weight.shape[1], grid.scale.shape[1]
-    order = gram.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
+    order = torch.arange(columns, device=gram.device)
+    if act_order:
+        order = gram.diagonal().argsort(descending=True, stable=True)
     u = inverse_factor(gram, order, damping)
     # Transposed, so that a channel is a contiguous row. Rows that are done hold their integers.
     w, scale = weight.t()[order], grid.scale.t().contiguous()
@@ -86,7 +88,10 @@ def inverse_factor(gram: torch.Tensor, order: torch.Tensor, damping: float) -> t
             break
         damping = max(damping * 10, 1e-6)
     identity = torch.eye(n, dtype=h.dtype, device=h.device)
-    inverse: torch.Tensor = torch.linalg.solve_triangular(factor, identity, upper=False, out=identity)
+    inverse: torch.Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    if gram.is_cuda and not inverse.isfinite().all():
+        # Seen with torch 2.11 on an H100 for a matrix that the CPU factors without trouble.
+        return inverse_factor(gram.cpu(), order.cpu(), damping).to(gram.device)
     return inverse.flip(0, 1).float()
 
 

@@ -13,6 +13,7 @@ from enginesmith.convert.verify import measure
 from enginesmith.plugins import int8
 
 from .conftest import ALGORITHMS
+from .test_formats import FORMATS, WIDE, group_size
 
 pytestmark = pytest.mark.gpu
 
@@ -39,3 +40,16 @@ def test_converts_and_executes_as_on_the_cpu(
     assert cuda.reference_perplexity == pytest.approx(cpu.reference_perplexity, rel=1e-3)
     assert cuda.perplexity == pytest.approx(cpu.perplexity, rel=2e-2)
     assert cuda.kl < 0.05
+
+
+@pytest.mark.parametrize("algo", FORMATS)
+def test_every_format_converts_and_executes_as_on_the_cpu(
+    algo: str, tiny: Callable[..., Path], converted: Callable[..., Checkpoint]
+) -> None:
+    model = tiny(**WIDE)
+    text = str(model.parent / "ids.safetensors")
+    results = {}
+    for device in ("cpu", "cuda"):
+        checkpoint = converted(model, quant=algo, group_size=group_size(algo), device=device)
+        results[device] = measure(checkpoint, model, text, chunks=4, length=24, device=device)
+    assert results["cuda"].kl == pytest.approx(results["cpu"].kl, rel=0.3, abs=2e-3)
