@@ -1,6 +1,9 @@
 """Hugging Face folder in, TensorRT-LLM checkpoint out; and a runtime that executes what was written.
 
-Read in this order: ``converter`` (the pass), ``source`` and ``model`` (what goes in), ``architectures`` and ``layout``
-(what makes a layer, and how it is cut), ``calibrate`` (statistics), ``smoothing``, ``smoothquant``, ``ranges``,
-``rounding``, ``rotation`` (the arithmetic), ``checkpoint`` (files), ``joined``, ``runtime``, ``verify`` (the proof).
+Read in this order: ``converter`` (the pass), ``source``, ``model`` and ``readymade`` (what goes in), ``architectures``,
+``scheme``, ``layout`` and ``storage`` (what makes a layer, and how it is cut and stored), ``calibration``,
+``calibrate`` and ``statistics_file`` (statistics), ``quantizer``, ``quantize`` and ``layer`` (one layer),
+``smoothquant``, ``groupwise`` and ``direct`` (the schemes), ``smoothing``, ``awq``, ``gptq``, ``qserve``, ``fp8``, ``ranges``,
+``rounding``, ``rotation`` (the arithmetic), ``packing`` and ``repack`` (integers as others store them), ``checkpoint``
+(files), ``joined``, ``runtime``, ``execution``, ``verify``, ``compare`` (the proof).
 """
