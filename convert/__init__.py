@@ -3,7 +3,7 @@
 Read in this order: ``converter`` (the pass), ``source``, ``model`` and ``readymade`` (what goes in), ``architectures``,
 ``scheme``, ``layout`` and ``storage`` (what makes a layer, and how it is cut and stored), ``calibration``,
 ``calibrate`` and ``statistics_file`` (statistics), ``quantizer``, ``quantize`` and ``layer`` (one layer),
-``smoothquant``, ``groupwise`` and ``direct`` (the schemes), ``smoothing``, ``awq``, ``gptq``, ``qserve``, ``fp8``, ``ranges``,
-``rounding``, ``rotation`` (the arithmetic), ``packing`` and ``repack`` (integers as others store them), ``checkpoint``
-(files), ``joined``, ``runtime``, ``execution``, ``verify``, ``compare`` (the proof).
+``smoothquant``, ``groupwise`` and ``direct`` (the schemes), ``smoothing``, ``awq``, ``gptq``, ``qserve``, ``fp8``,
+``ranges``, ``rounding``, ``rotation`` (the arithmetic), ``packing`` and ``repack`` (integers as others store them),
+``checkpoint`` (files), ``joined``, ``runtime``, ``execution``, ``verify``, ``compare`` (the proof).
 """
