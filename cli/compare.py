@@ -20,8 +20,9 @@ from ..convert.compare import compare as run
 from ..convert.converter import ConvertOptions
 from ..convert.errors import InputError
 from ..convert.report import page
-from ..convert.scheme import GROUP_SIZES, KV_CACHE, SCHEMES
+from ..convert.scheme import KV_CACHE, SCHEMES
 from ..convert.source import Source
+from . import options as shared
 from .display import Bar, worst_layers
 from .options import Command, interrupt
 
@@ -46,13 +47,7 @@ FILE_WIDTH = 120
     show_default=True,
     help="Quantize the KV cache, with every algorithm.",
 )
-@click.option(
-    "--group_size",
-    type=click.Choice([str(size) for size in GROUP_SIZES]),
-    default="128",
-    show_default=True,
-    help="Input channels that share a scale, for AWQ and GPTQ.",
-)
+@shared.group_size
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float16", "bfloat16"]),
@@ -60,25 +55,12 @@ FILE_WIDTH = 120
     show_default=True,
     help="The engine's.",
 )
-@click.option(
-    "--calib",
-    "--calib_dataset",
-    default="pydoc",
-    show_default=True,
-    metavar="FILE|NAME",
-    help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
-)
+@shared.calib
 @click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
 @click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
-@click.option(
-    "--text",
-    default="pydoc-heldout",
-    show_default=True,
-    metavar="FILE|NAME",
-    help="Held-out text: pydoc-heldout, a UTF-8 file, or a safetensors file with input_ids.",
-)
-@click.option("--chunks", type=click.IntRange(1), default=20, show_default=True, help="Sequences to measure on.")
-@click.option("--seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@shared.text
+@shared.chunks
+@shared.seq_len
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 @click.option("--html", metavar="FILE", help="Also write a page with charts; it needs no other file.")

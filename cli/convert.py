@@ -13,8 +13,9 @@ from ..convert.converter import Converted, ConvertOptions
 from ..convert.converter import convert as run
 from ..convert.errors import InputError
 from ..convert.ranges import METHODS
-from ..convert.scheme import GENERATIONS, GROUP_SIZES, KV_CACHE, SCHEMES, smoothquant_algo
+from ..convert.scheme import GENERATIONS, KV_CACHE, SCHEMES, smoothquant_algo
 from ..convert.source import Source
+from . import options as shared
 from .display import Bar
 from .options import Command, interrupt
 
@@ -88,21 +89,8 @@ def alpha_value(value: str) -> float | str:
     default=None,
     help="Rotate the residual stream, exact in float.  [default: where a matrix has one weight scale]",
 )
-@click.option(
-    "--calib",
-    "--calib_dataset",
-    default="pydoc",
-    show_default=True,
-    metavar="FILE|NAME",
-    help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
-)
-@click.option(
-    "--group_size",
-    type=click.Choice([str(size) for size in GROUP_SIZES]),
-    default="128",
-    show_default=True,
-    help="Input channels that share a scale, for AWQ and GPTQ.",
-)
+@shared.calib
+@shared.group_size
 @click.option(
     "--rounding",
     type=click.Choice(["auto", "nearest", "gptq"]),

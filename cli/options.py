@@ -6,6 +6,36 @@ from types import FrameType
 
 import click
 
+from ..convert.scheme import GROUP_SIZES
+
+# Options that more than one command has.
+text = click.option(
+    "--text",
+    default="pydoc-heldout",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="Held-out text: pydoc-heldout, a UTF-8 file, or a safetensors file with input_ids.",
+)
+chunks = click.option(
+    "--chunks", type=click.IntRange(1), default=20, show_default=True, help="Sequences to measure on."
+)
+seq_len = click.option("--seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+group_size = click.option(
+    "--group_size",
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
+    default="128",
+    show_default=True,
+    help="Input channels that share a scale, for AWQ and GPTQ.",
+)
+calib = click.option(
+    "--calib",
+    "--calib_dataset",
+    default="pydoc",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
+)
+
 
 class Command(click.Command):
     """A command whose options may be spelled with - or _."""

@@ -10,6 +10,7 @@ import click
 from ..convert.execution import Accuracy
 from ..convert.joined import Checkpoint
 from ..convert.verify import accuracy_failures, measure, structure_problems, summary
+from . import options as shared
 from .display import Bar, print_accuracy
 from .options import Command
 
@@ -19,15 +20,9 @@ SHOWN_PROBLEMS = 20
 @click.command(cls=Command, short_help="Check a checkpoint's structure, and its accuracy by executing it.")
 @click.argument("checkpoint_dir", metavar="CHECKPOINT_DIR")
 @click.option("--reference", metavar="HF_DIR", help="The source model; without it only the structure is checked.")
-@click.option(
-    "--text",
-    default="pydoc-heldout",
-    show_default=True,
-    metavar="FILE|NAME",
-    help="Held-out text: pydoc-heldout, a UTF-8 file, or a safetensors file with input_ids.",
-)
-@click.option("--chunks", type=click.IntRange(1), default=20, show_default=True, help="Sequences to measure on.")
-@click.option("--seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@shared.text
+@shared.chunks
+@shared.seq_len
 @click.option("--max_ppl_increase", type=float, metavar="PERCENT", help="Fail (exit 1) above this increase.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to execute.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, and no progress.")

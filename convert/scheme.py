@@ -67,10 +67,6 @@ class Scheme:
         """All output rows of a matrix share one scale, so rows that stand out cost the others their precision."""
         return self.smoothquant and not self.per_channel
 
-    @property
-    def needs_calibration(self) -> bool:
-        return self.smoothquant or self.grouped or self.static or self.kv_cache == "INT8"
-
 
 def _smoothquant(name: str, form: str = SMOOTHQUANT_PLUGIN) -> Scheme:
     return Scheme(name, form, 8, per_channel="PER_CHANNEL" in name, per_token="PER_TOKEN" in name)
