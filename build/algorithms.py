@@ -5,6 +5,7 @@ Source: TensorRT-LLM 0.16 to 1.2 (quantization/mode.py, builder.py, _torch/modul
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..plugins import catalog
@@ -59,7 +60,6 @@ WEIGHTS: dict[str | None, Algorithm] = {
         ((89, 90), (120, 121)), "TensorRT-LLM's builder refuses scales per channel or token on SM 100 to 119", "FP8"
     ),
     "NVFP4": Algorithm(((100, 121),), "NVFP4 needs Blackwell (SM 100 or above)", "FP8", since="0.17.0"),
-    "MIXED_PRECISION": Algorithm(),
 }
 PYTORCH_ONLY = (
     "FP8_BLOCK_SCALES",
@@ -76,14 +76,23 @@ KV_CACHE: dict[str | None, Algorithm] = {
 }
 
 
-def refusal(algorithm: str | None, kv_cache: str | None, dtype: str, release: Release, sm: int) -> str | None:
+def refusal(
+    algorithms: Iterable[str | None], kv_cache: str | None, dtype: str, release: Release, sm: int
+) -> str | None:
     """Why this cannot be built, and what would; None if it can.
 
     Args:
-        algorithm, kv_cache: QuantAlgo names, or None.
+        algorithms: QuantAlgo names of the layers, None for floating point.
+        kv_cache: a QuantAlgo name, or None.
         dtype: the engine's dtype.
         sm: the GPU's generation.
     """
+    reasons = (refusal_of(algorithm, kv_cache, dtype, release, sm) for algorithm in algorithms)
+    return next((reason for reason in reasons if reason), None)
+
+
+def refusal_of(algorithm: str | None, kv_cache: str | None, dtype: str, release: Release, sm: int) -> str | None:
+    """``refusal`` of one algorithm."""
     if algorithm in PYTORCH_ONLY:
         return f"{algorithm} exists only in the PyTorch backend; the engine backend has {listed(WEIGHTS)}"
     if algorithm not in WEIGHTS:

@@ -89,7 +89,8 @@ def plugin_config(checkpoint: CheckpointFolder, release: Release, given: Given, 
 
 def quantization_plugins(checkpoint: CheckpointFolder) -> dict[str, Any]:
     """PluginConfig entries that a checkpoint's quantization switches on."""
-    enabled = [plugin for plugin in catalog.QUANTIZATION if plugin.enabled_for(checkpoint.algorithm)]
+    algorithms = checkpoint.algorithms
+    enabled = [plugin for plugin in catalog.QUANTIZATION if any(map(plugin.enabled_for, algorithms))]
     return {plugin.config_key: checkpoint.dtype if plugin.typed else True for plugin in enabled}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from ..convert.files import (
 )
 from ..convert.layout import Mapping, rank_size, rank_tensors
 from ..convert.model import MOST_LAYERS, flag, model_of_checkpoint, positive
-from ..convert.scheme import SCHEMES, scheme_of
+from ..convert.precision import MIXED_PRECISION, Precision
+from ..convert.quant_config import QUANT_CFG, read_precision, read_quant_cfg
+from ..convert.scheme import SCHEMES
 
 DTYPES = ("float16", "bfloat16", "float32")
 # QuantConfig of 0.16 to 1.2; another key is an error when the checkpoint is loaded.
@@ -51,6 +54,7 @@ class CheckpointFolder:
 
     Attributes:
         algorithm, kv_cache: QuantAlgo names, or None.
+        algorithms: those of the layers, more than one where algorithm is MIXED_PRECISION.
         rank_bytes: size of each rank's file.
         family: the model family, or None for one that this project does not convert.
 
@@ -96,6 +100,9 @@ class CheckpointFolder:
         self.world_size = self.mapping.world_size
         self.check_ranks(parallel)
         self.rank_bytes = [self.rank_file(rank).stat().st_size for rank in range(self.world_size)]
+        self.algorithms: tuple[str | None, ...] = (self.algorithm,)
+        if self.algorithm == MIXED_PRECISION:
+            self.algorithms = named_algorithms(self.folder)
         self.family: Family | None = next((f for f in FAMILIES if self.architecture in f.architectures), None)
 
     def rank_file(self, rank: int) -> Path:
@@ -104,6 +111,24 @@ class CheckpointFolder:
     def layers_of(self, rank: int) -> range:
         """The decoder layers on one rank."""
         return self.mapping.stages(self.layers)[rank // self.mapping.tp_size]
+
+    @cached_property
+    def precision(self) -> Precision | None:
+        """The schemes of the layers, for a family and algorithms that this project converts."""
+        if self.family is None or not set(self.algorithms) <= {None, *SCHEMES}:
+            return None
+        stages = self.mapping.stages(self.layers)
+        return read_precision(
+            self.folder, self.config, model_of_checkpoint(self.config), stages, self.packed_for_sm or 80
+        )
+
+    def layer_algorithms(self, layer: int) -> dict[str, str | None]:
+        """The QuantAlgo of each linear of a decoder layer of a known family, by its name inside the layer."""
+        assert self.family is not None
+        if self.precision is None:
+            return {linear.name: self.algorithm for linear in self.family.linears}
+        schemes = self.precision.layer(layer)
+        return {linear: schemes[group.name].algo for group in self.family.groups for linear in group.linears}
 
     def linear_sizes(self) -> list[tuple[str, int, int]]:
         """(name, out_features, in_features) of a layer's linears on one rank, for a known family."""
@@ -139,14 +164,11 @@ class CheckpointFolder:
 
         Only for what this project converts; other checkpoints are left to trtllm-build.
         """
-        known = self.algorithm is None or self.algorithm in SCHEMES
         for rank in range(self.world_size):
             found = {name: (shape, dtype) for name, shape, dtype in headers(self.rank_file(rank))}
-            if self.family is None or not known:
+            if self.precision is None:
                 continue
-            size = positive(section(self.config, "quantization"), "group_size", 128)
-            scheme = scheme_of(self.algorithm, self.kv_cache, size, self.packed_for_sm or 80)
-            wanted = rank_tensors(model_of_checkpoint(self.config), scheme, self.mapping, rank, self.dtype)
+            wanted = rank_tensors(self.precision, self.mapping, rank, self.dtype)
             for name, (shape, dtype) in wanted.items():
                 if name not in found:
                     raise InputError(f"rank{rank}.safetensors: tensor {name} is missing; run enginesmith verify")
@@ -160,19 +182,20 @@ class CheckpointFolder:
         """Raise InputError where a file is not the one that the conversion recorded.
 
         Args:
-            every_file: hash them all; otherwise only config.json and files younger than the manifest.
+            every_file: hash them all; otherwise only the small ones and those younger than the manifest.
         """
         path = self.folder / MANIFEST
         made = path.stat().st_mtime_ns if path.exists() else 0
         problems = manifest_problems(
-            self.folder, lambda file: every_file or file.name == "config.json" or changed_since(file, made)
+            self.folder, lambda file: every_file or file.suffix == ".json" or changed_since(file, made)
         )
         if problems:
             raise InputError(f"{self.folder}: {problems[0]}; convert again, or remove {MANIFEST} to build it as it is")
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of config.json and every rank's file: as the manifest recorded them, else computed now."""
-        names = ["config.json", *(self.rank_file(rank).name for rank in range(self.world_size))]
+        """SHA-256 of the configuration and of every rank's file: as the manifest recorded them, else computed now."""
+        mixed = [QUANT_CFG] if self.algorithm == MIXED_PRECISION else []
+        names = ["config.json", *mixed, *(self.rank_file(rank).name for rank in range(self.world_size))]
         recorded = section(read_manifest(self.folder), "files")
         if all(isinstance(recorded.get(name), str) for name in names):
             return {name: recorded[name] for name in names}
@@ -192,6 +215,12 @@ class CheckpointFolder:
 
 def changed_since(path: Path, moment: int) -> bool:
     return not path.is_file() or path.stat().st_mtime_ns > moment
+
+
+def named_algorithms(folder: Path) -> tuple[str | None, ...]:
+    """The QuantAlgo names in a mixed checkpoint's quant_cfg.json."""
+    entries = read_quant_cfg(folder)["quantized_layers"].values()
+    return tuple(dict.fromkeys(name_or_none(entry, "quant_algo") for entry in entries if isinstance(entry, dict)))
 
 
 def name_or_none(quantization: dict[str, Any], key: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..convert.architectures import COLUMNS, FAMILIES, Family
+from ..convert.architectures import COLUMNS, FAMILIES, Family, Group
 from ..convert.errors import InputError
 from ..plugins import catalog, gemm, nccl
 from ..plugins.identity import Plugin, Site
@@ -41,34 +41,40 @@ def rank_nodes(checkpoint: CheckpointFolder, rank: int, gemm_plugin: bool = True
             f"config.json: the layers of {checkpoint.architecture} are not known; known: "
             f"{', '.join(name for known in FAMILIES for name in known.architectures)}"
         )
-    in_layer = layer_nodes(checkpoint, family, gemm_plugin)
-    nodes = [Nodes(plugin, layer, places) for layer in checkpoint.layers_of(rank) for plugin, places in in_layer]
+    nodes = [
+        Nodes(plugin, layer, places)
+        for layer in checkpoint.layers_of(rank)
+        for plugin, places in layer_nodes(checkpoint, family, layer, gemm_plugin)
+    ]
     return nodes + [Nodes(plugin, None, (place,)) for plugin, place in outside(checkpoint, rank, gemm_plugin)]
 
 
 def layer_nodes(
-    checkpoint: CheckpointFolder, family: Family, gemm_plugin: bool
+    checkpoint: CheckpointFolder, family: Family, layer: int, gemm_plugin: bool
 ) -> list[tuple[Plugin, tuple[str, ...]]]:
     """The plugins of one decoder layer, and where each has its nodes."""
-    plugins = [plugin for plugin in catalog.QUANTIZATION if plugin.used_by(checkpoint.algorithm)]
-    if checkpoint.algorithm is None and gemm_plugin:
-        plugins.append(gemm.IN_LAYER)
-    plugins.append(catalog.ATTENTION)
+    algorithms = checkpoint.layer_algorithms(layer)
+    own = {group: algorithms[group.linears[0]] for group in family.groups}
+    plugins = [(plugin, [g for g in own if plugin.used_by(own[g])]) for plugin in catalog.QUANTIZATION]
+    if gemm_plugin:
+        plugins.append((gemm.IN_LAYER, [group for group in own if own[group] is None]))
+    plugins.append((catalog.ATTENTION, list(own)))
     if checkpoint.mapping.tp_size > 1:
-        plugins.append(nccl.ALL_REDUCE)
-    return [(plugin, places) for plugin in plugins if (places := sites(family, plugin.site))]
+        plugins.append((nccl.ALL_REDUCE, list(own)))
+    return [(plugin, places) for plugin, groups in plugins if (places := sites(family, plugin.site, groups))]
 
 
-def sites(family: Family, site: Site) -> tuple[str, ...]:
-    """What makes a node in a layer of this family."""
+def sites(family: Family, site: Site, groups: list[Group]) -> tuple[str, ...]:
+    """What makes a node in a layer of this family, among these groups of linears."""
+    linears = [family.linear(name) for group in groups for name in group.linears]
     if site == "linear":
-        return tuple(linear.name for linear in family.linears)
+        return tuple(linear.name for linear in linears)
     if site == "column linear":
-        return tuple(linear.name for linear in family.linears if linear.cut == COLUMNS)
+        return tuple(linear.name for linear in linears if linear.cut == COLUMNS)
     if site == "rmsnorm":
-        return tuple(family.norms)
+        return tuple(group.norm for group in groups if group.norm is not None)
     if site == "input":
-        return tuple(group.name for group in family.groups if group.norm is None)
+        return tuple(group.name for group in groups if group.norm is None)
     return ("attention",) if site == "attention" else ()
 
 

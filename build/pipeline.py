@@ -19,12 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..convert.converter import ConvertOptions, convert, output_dtype
+from ..convert.converter import ConvertOptions, convert, quantizer_of
 from ..convert.errors import InputError
 from ..convert.files import read_json, sha256, text_digest, write_json
 from ..convert.joined import Checkpoint
-from ..convert.readymade import quant_of
-from ..convert.scheme import scheme_of
 from ..convert.source import Source
 from ..convert.staging import MARK, Staging
 from ..convert.text import BUILT_IN
@@ -96,13 +94,12 @@ class Run:
     def check(self) -> None:
         """Raise InputError for what a later step would refuse, before any step begins."""
         convert, build, source = self.recipe.convert, self.recipe.build, Source(self.recipe.model_dir)
-        quant = quant_of(source.ready, convert.get("quant"), convert.get("requantize", False))
-        scheme_of(quant, convert.get("kv_cache"))
+        quantizer = quantizer_of(ConvertOptions("", "", **convert), source)
         if build is None:
             return
         release, gpu = target_of(build)
-        dtype = output_dtype(convert.get("dtype", "auto"), source.dtype)
-        reason = refusal(quant, convert.get("kv_cache"), dtype, release, gpu.sm)
+        algorithms = [scheme.algo for scheme in quantizer.precision.schemes]
+        reason = refusal(algorithms, quantizer.precision.kv_cache, quantizer.dtype, release, gpu.sm)
         if reason:
             raise InputError(f"build: {reason}")
         check_flags(release, build.flags)

@@ -110,7 +110,7 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
         InputError: what cannot work, and what would.
     """
     check_wishes(wishes)
-    reason = algorithms.refusal(checkpoint.algorithm, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
+    reason = algorithms.refusal(checkpoint.algorithms, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
     if reason:
         raise InputError(reason)
     check_arrangement(checkpoint, gpu)
@@ -187,27 +187,35 @@ def fitting_batch(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wish
 def check_arrangement(checkpoint: CheckpointFolder, gpu: GPU) -> None:
     """Raise InputError for integers that conversion arranged for another generation's kernels."""
     packed = checkpoint.packed_for_sm
-    known = algorithms.WEIGHTS[checkpoint.algorithm]
-    if known.arranged and packed is not None and algorithms.arrangement(packed) != algorithms.arrangement(gpu.sm):
+    if not is_arranged(checkpoint) or packed is None:
+        return
+    if algorithms.arrangement(packed) != algorithms.arrangement(gpu.sm):
         raise InputError(
             f"{checkpoint.folder}: its weights are arranged for {algorithms.arrangement(packed)}, "
             f"the GPU is SM {gpu.sm}; convert again for it"
         )
 
 
+def is_arranged(checkpoint: CheckpointFolder) -> bool:
+    """Whether integers lie in the order of one GPU generation's kernels."""
+    return any(algorithms.WEIGHTS[algorithm].arranged for algorithm in checkpoint.algorithms)
+
+
 def check_shapes_of_plugins(checkpoint: CheckpointFolder) -> None:
     """Raise InputError where a rank's linears are not of sizes that a plugin's kernels take."""
     if checkpoint.family is None:
         return
-    for plugin in catalog.QUANTIZATION:
-        if not plugin.used_by(checkpoint.algorithm):
-            continue
-        for linear, out_features, in_features in checkpoint.linear_sizes():
-            if out_features % plugin.out_multiple or in_features % plugin.in_multiple:
+    sizes = {linear: (out_features, in_features) for linear, out_features, in_features in checkpoint.linear_sizes()}
+    layers = [checkpoint.layer_algorithms(index) for index in range(checkpoint.layers)]
+    for linear, algorithm in dict.fromkeys(place for layer in layers for place in layer.items()):
+        out_features, in_features = sizes[linear]
+        for plugin in catalog.QUANTIZATION:
+            fits = out_features % plugin.out_multiple == 0 and in_features % plugin.in_multiple == 0
+            if plugin.used_by(algorithm) and not fits:
                 raise InputError(
                     f"{linear}: {plugin.name} takes out_features in multiples of {plugin.out_multiple} and in_features "
                     f"of {plugin.in_multiple}; on one of {checkpoint.mapping.tp_size} ranks it is {out_features} x "
-                    f"{in_features}; convert with another --tp_size or --quant"
+                    f"{in_features}; convert with another --tp_size or --quant, or --exclude it"
                 )
 
 
@@ -370,8 +378,7 @@ def warnings(
         yield f"max_seq_len {config['max_seq_len']} is beyond the model's {checkpoint.positions} positions"
     if config["max_num_tokens"] > MOST_TOKENS:
         yield f"max_num_tokens {config['max_num_tokens']} is above {MOST_TOKENS}: more memory, hardly more throughput"
-    arranged = algorithms.WEIGHTS[checkpoint.algorithm].arranged
-    if arranged and checkpoint.packed_for_sm is None:
+    if is_arranged(checkpoint) and checkpoint.packed_for_sm is None:
         yield "integers arranged by another tool: nothing says for which GPU generation; check with its maker"
     if wishes.chunked_context:
         yield "serve with chunked context (enginesmith triton --enable_chunked_context): prompts exceed one step"

@@ -29,6 +29,7 @@ from .flags import LARGEST, REFUSED, SWITCH
 from .triton.generate import TritonOptions
 
 LARGEST_FILE = 2**20
+TEXTS = tuple[str, ...]
 SECTIONS = ("model_dir", "output_dir", "convert", "verify", "build", "triton")
 
 
@@ -235,17 +236,21 @@ def typed(
             continue
         if not fits(value, hints[key]):
             raise InputError(f"{path.name}: {name}.{key} is {value!r}, which is not {described(hints[key])}")
-    return dict(given)
+    return {key: tuple(value) if hints[key] == TEXTS else value for key, value in given.items()}
 
 
 def fits(value: Any, hint: Any) -> bool:
     kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if isinstance(value, bool):
         return bool in kinds
+    if hint == TEXTS:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
     return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 def described(hint: Any) -> str:
+    if hint == TEXTS:
+        return "a list of texts"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return " or ".join(words.get(kind, str(kind)) for kind in kinds)

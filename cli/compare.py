@@ -55,6 +55,7 @@ FILE_WIDTH = 120
     show_default=True,
     help="The engine's.",
 )
+@shared.exclude
 @shared.calib
 @click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
 @click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")

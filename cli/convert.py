@@ -120,6 +120,14 @@ def alpha_value(value: str) -> float | str:
     help="A folder that is quantized already (GPTQ, AWQ, compressed-tensors): start from its dequantized weights, "
     "instead of repacking its integers as they are.",
 )
+@shared.exclude
+@click.option(
+    "--quant_layer",
+    multiple=True,
+    metavar="PATTERN=ALGO",
+    help="Quantize these linears otherwise than --quant says (MIXED_PRECISION); patterns as for --exclude, a later one "
+    "counts more. May be given several times.",
+)
 @click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
 @click.option(
     "--calib_seq_len",

@@ -27,6 +27,13 @@ group_size = click.option(
     show_default=True,
     help="Input channels that share a scale, for AWQ and GPTQ.",
 )
+exclude = click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave these linears in floating point: a Hugging Face or TensorRT-LLM name of a linear or of a module around "
+    "it, * standing for any characters (*.down_proj, model.layers.0). May be given several times.",
+)
 calib = click.option(
     "--calib",
     "--calib_dataset",

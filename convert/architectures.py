@@ -69,6 +69,10 @@ class Family:
     def group_of(self, linear: str) -> Group:
         return next(group for group in self.groups if linear in group.linears)
 
+    def group_of_part(self, part: str) -> Group:
+        """The group that holds a Hugging Face linear."""
+        return self.group_of(self.linear_of_part(part).name)
+
 
 LLAMA = Family(
     architectures=("LlamaForCausalLM", "MistralForCausalLM"),

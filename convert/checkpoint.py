@@ -14,8 +14,8 @@ import torch
 from .errors import InputError
 from .files import DTYPE_NAMES
 from .layout import Mapping
-from .model import Model
-from .scheme import AWQ, GPTQ, Scheme
+from .precision import Precision
+from .quant_config import quantization
 
 ITEM_SIZE = {"int8": 1, "float8_e4m3fn": 1, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -85,10 +85,9 @@ def reserve(descriptor: int, size: int, path: Path, flag: str = "--output_dir") 
         ) from None
 
 
-def checkpoint_config(
-    model: Model, scheme: Scheme, mapping: Mapping, dtype: str, smoothquant_val: float
-) -> dict[str, Any]:
+def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smoothquant_val: float) -> dict[str, Any]:
     """TensorRT-LLM's config.json, in the key set that releases 0.16 to 1.2.1 read."""
+    model = precision.model
     return {
         "mlp_bias": model.mlp_bias,
         "attn_bias": model.attn_bias,
@@ -135,17 +134,7 @@ def checkpoint_config(
             "moe_tp_size": mapping.tp_size,
             "moe_ep_size": 1,
         },
-        "quantization": {
-            "quant_algo": scheme.algo,
-            "kv_cache_quant_algo": scheme.kv_cache,
-            "group_size": scheme.group_size,
-            "smoothquant_val": smoothquant_val,
-            "clamp_val": None,
-            "use_meta_recipe": False,
-            "has_zero_point": scheme.form == GPTQ,
-            "pre_quant_scale": scheme.form == AWQ,
-            "exclude_modules": None,
-        },
+        "quantization": quantization(precision, smoothquant_val, mapping.stages(model.num_hidden_layers)[0]),
         "use_parallel_embedding": False,
         "embedding_sharding_dim": 0,
         "share_embedding_table": False,

@@ -100,10 +100,10 @@ class Candidate:
     execution: Execution
     factors: Tensors = field(default_factory=dict)
 
-    def layer(self, source: Tensors, statistics: LayerStatistics, reference: torch.Tensor) -> None:
-        """Quantize the next layer and execute it; reference: the source's hidden states behind it."""
-        quantized = self.quantizer.quantize(source, statistics)
-        self.execution.layer(quantized.tensors, reference)
+    def layer(self, index: int, source: Tensors, statistics: LayerStatistics, reference: torch.Tensor) -> None:
+        """Quantize a layer and execute it; reference: the source's hidden states behind it."""
+        quantized = self.quantizer.quantize(index, source, statistics)
+        self.execution.layer(quantized.tensors, self.quantizer.precision.layer(index), reference)
         self.factors = {name: s for name, s in quantized.layer.factors.items() if not bool((s == 1).all())}
 
 
@@ -125,7 +125,7 @@ class Stream:
             check_range(statistics, quantizer.dtype, index)
         on_progress(index, "quantize", 0)
         for candidate in self.candidates:
-            candidate.layer(tensors, statistics, reference)
+            candidate.layer(index, tensors, statistics, reference)
         return statistics
 
 
@@ -185,7 +185,8 @@ def check_names(algorithms: list[str]) -> None:
 
 def of_algorithm(name: str, options: ConvertOptions, source: Source) -> Quantizer:
     """The quantizer of one algorithm, its kernels checked."""
-    quantizer = quantizer_of(replace(options, quant=None if name == NONE else name), source)
+    own = replace(options, quant=None, exclude=()) if name == NONE else replace(options, quant=name)
+    quantizer = quantizer_of(own, source)
     quantizer.check(Mapping())
     return quantizer
 
@@ -206,7 +207,7 @@ def stream_of(
     candidates = []
     for name, quantizer in quantizers.items():
         wanted = wanted | quantizer.wanted
-        runtime = Runtime(model, quantizer.scheme, quantizer.dtype, frequencies, ids.shape[1], device)
+        runtime = Runtime(model, quantizer.dtype, frequencies, ids.shape[1], device)
         candidates.append(Candidate(name, quantizer, Execution(runtime, ids, stored, quantizer.rotation)))
     if tokens is None or wanted == Wanted():
         return Stream(candidates, None)
@@ -249,15 +250,14 @@ def finished(candidate: Candidate, source: Source, reference: Reference) -> Resu
 def size_of(quantizer: Quantizer) -> Size:
     """What the checkpoint takes on one rank."""
     model = quantizer.model
-    tensors = rank_tensors(model, quantizer.scheme, Mapping(), 0, quantizer.dtype)
+    tensors = rank_tensors(quantizer.precision, Mapping(), 0, quantizer.dtype)
     sizes = {name: prod(shape) * ITEM_SIZE[dtype] for name, (shape, dtype) in tensors.items()}
-    bits = weights = 0
-    for linear in model.family.linears:
-        prefix = f"transformer.layers.0.{linear.name}."
-        own = [size for name, size in sizes.items() if name.startswith(prefix) and not name.endswith(".bias")]
-        bits += 8 * sum(own)
-        weights += sum(model.out_features(linear.name)) * model.dimension(linear.in_features)
-    return Size(sum(sizes.values()), bits / weights)
+    names = {f".{linear.name}." for linear in model.family.linears}
+    own = [size for name, size in sizes.items() if any(n in name for n in names) and not name.endswith(".bias")]
+    weights = sum(
+        sum(model.out_features(linear.name)) * model.dimension(linear.in_features) for linear in model.family.linears
+    )
+    return Size(sum(sizes.values()), 8 * sum(own) / (weights * model.num_hidden_layers))
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:

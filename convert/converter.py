@@ -23,12 +23,14 @@ from .forward import rotary_frequencies
 from .layer import Tensors
 from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
 from .options import QuantizeOptions
+from .precision import mixed
+from .quant_config import QUANT_CFG, quant_cfg
 from .quantizer import Quantized, Quantizer
 from .ranges import METHODS
 from .readymade import ANEW, ReadyMade, quant_of
 from .rotation import Rotation
 from .rounding import Grouped
-from .scheme import FLOAT, SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
+from .scheme import SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
 from .source import Source
 from .staging import MARK, Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
@@ -57,6 +59,8 @@ class ConvertOptions:
             layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds and no file of
             statistics is read or made.
         requantize: quantize the dequantized weights of a folder that is quantized already, instead of repacking it.
+        exclude: shell patterns of linears, or modules, that stay in floating point.
+        quant_layer: PATTERN=ALGO each: linears that are quantized otherwise; see precision.mixed.
         rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
         calib: a built-in text, a text file, or a safetensors file of token ids.
         stats: a file of statistics to use instead of a forward pass; save_stats: the one to make.
@@ -78,6 +82,8 @@ class ConvertOptions:
     sm: int = 80
     propagate: str = "auto"
     requantize: bool = False
+    exclude: tuple[str, ...] = ()
+    quant_layer: tuple[str, ...] = ()
     rotate: bool | None = None
     calib: str = "pydoc"
     calib_size: int = 64
@@ -115,7 +121,8 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
         with job.statistics(hashes) as save:
             layers = job.run(staging.folder, save, on_progress)
         on_progress(job.model.num_hidden_layers, "hash", 0)
-        write_json(staging.folder / "config.json", job.config())
+        for name, content in job.configs().items():
+            write_json(staging.folder / name, content)
         hashes.add("files", sorted(path for path in staging.folder.iterdir() if path.name != MARK))
         manifest = job.manifest(layers) | hashes.wait()
         write_json(staging.folder / MANIFEST, manifest)
@@ -138,7 +145,7 @@ class Job:
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
         self.quantizer = quantizer_of(options, self.source)
         self.quantizer.check(self.mapping)
-        self.scheme: Scheme = self.quantizer.scheme
+        self.precision = self.quantizer.precision
         if self.ready is not None:
             self.check_repackable()
         self.gathered = EVERYTHING if options.save_stats else self.quantizer.wanted
@@ -174,7 +181,7 @@ class Job:
         """A layer's weights as a ready-made folder holds them."""
         if self.ready is None:
             return None
-        return self.source.ready_layer(index, self.scheme.group_size, getattr(torch, self.quantizer.dtype))
+        return self.source.ready_layer(index, self.precision.base.group_size, getattr(torch, self.quantizer.dtype))
 
     def origin(self, source: dict[str, str]) -> Origin:
         """What this conversion gathers, and from what; source: SHA-256 of the model's files."""
@@ -210,7 +217,7 @@ class Job:
             files = [
                 RankFile(
                     folder / f"rank{rank}.safetensors",
-                    rank_tensors(model, self.scheme, mapping, rank, self.quantizer.dtype),
+                    rank_tensors(self.precision, mapping, rank, self.quantizer.dtype),
                 )
                 for rank in range(mapping.world_size)
             ]
@@ -222,13 +229,13 @@ class Job:
             self.write_embedding(files, embedding)
             calibration = self.calibration(embedding)
             del embedding
-            specs = layer_tensors(model, self.scheme, self.quantizer.dtype)
             for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
                 ranks = files[stage * mapping.tp_size : (stage + 1) * mapping.tp_size]
                 for local, index in enumerate(layers):
                     quantized = self.layer(index, calibration, save, on_progress)
                     report.append(quantized.chosen)
                     on_progress(index, "write", 0)
+                    specs = layer_tensors(model, self.precision.layer(index), self.quantizer.dtype)
                     write_layer(ranks, local, quantized.tensors, specs, self)
             on_progress(model.num_hidden_layers, "head", 0)
             self.write_head(files[-mapping.tp_size :])
@@ -256,19 +263,20 @@ class Job:
             statistics = self.saved.layer(index)
         check_range(statistics, self.quantizer.dtype, index)
         save(index, statistics)
-        if self.scheme.form != FLOAT:
+        if self.precision.quantized:
             on_progress(index, "quantize", 0)
-        quantized = self.quantizer.quantize(source, statistics, self.ready_layer(index))
+        quantized = self.quantizer.quantize(index, source, statistics, self.ready_layer(index))
         if self.requantized and calibration is not None:
             calibration.advance(quantized.layer)
         return quantized
 
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
-        asked, scheme, gptq = self.options.propagate, self.scheme, self.quantizer.choices.gptq(self.scheme)
-        possible = scheme.grouped or scheme.form == WEIGHT_ONLY
+        asked, schemes = self.options.propagate, self.precision.quantized
+        possible = bool(schemes) and all(scheme.grouped or scheme.form == WEIGHT_ONLY for scheme in schemes)
         if asked == "quantized" and not possible:
-            raise InputError(f"--propagate quantized is for weight-only schemes, not {scheme.algo}")
+            raise InputError(f"--propagate quantized is for weight-only schemes, not {self.precision.algo}")
+        gptq = any(self.quantizer.choices.gptq(scheme) for scheme in schemes)
         return possible and self.tokens is not None and (asked == "quantized" or (asked == "auto" and gptq))
 
     def write_rotary_tables(self, files: list[RankFile]) -> None:
@@ -297,9 +305,12 @@ class Job:
             file.write("transformer.ln_f.weight", norm)
             file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
 
-    def config(self) -> dict[str, Any]:
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """What TensorRT-LLM reads beside the tensors, by name of the file."""
         alpha = 0.5 if self.options.alpha is None else self.options.alpha
-        return checkpoint_config(self.model, self.scheme, self.mapping, self.quantizer.dtype, alpha)
+        config = checkpoint_config(self.precision, self.mapping, self.quantizer.dtype, alpha)
+        layers = quant_cfg(self.precision, self.mapping.stages(self.model.num_hidden_layers)[0])
+        return {"config.json": config} | ({} if layers is None else {QUANT_CFG: layers})
 
     def manifest(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
         """How it was made, so that the same run can be recognized and repeated."""
@@ -319,10 +330,10 @@ class Job:
             "versions": {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")},
             "options": options,
             "calibration": calibration,
-            "quant": self.scheme.algo,
+            "quant": self.precision.algo,
             "repacked_from": self.ready.method if self.ready else None,
             "rotated": self.quantizer.rotation is not None,
-            "packed_for_sm": self.scheme.sm if self.scheme.arranged else None,
+            "packed_for_sm": self.precision.packed_for_sm,
             "layers": layers if any(layers) else [],
         }
 
@@ -375,13 +386,27 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     algo = quant_of(source.ready, options.quant, options.requantize)
     ready = None if options.requantize else source.ready
     group_size = ready.engine_group(options.group_size) if ready else options.group_size
-    scheme = scheme_of(algo, options.kv_cache, group_size, options.sm)
+    base = scheme_of(algo, options.kv_cache, group_size, options.sm)
+    layers = [layer_scheme(text, options, base) for text in options.quant_layer]
+    precision = mixed(source.model, base, options.exclude, layers)
     choices = QuantizeOptions(
         options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
     )
-    rotate = options.rotate if options.rotate is not None else (options.fold and scheme.gains_from_rotation)
+    rotate = (
+        options.rotate
+        if options.rotate is not None
+        else (options.fold and any(scheme.gains_from_rotation for scheme in precision.schemes))
+    )
     rotation = Rotation(source.model.hidden_size, options.seed) if rotate else None
-    return Quantizer(source.model, scheme, choices, output_dtype(options.dtype, source.dtype), rotation)
+    return Quantizer(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
+
+
+def layer_scheme(text: str, options: ConvertOptions, base: Scheme) -> tuple[str, Scheme]:
+    """The pattern and the scheme of one --quant_layer PATTERN=ALGO."""
+    pattern, equals, algo = text.rpartition("=")
+    if not equals or not pattern or not algo:
+        raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '*.mlp=W8A16'")
+    return pattern, scheme_of(None if algo == "none" else algo, base.kv_cache, options.group_size, options.sm)
 
 
 def read_calibration(options: ConvertOptions, source: Source) -> Tokens:

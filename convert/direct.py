@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +17,22 @@ from .rounding import Grid, stored, weight_only
 from .scheme import FP8, FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP, WEIGHT_ONLY, Scheme
 
 
-def quantize_layer(
-    layer: Layer, statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+def quantize_groups(
+    layer: Layer,
+    groups: Sequence[Group],
+    statistics: LayerStatistics,
+    scheme: Scheme,
+    options: QuantizeOptions,
+    dtype: torch.dtype,
 ) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of a layer, whole; ``layer`` becomes what they compute.
+    """The tensors of a layer's linears, whole; ``layer`` becomes what they compute.
 
     Args:
+        groups: those that have this scheme.
         dtype: the engine's; scales are chosen as it keeps them.
     """
-    tensors = layer.common()
-    for group in layer.model.family.groups:
+    tensors = Tensors()
+    for group in groups:
         for name in group.linears:
             linear = layer.model.family.linear(name)
             made, computed = round_linear(layer, group, linear, statistics, scheme, options, dtype)

@@ -13,6 +13,7 @@ from .errors import InputError
 from .forward import LayerForward
 from .rotation import Rotation
 from .runtime import Runtime, Tensors
+from .scheme import LayerSchemes
 from .source import Source
 from .text import read_tokens
 
@@ -84,13 +85,13 @@ class Execution:
         self.hidden = functional.embedding(ids, embedding).to(runtime.device)
         self.errors: list[float] = []
 
-    def layer(self, tensors: Tensors, reference: torch.Tensor) -> None:
+    def layer(self, tensors: Tensors, schemes: LayerSchemes, reference: torch.Tensor) -> None:
         """Advance by one layer of a checkpoint; reference: the source's hidden states behind it."""
         tensors = {name: tensor.to(self.runtime.device) for name, tensor in tensors.items()}
         difference = energy = 0.0
         for chunk in range(len(self.hidden)):
             piece = slice(chunk, chunk + 1)
-            self.hidden[piece] = self.runtime.layer(tensors, self.hidden[piece])
+            self.hidden[piece] = self.runtime.layer(tensors, schemes, self.hidden[piece])
             ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
             difference += float((ours - reference[piece]).square().sum())
             energy += float(reference[piece].square().sum())

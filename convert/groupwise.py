@@ -35,22 +35,26 @@ class Rounded:
     error: float
 
 
-def quantize_layer(
-    layer: Layer, statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+def quantize_groups(
+    layer: Layer,
+    groups: Sequence[Group],
+    statistics: LayerStatistics,
+    scheme: Scheme,
+    options: QuantizeOptions,
+    dtype: torch.dtype,
 ) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of a layer, whole, and what was chosen for each group; ``layer`` becomes what they compute.
+    """The tensors of a layer's linears, whole, and what was chosen; ``layer`` becomes what they compute.
 
     Args:
+        groups: those that have this scheme.
         dtype: the engine's; scales are chosen as it keeps them.
     """
-    family, report = layer.model.family, {}
-    searched = {g.name: search(layer, g, statistics.inputs[g.name], scheme, options) for g in family.groups}
-    for group in family.groups:
+    family, report, tensors = layer.model.family, dict[str, Any](), Tensors()
+    searched = {group.name: search(layer, group, statistics.inputs[group.name], scheme, options) for group in groups}
+    for group in groups:
         s = searched[group.name].factor
-        exact = group.feeder is not None and options.fold and layer.feeds_exactly(group)
-        layer.scale_input(group, s, s if exact else None)
-    tensors = layer.common()
-    for group in family.groups:
+        layer.scale_input(group, s, s if options.fold and layer.may_fold(group, groups) else None)
+    for group in groups:
         scaling, inputs = searched[group.name], statistics.inputs[group.name]
         gram = inputs.gram_matrix()
         # What the folded and the runtime parts of s together leave of the input.
@@ -97,14 +101,14 @@ def round_linear(
     return Rounded(rounded, float(((change @ gram) * change).sum()) / energy)
 
 
-def repacked(layer: Layer, ready: Mapping[str, Grouped], scheme: Scheme) -> Tensors:
-    """The tensors of a layer that someone else has quantized: its integers and scales, nothing divided anywhere.
+def repacked(layer: Layer, groups: Sequence[Group], ready: Mapping[str, Grouped], scheme: Scheme) -> Tensors:
+    """The tensors of linears that someone else has quantized: their integers and scales, nothing divided anywhere.
 
     Args:
-        ready: each Hugging Face linear, in the scheme's groups.
+        ready: each Hugging Face linear, in the scheme's groups of channels.
     """
-    tensors = layer.common()
-    for group in layer.model.family.groups:
+    tensors = Tensors()
+    for group in groups:
         for name in group.linears:
             linear = layer.model.family.linear(name)
             tensors |= stored(layer, group, linear, fused([ready[part] for part in linear.parts]), scheme)

@@ -12,14 +12,16 @@ from .files import read_json, read_manifest, section
 from .forward import rotary_frequencies
 from .layout import Mapping, Tensor, check_kernels, layer_tensors
 from .model import Model, model_of_checkpoint, positive
-from .scheme import Scheme, scheme_of
+from .precision import LAYER
+from .quant_config import read_precision
 
 
 class Checkpoint:
     """A TensorRT-LLM checkpoint folder that this project knows how to execute.
 
     Attributes:
-        model, scheme, mapping, dtype: what config.json states.
+        model, precision, mapping, dtype: what config.json states.
+        stages: the layers of each pipeline stage.
 
     Raises:
         InputError: not such a folder, or an architecture or quantization that is not supported.
@@ -29,19 +31,14 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = read_json(self.folder / "config.json")
         self.model: Model = model_of_checkpoint(self.config)
-        quantization = section(self.config, "quantization")
-        self.scheme: Scheme = scheme_of(
-            quantization.get("quant_algo"),
-            quantization.get("kv_cache_quant_algo"),
-            positive(quantization, "group_size", 128),
-            arranged_for(self.folder),
-        )
         parallel = {"tp_size": 1, "pp_size": 1, **section(self.config, "mapping")}
         self.mapping = Mapping(positive(parallel, "tp_size"), positive(parallel, "pp_size"))
         self.mapping.check(self.model)
         if parallel.get("world_size", self.mapping.world_size) != self.mapping.world_size:
             raise InputError(f"config.json: world_size {parallel['world_size']!r} is not tp_size * pp_size")
-        check_kernels(self.model, self.scheme, self.mapping)
+        self.stages = self.mapping.stages(self.model.num_hidden_layers)
+        self.precision = read_precision(self.folder, self.config, self.model, self.stages, arranged_for(self.folder))
+        check_kernels(self.precision, self.mapping)
         self.dtype = str(self.config.get("dtype"))
         if self.dtype not in ("float16", "bfloat16"):
             raise InputError(f"{self.folder}/config.json: dtype {self.dtype!r} is not supported")
@@ -64,13 +61,12 @@ class Checkpoint:
         Raises:
             InputError: ranks disagree about something that more than one of them holds.
         """
-        stages = self.mapping.stages(self.model.num_hidden_layers)
-        stage = next(number for number, layers in enumerate(stages) if index in layers)
-        prefix = f"transformer.layers.{index - stages[stage].start}."
+        stage = next(number for number, layers in enumerate(self.stages) if index in layers)
+        prefix = LAYER.format(i=index - self.stages[stage].start)
         ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
         return {
             name: self.join(spec, [spec.storage.read(self.read(rank, prefix + name)) for rank in ranks], prefix + name)
-            for name, spec in layer_tensors(self.model, self.scheme, self.dtype).items()
+            for name, spec in layer_tensors(self.model, self.precision.layer(index), self.dtype).items()
         }
 
     def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ Names are Hugging Face's ("self_attn.q_proj") for weights and biases, TensorRT-L
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -76,9 +77,14 @@ class Layer:
                 tensors[f"{part}.weight"] = self.weights[part] / self.smoothers.get(group.name, 1.0)
         return tensors
 
-    def feeds_exactly(self, group: Group) -> bool:
-        """Whether each row of the feeder makes one channel of the group's input; not so where heads share values."""
-        assert group.feeder is not None
+    def may_fold(self, group: Group, groups: Sequence[Group]) -> bool:
+        """Whether a factor of a group's input may go into the rows of the linear that feeds it.
+
+        Each of them must make one channel of the input, which is not so where heads share values, and the linear must
+        be of one of the groups that are quantized together, else it may be rounded already.
+        """
+        if group.feeder is None or self.model.family.group_of_part(group.feeder) not in groups:
+            return False
         return self.weights[group.feeder].shape[0] == self.weights[self.parts(group)[0]].shape[1]
 
     def scale_input(self, group: Group, s: torch.Tensor, folded: torch.Tensor | None = None) -> None:

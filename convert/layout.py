@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from ..plugins.lazy import torch
 from . import packing, qserve
-from .architectures import COLUMNS, HEADS, Linear
+from .architectures import COLUMNS, HEADS, Group, Linear
 from .errors import InputError
 from .model import Model
+from .precision import LAYER, Precision, module_of
 from .rounding import check_groups
 from .scheme import (
     AWQ,
@@ -32,6 +34,7 @@ from .scheme import (
     SMOOTHQUANT_PLUGIN,
     SMOOTHQUANT_QDQ,
     WEIGHT_ONLY,
+    LayerSchemes,
     Scheme,
 )
 from .storage import BY_GROUP, FRAGMENTS, PLAIN, ROW_PAIRS, Storage, mixed_gemm
@@ -152,23 +155,20 @@ def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
     return shapes
 
 
-def layer_tensors(model: Model, scheme: Scheme, dtype: str) -> dict[str, Tensor]:
+def layer_tensors(model: Model, schemes: LayerSchemes, dtype: str) -> dict[str, Tensor]:
     """TensorRT-LLM's tensors of one decoder layer, by name inside the layer; dtype is the engine's."""
-    family, tensors = model.family, {}
-    for norm in family.norms:
-        tensors[f"{norm}.weight"] = Tensor((model.hidden_size,), MODEL_DTYPE)
-        if scheme.plugin:
-            tensors[f"{norm}.scale_to_int"] = Tensor((1,), FLOAT32)
-    if scheme.kv_cache:
-        tensors["attention.kv_cache_scaling_factor"] = Tensor((1,), FLOAT32)
-    for linear in family.linears:
-        for suffix, tensor in linear_tensors(model, scheme, linear, dtype):
-            tensors[f"{linear.name}.{suffix}"] = tensor
-    if scheme.plugin and scheme.static:
-        for group in family.groups:
-            if group.norm is None:
-                module = group.linears[0].split(".")[0]
-                tensors[f"{module}.quantization_scaling_factor"] = Tensor((1,), FLOAT32)
+    tensors = {f"{norm}.weight": Tensor((model.hidden_size,), MODEL_DTYPE) for norm in model.family.norms}
+    for group in model.family.groups:
+        scheme = schemes[group.name]
+        if scheme.kv_cache:
+            tensors["attention.kv_cache_scaling_factor"] = Tensor((1,), FLOAT32)
+        if scheme.plugin and group.norm is not None:
+            tensors[f"{group.norm}.scale_to_int"] = Tensor((1,), FLOAT32)
+        elif scheme.plugin and scheme.static:
+            tensors[f"{module_of(group)}.quantization_scaling_factor"] = Tensor((1,), FLOAT32)
+        for linear in map(model.family.linear, group.linears):
+            for suffix, tensor in linear_tensors(model, scheme, linear, dtype):
+                tensors[f"{linear.name}.{suffix}"] = tensor
     return tensors
 
 
@@ -234,9 +234,17 @@ def kernel_layout(scheme: Scheme) -> packing.Layout:
     return packing.INT4_FP8 if scheme.fp8_activations else packing.INT4
 
 
-def check_kernels(model: Model, scheme: Scheme, mapping: Mapping) -> None:
+def check_kernels(precision: Precision, mapping: Mapping) -> None:
     """Raise InputError, naming the layer and sizes that would work, where a rank's weight fits no kernel."""
-    for linear in model.family.linears:
+    model = precision.model
+    layers = map(precision.layer, range(model.num_hidden_layers))
+    for name, scheme in dict.fromkeys(place for schemes in layers for place in schemes.items()):
+        check_group(model, next(group for group in model.family.groups if group.name == name), scheme, mapping)
+
+
+def check_group(model: Model, group: Group, scheme: Scheme, mapping: Mapping) -> None:
+    """``check_kernels`` for the linears that read one input."""
+    for linear in map(model.family.linear, group.linears):
         weight = Tensor(("out", "in"), INT8, linear)
         out_features, in_features = weight.rank_shape(model, mapping.tp_size)
         name = f"{linear.name} on one of {mapping.tp_size} ranks" if mapping.tp_size > 1 else linear.name
@@ -292,24 +300,32 @@ def padded_vocab(model: Model, tp_size: int) -> int:
     return math.ceil(model.vocab_size / tp_size) * tp_size
 
 
-def rank_tensors(
-    model: Model, scheme: Scheme, mapping: Mapping, rank: int, dtype: str
-) -> dict[str, tuple[list[int], str]]:
+def rank_tensors(precision: Precision, mapping: Mapping, rank: int, dtype: str) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of every tensor in ``rank{rank}.safetensors``; dtype is the model's."""
-    stage = rank // mapping.tp_size
+    model, stage = precision.model, rank // mapping.tp_size
     tensors: dict[str, tuple[list[int], str]] = {}
     if model.brings_rotary_tables:
         tensors["rotary_inv_freq"] = ([model.head_size // 2], FLOAT32)
         tensors["embed_positions_for_gpt_attention"] = ([1, model.max_position_embeddings * model.head_size], FLOAT32)
     if stage == 0:
         tensors["transformer.vocab_embedding.weight"] = ([model.vocab_size, model.hidden_size], dtype)
-    for name, spec in layer_tensors(model, scheme, dtype).items():
-        shape = spec.storage.shape(spec.rank_shape(model, mapping.tp_size))
-        stored = dtype if spec.dtype == MODEL_DTYPE else spec.dtype
-        for i in range(len(mapping.stages(model.num_hidden_layers)[stage])):
-            tensors[f"transformer.layers.{i}.{name}"] = (shape, stored)
+    shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, dtype))  # most layers are alike
+    for local, index in enumerate(mapping.stages(model.num_hidden_layers)[stage]):
+        for name, shape in shapes(*precision.layer(index).items()).items():
+            tensors[LAYER.format(i=local) + name] = shape
     if stage == mapping.pp_size - 1:
         rows = padded_vocab(model, mapping.tp_size) // mapping.tp_size
         tensors["transformer.ln_f.weight"] = ([model.hidden_size], dtype)
         tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
     return tensors
+
+
+def layer_shapes(model: Model, schemes: LayerSchemes, mapping: Mapping, dtype: str) -> dict[str, tuple[list[int], str]]:
+    """Name -> (shape, dtype) of one rank's tensors of a layer, as stored."""
+    return {
+        name: (
+            spec.storage.shape(spec.rank_shape(model, mapping.tp_size)),
+            dtype if spec.dtype == MODEL_DTYPE else spec.dtype,
+        )
+        for name, spec in layer_tensors(model, schemes, dtype).items()
+    }

@@ -1,18 +1,19 @@
-"""One decoder layer from floating point to the tensors of a scheme."""
+"""One decoder layer from floating point to the tensors of its schemes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from . import direct, groupwise, smoothquant
+from .architectures import Group
 from .calibrate import LayerStatistics, Wanted
 from .layer import Layer, Tensors
 from .options import QuantizeOptions
 from .rounding import Grouped
-from .scheme import FLOAT, Scheme
+from .scheme import FLOAT, LayerSchemes, Scheme
 
 
 def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
@@ -29,7 +30,7 @@ def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
 def quantize_layer(
     layer: Layer,
     statistics: LayerStatistics,
-    scheme: Scheme,
+    schemes: LayerSchemes,
     options: QuantizeOptions,
     dtype: torch.dtype,
     ready: Mapping[str, Grouped] | None = None,
@@ -41,27 +42,33 @@ def quantize_layer(
         dtype: the engine's.
         ready: each Hugging Face linear as someone else quantized it, where it is kept so.
     """
-    report: dict[str, Any] = {}
-    if ready is not None:
-        tensors = groupwise.repacked(layer, ready, scheme)
-    elif scheme.form == FLOAT:
-        tensors = floating(layer)
-    elif scheme.smoothquant:
-        tensors, report = smoothquant.quantize_layer(layer, statistics, scheme, options)
-    elif scheme.grouped:
-        tensors, report = groupwise.quantize_layer(layer, statistics, scheme, options, dtype)
-    else:
-        tensors, report = direct.quantize_layer(layer, statistics, scheme, options, dtype)
-    if scheme.kv_cache == "INT8":
+    family, report, tensors = layer.model.family, dict[str, Any](), Tensors()
+    for scheme in dict.fromkeys(schemes.values()):
+        groups = [group for group in family.groups if schemes[group.name] == scheme]
+        chosen: dict[str, Any] = {}
+        if ready is not None:
+            made = groupwise.repacked(layer, groups, ready, scheme)
+        elif scheme.form == FLOAT:
+            made = floating(layer, groups)
+        elif scheme.smoothquant:
+            made, chosen = smoothquant.quantize_groups(layer, groups, statistics, scheme, options)
+        elif scheme.grouped:
+            made, chosen = groupwise.quantize_groups(layer, groups, statistics, scheme, options, dtype)
+        else:
+            made, chosen = direct.quantize_groups(layer, groups, statistics, scheme, options, dtype)
+        tensors |= made
+        report |= chosen
+    kv_cache = schemes[family.groups[0].name].kv_cache
+    if kv_cache == "INT8":
         tensors["attention.kv_cache_scaling_factor"] = smoothquant.cache_scale(
             statistics, layer.folded.get(smoothquant.VALUE, 1.0)
         )
-    elif scheme.kv_cache == "FP8":
+    elif kv_cache == "FP8":
         tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
-    return tensors, report
+    return layer.common() | tensors, report
 
 
-def floating(layer: Layer) -> Tensors:
-    """A layer without weight quantization: fused where TensorRT-LLM fuses."""
-    weights = {f"{linear.name}.weight": layer.weight(linear) for linear in layer.model.family.linears}
-    return layer.common() | weights
+def floating(layer: Layer, groups: Sequence[Group]) -> Tensors:
+    """Linears that stay as they are: fused where TensorRT-LLM fuses."""
+    names = [name for group in groups for name in group.linears]
+    return {f"{name}.weight": layer.weight(layer.model.family.linear(name)) for name in names}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -17,10 +19,10 @@ from .layout import MODEL_DTYPE, check_kernels, layer_tensors
 from .layout import Mapping as RankMapping
 from .model import Model
 from .options import QuantizeOptions
+from .precision import Precision
 from .quantize import quantize_layer, wanted
 from .rotation import Rotation
 from .rounding import Grouped
-from .scheme import Scheme
 from .source import Source
 from .storage import PLAIN
 
@@ -45,43 +47,50 @@ class Quantizer:
     """How every layer of a model is quantized.
 
     Attributes:
+        precision: the scheme of each group of linears.
         dtype: the engine's, "float16" or "bfloat16".
         rotation: of the residual stream, or None.
     """
 
-    model: Model
-    scheme: Scheme
+    precision: Precision
     choices: QuantizeOptions
     dtype: str
     rotation: Rotation | None = None
 
     @property
+    def model(self) -> Model:
+        return self.precision.model
+
+    @property
     def wanted(self) -> Wanted:
         """What calibration must learn."""
-        return wanted(self.scheme, self.choices)
+        return reduce(or_, (wanted(scheme, self.choices) for scheme in self.precision.schemes))
 
     def check(self, mapping: RankMapping) -> None:
-        """Raise InputError where a rank's weight fits no kernel."""
-        check_kernels(self.model, self.scheme, mapping)
+        """Raise InputError where a rank's weight fits no kernel, or stages that TensorRT-LLM cannot tell apart."""
+        self.precision.check_stages(mapping.stages(self.model.num_hidden_layers))
+        check_kernels(self.precision, mapping)
 
     def quantize(
-        self, source: Tensors, statistics: LayerStatistics, ready: Mapping[str, Grouped] | None = None
+        self, index: int, source: Tensors, statistics: LayerStatistics, ready: Mapping[str, Grouped] | None = None
     ) -> Quantized:
         """One layer.
 
         Args:
+            index: its number.
             source: its Hugging Face tensors, rotated where the model is.
             statistics: at least what is wanted; the rest is not looked at.
             ready: each linear as someone else quantized it, where it is kept so.
         """
         layer = Layer.of(with_attention_scaling(source, self.model), self.model)
         seen = statistics.only(self.wanted)
-        tensors, chosen = quantize_layer(layer, seen, self.scheme, self.choices, getattr(torch, self.dtype), ready)
-        return Quantized(layer, self.stored(tensors), chosen)
+        schemes, dtype = self.precision.layer(index), getattr(torch, self.dtype)
+        tensors, chosen = quantize_layer(layer, seen, schemes, self.choices, dtype, ready)
+        return Quantized(layer, self.stored(index, tensors), chosen)
 
-    def stored(self, tensors: Tensors) -> Tensors:
+    def stored(self, index: int, tensors: Tensors) -> Tensors:
         """A layer's tensors in the dtypes that its file holds; packed integers are left logical."""
-        specs = layer_tensors(self.model, self.scheme, self.dtype)
+        specs = layer_tensors(self.model, self.precision.layer(index), self.dtype)
 
         def cast(name: str, tensor: torch.Tensor) -> torch.Tensor:
             dtype = self.dtype if specs[name].dtype == MODEL_DTYPE else specs[name].dtype

@@ -34,6 +34,7 @@ from .scheme import (
     SMOOTHQUANT_PLUGIN,
     SMOOTHQUANT_QDQ,
     WEIGHT_ONLY,
+    LayerSchemes,
     Scheme,
 )
 
@@ -58,7 +59,8 @@ class Activation:
 class Runtime:
     """Executes the layers of a quantized model on whole sequences.
 
-    Hidden states are in the engine's dtype between operations, as in an engine.
+    Hidden states are in the engine's dtype between operations, as in an engine. Tensors are a layer's by name inside
+    the layer, as ``Checkpoint.layer`` gives them, on the runtime's device.
 
     Args:
         dtype: the engine's, "float16" or "bfloat16".
@@ -66,10 +68,8 @@ class Runtime:
         tokens: sequence length.
     """
 
-    def __init__(
-        self, model: Model, scheme: Scheme, dtype: str, frequencies: torch.Tensor, tokens: int, device: torch.device
-    ):
-        self.model, self.scheme, self.device = model, scheme, device
+    def __init__(self, model: Model, dtype: str, frequencies: torch.Tensor, tokens: int, device: torch.device):
+        self.model, self.device = model, device
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.cos, self.sin = (table.to(device) for table in rotary_tables(frequencies, tokens))
 
@@ -77,62 +77,67 @@ class Runtime:
     def of(checkpoint: Checkpoint, tokens: int, device: torch.device) -> Runtime:
         """The runtime that executes a checkpoint."""
         frequencies = checkpoint.rotary_frequencies()
-        return Runtime(checkpoint.model, checkpoint.scheme, checkpoint.dtype, frequencies, tokens, device)
+        return Runtime(checkpoint.model, checkpoint.dtype, frequencies, tokens, device)
 
-    def layer(self, tensors: Tensors, hidden: torch.Tensor) -> torch.Tensor:
-        """One decoder layer; tensors as ``Checkpoint.layer`` gives them, on this device."""
+    def layer(self, tensors: Tensors, schemes: LayerSchemes, hidden: torch.Tensor) -> torch.Tensor:
+        """One decoder layer: hidden states [batch, tokens, hidden_size] before it and behind it."""
         batch, length, width = hidden.shape
         x = hidden.view(-1, width)
-        qkv = self.linear(tensors, "attention.qkv", self.norm(tensors, "input_layernorm", x))
-        attended = self.attention(tensors, qkv.view(batch, length, -1)).view(batch * length, -1)
-        x = x + self.linear(tensors, "attention.dense", self.smoothed(tensors, "attention", "dense", attended))
-        y = self.norm(tensors, "post_layernorm", x)
-        gated = functional.silu(self.linear(tensors, "mlp.fc", y).float()).to(self.dtype)
-        product = gated * self.linear(tensors, "mlp.gate", y)
-        x = x + self.linear(tensors, "mlp.proj", self.smoothed(tensors, "mlp", "proj", product))
+        attention, dense, mlp, proj = (schemes[group.name] for group in self.model.family.groups)
+        qkv = self.linear(tensors, attention, "attention.qkv", self.norm(tensors, attention, "input_layernorm", x))
+        attended = self.attention(tensors, qkv.view(batch, length, -1), dense.kv_cache).view(batch * length, -1)
+        x = x + self.linear(
+            tensors, dense, "attention.dense", self.smoothed(tensors, dense, "attention.dense", attended)
+        )
+        y = self.norm(tensors, mlp, "post_layernorm", x)
+        gated = functional.silu(self.linear(tensors, mlp, "mlp.fc", y).float()).to(self.dtype)
+        product = gated * self.linear(tensors, mlp, "mlp.gate", y)
+        x = x + self.linear(tensors, proj, "mlp.proj", self.smoothed(tensors, proj, "mlp.proj", product))
         return x.view(batch, length, width)
 
-    def norm(self, tensors: Tensors, name: str, x: torch.Tensor) -> Activation:
+    def norm(self, tensors: Tensors, scheme: Scheme, name: str, x: torch.Tensor) -> Activation:
+        """A layer norm, its output quantized where the linears behind it want it so."""
         weight, eps = tensors[f"{name}.weight"], self.model.norm_epsilon
-        if self.scheme.form == SMOOTHQUANT_PLUGIN:
+        if scheme.form == SMOOTHQUANT_PLUGIN:
             scale = tensors[f"{name}.scale_to_int"]
-            return Activation(*rmsnorm_quantization.reference(x, weight, scale, eps, self.scheme.per_token))
-        return self.quantized(rmsnorm_quantization.rms_norm(x, weight, eps))
+            return Activation(*rmsnorm_quantization.reference(x, weight, scale, eps, scheme.per_token))
+        return self.quantized(scheme, rmsnorm_quantization.rms_norm(x, weight, eps))
 
-    def quantized(self, y: torch.Tensor) -> Activation:
+    def quantized(self, scheme: Scheme, y: torch.Tensor) -> Activation:
         """Quantize per token, where the scheme's activations are and no smoother comes first."""
-        if self.scheme.form == FP8_ROWWISE:
+        if scheme.form == FP8_ROWWISE:
             return Activation(*fp8.quantize_per_token(y))
-        if self.scheme.form in (QSERVE_GROUP, QSERVE_CHANNEL):
+        if scheme.form in (QSERVE_GROUP, QSERVE_CHANNEL):
             integers, scale = quantize_per_token.reference(y)
             return Activation(integers, scale.half(), y.float().sum(-1, keepdim=True).half())
         return Activation(y)
 
-    def attention(self, tensors: Tensors, qkv: torch.Tensor) -> torch.Tensor:
+    def attention(self, tensors: Tensors, qkv: torch.Tensor, kv_cache: str | None) -> torch.Tensor:
         cache = None
-        if self.scheme.kv_cache:
-            cache = (self.scheme.kv_cache, tensors["attention.kv_cache_scaling_factor"])
+        if kv_cache:
+            cache = (kv_cache, tensors["attention.kv_cache_scaling_factor"])
         heads, kv_heads = self.model.num_attention_heads, self.model.num_key_value_heads
         return gpt_attention.reference(qkv, self.cos, self.sin, heads, kv_heads, cache)
 
-    def smoothed(self, tensors: Tensors, module: str, linear: str, x: torch.Tensor) -> Activation:
+    def smoothed(self, tensors: Tensors, scheme: Scheme, linear: str, x: torch.Tensor) -> Activation:
         """Divide by the runtime smoother and quantize, where the scheme does."""
-        if self.scheme.form != SMOOTHQUANT_PLUGIN:
-            return self.quantized(x)
-        x = x / tensors[f"{module}.{linear}.smoother"].to(self.dtype)
-        if self.scheme.per_token:
+        if scheme.form != SMOOTHQUANT_PLUGIN:
+            return self.quantized(scheme, x)
+        x = x / tensors[f"{linear}.smoother"].to(self.dtype)
+        if scheme.per_token:
             return Activation(*quantize_per_token.reference(x))
+        module = linear.split(".")[0]
         return Activation(quantize_tensor.reference(x, tensors[f"{module}.quantization_scaling_factor"]))
 
-    def linear(self, tensors: Tensors, name: str, read: Activation) -> torch.Tensor:
+    def linear(self, tensors: Tensors, scheme: Scheme, name: str, read: Activation) -> torch.Tensor:
         """One linear; tensors hold logical integers [out, in], unpacked."""
         own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
-        y = self.product(own, read)
+        y = self.product(own, scheme, read)
         return y if "bias" not in own else y + own["bias"]
 
-    def product(self, own: Tensors, read: Activation) -> torch.Tensor:
+    def product(self, own: Tensors, scheme: Scheme, read: Activation) -> torch.Tensor:
         """The plugin that executes a linear, by the scheme's form; ``own`` are the linear's tensors by suffix."""
-        form, x, weight = self.scheme.form, read.x, own["weight"]
+        form, x, weight = scheme.form, read.x, own["weight"]
         if form == SMOOTHQUANT_PLUGIN:
             scale = own["act_scale"] if read.scale is None else read.scale
             return smooth_quant_gemm.reference(x, weight, scale, own["per_channel_scale"], self.dtype)
@@ -145,7 +150,7 @@ class Runtime:
             scale = own["weights_scaling_factor"]
             return weight_only_groupwise_quant_matmul.reference(x, weight, scale, zero=own["zero"])
         if form == AWQ:
-            return self.awq(own, x)
+            return self.awq(own, scheme, x)
         if form == FP8:
             scales = own["activation_scaling_factor"], own["weights_scaling_factor"]
             return fp8_quantize_dequantize.reference(x, weight, *scales)
@@ -163,10 +168,10 @@ class Runtime:
             return qserve_gemm.reference_per_channel(x, read.scale, read.total, weight, *scales)
         return functional.linear(x.float(), weight.float()).to(self.dtype)
 
-    def awq(self, own: Tensors, x: torch.Tensor) -> torch.Tensor:
+    def awq(self, own: Tensors, scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
         """AWQ's tensors as the loader hands them on: W4A8's two factors go into scale, prequant and alpha."""
         scale, prequant, alpha = own["weights_scaling_factor"], own["prequant_scaling_factor"][0], None
-        if self.scheme.fp8_activations:
+        if scheme.fp8_activations:
             activation, second = own["activation_scaling_factor"], own["weights_scaling_factor_2"]
             scale = (scale.float() / second).half()
             prequant = (prequant.float() / activation).to(self.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .errors import InputError
@@ -66,6 +67,10 @@ class Scheme:
     def gains_from_rotation(self) -> bool:
         """All output rows of a matrix share one scale, so rows that stand out cost the others their precision."""
         return self.smoothquant and not self.per_channel
+
+
+# The scheme of each group of linears of one layer, by the group's name.
+LayerSchemes = Mapping[str, Scheme]
 
 
 def _smoothquant(name: str, form: str = SMOOTHQUANT_PLUGIN) -> Scheme:

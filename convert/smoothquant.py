@@ -6,6 +6,7 @@ TensorRT-LLM's for what goes out ("attention.qkv.weight").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from .awq import scaled_gram
 from .calibrate import LayerStatistics
 from .gptq import gptq
 from .layer import Layer, Tensors
-from .model import Model
 from .options import QuantizeOptions
 from .rounding import SMALLEST, Grid, row_amax, to_int8
 from .scheme import Scheme
@@ -24,25 +24,28 @@ from .smoothing import Block, Smoothing, choose
 VALUE = "self_attn.v_proj"
 
 
-def quantize_layer(
-    layer: Layer, statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions
+def quantize_groups(
+    layer: Layer, groups: Sequence[Group], statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions
 ) -> tuple[Tensors, dict[str, Any]]:
-    """All SmoothQuant tensors of a layer, whole (before any cut over ranks), and what was chosen."""
-    model, chosen = layer.model, {}
-    for group in model.family.groups:
+    """The SmoothQuant tensors of a layer's linears, whole (before any cut over ranks), and what was chosen.
+
+    Args:
+        groups: those that have this scheme.
+    """
+    family, chosen, tensors = layer.model.family, dict[str, Smoothing](), Tensors()
+    for group in groups:
         chosen[group.name] = choose(
             statistics.inputs[group.name],
-            blocks_of(layer, group, model, scheme, options),
+            blocks_of(layer, group, groups, scheme, options),
             options.alpha,
             options.act_range if scheme.static else None,
         )
-    for group in model.family.groups:
-        smooth(layer, group, chosen[group.name], statistics, model, scheme, options)
-    tensors = layer.common()
-    for group in model.family.groups:
+    for group in groups:
+        smooth(layer, group, groups, chosen[group.name], statistics, scheme, options)
+    for group in groups:
         tensors |= group_scales(layer, group, scheme)
         for name in group.linears:
-            tensors |= round_linear(layer, group, model.family.linear(name), statistics, model, scheme, options)
+            tensors |= round_linear(layer, group, family.linear(name), statistics, scheme, options)
     return tensors, {name: described(smoothing) for name, smoothing in chosen.items()}
 
 
@@ -51,16 +54,18 @@ def described(smoothing: Smoothing) -> dict[str, Any]:
     return {"alpha": smoothing.alpha, "range": smoothing.range, "error": smoothing.error}
 
 
-def blocks_of(layer: Layer, group: Group, model: Model, scheme: Scheme, options: QuantizeOptions) -> list[Block]:
+def blocks_of(
+    layer: Layer, group: Group, groups: Sequence[Group], scheme: Scheme, options: QuantizeOptions
+) -> list[Block]:
     """The group's matrices, with the scales that they will have once everything is folded.
 
     A linear that feeds another group may scale its rows freely (the next smoother undoes it), so folding
     makes its one scale per matrix as fine as one per row.
     """
-    feeders = {g.feeder for g in model.family.groups} if options.fold else set()
+    feeders = {g.feeder for g in groups} if options.fold else set()
     return [
         Block.of(layer.weights[part], row_scaled(linear, scheme, options) or part in feeders)
-        for linear in map(model.family.linear, group.linears)
+        for linear in map(layer.model.family.linear, group.linears)
         for part in linear.parts
     ]
 
@@ -73,18 +78,18 @@ def row_scaled(linear: Linear, scheme: Scheme, options: QuantizeOptions) -> bool
 def smooth(
     layer: Layer,
     group: Group,
+    groups: Sequence[Group],
     chosen: Smoothing,
     statistics: LayerStatistics,
-    model: Model,
     scheme: Scheme,
     options: QuantizeOptions,
 ) -> None:
     """Apply a group's factor in float: weights times s, and 1 / s into whatever makes their input."""
     layer.ranges[group.name] = chosen.range
     folded = None
-    if group.feeder is not None and options.fold and layer.feeds_exactly(group):
+    if group.feeder is not None and options.fold and layer.may_fold(group, groups):
         feeder = layer.weights[group.feeder]
-        free_rows = not row_scaled(model.family.linear_of_part(group.feeder), scheme, options)
+        free_rows = not row_scaled(layer.model.family.linear_of_part(group.feeder), scheme, options)
         folded = equalizer(feeder) if free_rows else chosen.factor / chosen.factor.log().mean().exp()
         if group.feeder == VALUE:
             folded = folded * cache_balance(statistics, folded)
@@ -126,7 +131,6 @@ def round_linear(
     group: Group,
     linear: Linear,
     statistics: LayerStatistics,
-    model: Model,
     scheme: Scheme,
     options: QuantizeOptions,
 ) -> Tensors:
@@ -134,7 +138,7 @@ def round_linear(
     weight = torch.cat([layer.weights[part] for part in linear.parts])
     amax = torch.cat([row_amax(layer.weights[part]) for part in linear.parts])
     if not row_scaled(linear, scheme, options):
-        amax = torch.cat([piece.max().expand_as(piece) for piece in amax.split(model.out_features(linear.name))])
+        amax = torch.cat([piece.max().expand_as(piece) for piece in amax.split(layer.model.out_features(linear.name))])
     integers = to_int8(weight, amax)
     if options.gptq(scheme):
         gram = scaled_gram(statistics.inputs[group.name].gram_matrix(), layer.factors[group.name])

@@ -16,6 +16,7 @@ from .execution import Accuracy, Execution, Reference, held_out
 from .files import MANIFEST, headers, manifest_problems, read_manifest, section, sha256
 from .joined import Checkpoint
 from .layout import layer_tensors, rank_tensors
+from .precision import LAYER
 from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source
@@ -68,10 +69,9 @@ def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
 
 def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     path = checkpoint.rank_file(rank)
-    declared = rank_tensors(checkpoint.model, checkpoint.scheme, checkpoint.mapping, rank, checkpoint.dtype)
+    declared = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype)
     found = {name: (shape, dtype) for name, shape, dtype in headers(path) if name in declared or name not in OPTIONAL}
-    specs = layer_tensors(checkpoint.model, checkpoint.scheme, checkpoint.dtype)
-    packed = {name for name, spec in specs.items() if spec.storage is not PLAIN}
+    packed = packed_tensors(checkpoint, rank)
     problems = [f"{path.name}: tensor {name} is missing" for name in declared if name not in found]
     problems += [f"{path.name}: tensor {name} is not one that config.json implies" for name in found.keys() - declared]
     for name in declared.keys() & found.keys():
@@ -84,15 +84,24 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
         if dtype == "F8_E4M3":
             tensor = tensor.float()
         if dtype == "I8":
-            if checkpoint.scheme.smoothquant and tensor.min() < -127:
+            if name not in packed and tensor.min() < -127:
                 problems.append(f"{path.name}: tensor {name} holds -128; symmetric weights end at -127")
-        elif name.split(".", 3)[-1] in packed:
+        elif name in packed:
             continue
         elif not torch.isfinite(tensor).all():
             problems.append(f"{path.name}: tensor {name} holds NaN or Inf")
         elif name.endswith(SCALES) and not (tensor > 0).all():
             problems.append(f"{path.name}: scale {name} is not positive")
     return sorted(problems)
+
+
+def packed_tensors(checkpoint: Checkpoint, rank: int) -> set[str]:
+    """The names of one rank's tensors whose values mean nothing before they are unpacked."""
+    names = set()
+    for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size]):
+        specs = layer_tensors(checkpoint.model, checkpoint.precision.layer(index), checkpoint.dtype)
+        names |= {LAYER.format(i=local) + name for name, spec in specs.items() if spec.storage is not PLAIN}
+    return names
 
 
 def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
@@ -132,7 +141,8 @@ def measure(
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
         reference_model.layer(source.layer(index, where))
-        ours.layer(checkpoint.layer(index), reference_model.hidden)
+        schemes = checkpoint.precision.layer(index)
+        ours.layer(checkpoint.layer(index), schemes, reference_model.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
     return ours.accuracy(reference_model, checkpoint.final_norm(), checkpoint.head())
 

@@ -19,8 +19,9 @@ from enginesmith.convert.checkpoint import checkpoint_config
 from enginesmith.convert.layer import Layer
 from enginesmith.convert.layout import Mapping, cut, layer_tensors
 from enginesmith.convert.options import QuantizeOptions as Options
+from enginesmith.convert.precision import Precision
+from enginesmith.convert.quantize import quantize_layer
 from enginesmith.convert.scheme import scheme_of
-from enginesmith.convert.smoothquant import cache_scale, quantize_layer
 from enginesmith.convert.source import Source
 
 from .conftest import GOLDEN
@@ -65,35 +66,30 @@ def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
     source = Source(folder / "hf")
     model, mapping = source.model, Mapping(case["tp"], case["pp"])
-    scheme = scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])
+    schemes = Precision(model, scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])).layer(0)
     ranges = load_file(folder / "act_range.safetensors")
-    specs = layer_tensors(model, scheme, "float16")
+    specs = layer_tensors(model, schemes, "float16")
     options = Options(alpha=case["alpha"], act_range="absmax", fold=False)
     ranks = [load_file(folder / case["name"] / f"rank{rank}.safetensors") for rank in range(mapping.world_size)]
     compared = 0
     for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
         for local, layer in enumerate(layers):
             statistics = golden_statistics(ranges, source, layer)
-            tensors = {}
-            if scheme.smoothquant:
-                tensors, _ = quantize_layer(Layer.of(source.layer(layer), model), statistics, scheme, options)
-            if scheme.kv_cache == "INT8":
-                tensors["attention.kv_cache_scaling_factor"] = cache_scale(statistics)
-            elif scheme.kv_cache == "FP8":
-                tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
+            whole = Layer.of(source.layer(layer), model)
+            tensors, _ = quantize_layer(whole, statistics, schemes, options, torch.float16)
             for tp_rank in range(mapping.tp_size):
                 theirs = ranks[stage * mapping.tp_size + tp_rank]
                 for name, tensor in tensors.items():
                     piece = cut(tensor, specs[name], model, mapping.tp_size, tp_rank)
                     assert_close(name, piece, theirs[f"transformer.layers.{local}.{name}"])
                     compared += 1
-    assert compared >= len(specs) if scheme.smoothquant else compared
+    assert compared >= len(specs)
 
 
 @pytest.mark.parametrize(("folder", "case"), cases())
 def test_config_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
     model = Source(folder / "hf").model
     scheme = scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])
-    ours = checkpoint_config(model, scheme, Mapping(case["tp"], case["pp"]), "float16", case["alpha"] or 0.5)
+    ours = checkpoint_config(Precision(model, scheme), Mapping(case["tp"], case["pp"]), "float16", case["alpha"] or 0.5)
     theirs = json.loads((folder / case["name"] / "config.json").read_text())
     assert ours == theirs

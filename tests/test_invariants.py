@@ -46,9 +46,8 @@ def smoothed_layer(
     for group in model.family.groups:
         width = layer.weights[model.family.linear(group.linears[0]).parts[0]].shape[1]
         factor = torch.exp(torch.randn(width, generator=draw))
-        smooth(
-            layer, group, Smoothing(factor, None, None, None), LayerStatistics({}), model, scheme, Options(fold=fold)
-        )
+        chosen = Smoothing(factor, None, None, None)
+        smooth(layer, group, model.family.groups, chosen, LayerStatistics({}), scheme, Options(fold=fold))
     after = {f"{theirs}.weight": layer.norms[ours] for ours, theirs in model.family.norms.items()}
     after |= {f"{part}.weight": weight for part, weight in layer.weights.items()}
     after |= {f"{part}.bias": bias for part, bias in layer.biases.items()}
@@ -117,7 +116,7 @@ def test_shards_put_together_equal_one_rank(
     shards = converted(model, quant=algo, kv_cache="INT8", tp_size=tp, pp_size=pp)
     for index in range(whole.model.num_hidden_layers):
         one, many = whole.layer(index), shards.layer(index)
-        assert one.keys() == many.keys() == layer_tensors(whole.model, whole.scheme, whole.dtype).keys()
+        assert one.keys() == many.keys() == layer_tensors(whole.model, whole.precision.layer(index), whole.dtype).keys()
         for name in one:
             assert torch.equal(one[name], many[name]), name
     for piece in ("embedding", "final_norm", "head"):

@@ -10,6 +10,7 @@ import pytest
 from enginesmith.convert.checkpoint import checkpoint_config
 from enginesmith.convert.layout import Mapping, rank_tensors
 from enginesmith.convert.model import read_model
+from enginesmith.convert.precision import Precision
 from enginesmith.convert.scheme import SCHEMES, scheme_of
 
 from .conftest import DATA
@@ -63,7 +64,7 @@ def test_rank_tensors(manifest: dict[str, Any], case: dict[str, Any]) -> None:
     scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
     mapping = Mapping(place["tp"], place["pp"])
     mapping.check(model)
-    assert rank_tensors(model, scheme, mapping, place["rank"], "float16") == declared(manifest, case)
+    assert rank_tensors(Precision(model, scheme), mapping, place["rank"], "float16") == declared(manifest, case)
 
 
 @pytest.mark.parametrize(("manifest", "case"), cases())
@@ -75,4 +76,4 @@ def test_config(manifest: dict[str, Any], case: dict[str, Any]) -> None:
     place = manifest["mappings"][case["map"]]
     model = read_model(manifest["hf_config"] | {"num_hidden_layers": theirs["num_hidden_layers"]})
     scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
-    assert checkpoint_config(model, scheme, Mapping(place["tp"], place["pp"]), "float16", 0.5) == theirs
+    assert checkpoint_config(Precision(model, scheme), Mapping(place["tp"], place["pp"]), "float16", 0.5) == theirs

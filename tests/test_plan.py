@@ -87,7 +87,7 @@ def test_every_triple_builds_or_is_refused_as_the_tables_say(algorithm: str | No
     ],
 )
 def test_kv_caches_by_gpu(cache: str, sm: int, builds: bool) -> None:
-    reason = algorithms.refusal(None, cache, "float16", releases.find("1.2.1"), sm)
+    reason = algorithms.refusal([None], cache, "float16", releases.find("1.2.1"), sm)
     assert (reason is None) == builds
     assert builds or f"SM {sm}" in str(reason)
 

@@ -148,7 +148,7 @@ def check_exact(folder: Folder, checkpoint: Checkpoint, times: int = 1) -> None:
             assert torch.equal(layer[f"{linear.name}.weight"].long(), expected)
             assert torch.equal(scale, torch.cat([p.scale for p in packed]).repeat_interleave(times, 1).to(scale.dtype))
             zeros = torch.cat([p.zero - p.half for p in packed]).repeat_interleave(times, 1)
-            if checkpoint.scheme.algo == "W4A16_AWQ":
+            if checkpoint.precision.base.algo == "W4A16_AWQ":
                 assert not zeros.any()
                 assert (layer[f"{linear.name}.prequant_scaling_factor"] == 1).all()
                 continue
@@ -178,7 +178,7 @@ def test_what_was_quantized_is_kept_and_executed(
 ) -> None:
     folder = Folder(tmp_path / "hf", kind, bits, group, symmetric)
     checkpoint = converted(folder.path, tp_size=tp)
-    assert (checkpoint.scheme.algo, checkpoint.scheme.group_size) == (algo, group)
+    assert (checkpoint.precision.base.algo, checkpoint.precision.base.group_size) == (algo, group)
     assert structure_problems(checkpoint) == []
     check_exact(folder, checkpoint)
     accuracy = measure(checkpoint, folder.path, str(tmp_path / "ids.safetensors"), 4, 24)
@@ -204,7 +204,7 @@ def test_larger_groups_repeat_their_scale(
 ) -> None:
     folder = Folder(tmp_path / "hf", "gptq", 4, group, intermediate_size=256)
     checkpoint = converted(folder.path, group_size=asked)
-    assert checkpoint.scheme.group_size == stored
+    assert checkpoint.precision.base.group_size == stored
     check_exact(folder, checkpoint, (256 if group == -1 else group) // stored)
 
 
@@ -350,7 +350,7 @@ def test_dequantized_weights_can_be_had(tmp_path: Path, converted: Converted) ->
     folder = Folder(tmp_path / "hf", "gptq_v2")
     folder.say(desc_act=True)
     checkpoint = converted(folder.path, requantize=True)
-    assert checkpoint.scheme.algo is None
+    assert checkpoint.precision.base.algo is None
     expected = folder.linears["model.layers.1.mlp.down_proj"].dequantized()
     assert torch.equal(checkpoint.layer(1)["mlp.proj.weight"], expected.half())
 

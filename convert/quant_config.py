@@ -1,0 +1,179 @@
+"""How TensorRT-LLM is told which layers are quantized: config.json's quantization, and quant_cfg.json beside it.
+
+    one algorithm         config.json: quant_algo, and in exclude_modules what stays in floating point
+    several algorithms    config.json: MIXED_PRECISION; quant_cfg.json: the algorithm of each module that has one
+
+Modules are named inside one rank, layers numbered from the first of its pipeline stage. exclude_modules replaces a
+default list of TensorRT-LLM's own, so that has to be in it. Source: TensorRT-LLM 0.16 and 1.3 (modeling_utils.py,
+quantize.py).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .architectures import Group
+from .errors import InputError
+from .files import read_json, section
+from .model import Model, positive
+from .precision import LAYER, MIXED_PRECISION, WHOLE_BLOCKS, Precision, module_of
+from .scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, WEIGHT_ONLY, Scheme, scheme_of
+
+QUANT_CFG = "quant_cfg.json"
+# What exclude_modules holds where a checkpoint says nothing.
+NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
+NEVER_ROWWISE = ("*ln_f", "*ln_embed", "*lm_head")
+
+
+def quantization(precision: Precision, smoothquant_val: float, layers: range) -> dict[str, Any]:
+    """The section of config.json, in the key set that releases 0.16 to 1.2.1 read.
+
+    Args:
+        layers: those of one pipeline stage; all stages are quantized alike.
+    """
+    known = precision.quantized[0] if precision.algo not in (None, MIXED_PRECISION) else precision.base
+    return {
+        "quant_algo": precision.algo,
+        "kv_cache_quant_algo": precision.kv_cache,
+        "group_size": known.group_size,
+        "smoothquant_val": smoothquant_val,
+        "clamp_val": None,
+        "use_meta_recipe": False,
+        "has_zero_point": known.form == GPTQ,
+        "pre_quant_scale": known.form == AWQ,
+        "exclude_modules": excluded(precision, layers),
+    }
+
+
+def excluded(precision: Precision, layers: range) -> list[str] | None:
+    """exclude_modules; None where every layer is quantized by one algorithm, or none is."""
+    if len(precision.schemes) == 1 or precision.algo == MIXED_PRECISION:
+        return None
+    scheme, names = precision.quantized[0], []
+    for index in range(len(layers)):
+        for group in precision.model.family.groups:
+            if precision.layer(index)[group.name].form == FLOAT:
+                names += modules(index, group, scheme)
+    # The loader of weight-only checkpoints compares these with names of tensors too.
+    end = "*" if scheme.form == WEIGHT_ONLY else ""
+    return [*(NEVER_ROWWISE if scheme.form == FP8_ROWWISE else NEVER), *(name + end for name in dict.fromkeys(names))]
+
+
+def quant_cfg(precision: Precision, layers: range) -> dict[str, Any] | None:
+    """The content of quant_cfg.json; None without mixed precision. Args as for ``quantization``."""
+    if precision.algo != MIXED_PRECISION:
+        return None
+    described: dict[str, Any] = {}
+    for index in range(len(layers)):
+        for group in precision.model.family.groups:
+            scheme = precision.layer(index)[group.name]
+            if scheme.form != FLOAT:
+                described |= dict.fromkeys(modules(index, group, scheme), layer_config(scheme))
+    return {
+        "quant_algo": MIXED_PRECISION,
+        "kv_cache_quant_algo": precision.kv_cache,
+        "quantized_layers": described,
+    }
+
+
+def layer_config(scheme: Scheme) -> dict[str, Any]:
+    """One module's entry in quant_cfg.json."""
+    if not scheme.grouped:
+        return {"quant_algo": scheme.algo}
+    return {
+        "quant_algo": scheme.algo,
+        "group_size": scheme.group_size,
+        "has_zero_point": scheme.form == GPTQ,
+        "pre_quant_scale": scheme.form == AWQ,
+    }
+
+
+def modules(index: int, group: Group, scheme: Scheme) -> list[str]:
+    """TensorRT-LLM's modules that make a group quantized by a scheme."""
+    names = list(group.linears)
+    if scheme.form in WHOLE_BLOCKS:
+        names = [module_of(group)] if group.norm is None else [group.norm, module_of(group)]
+    return [LAYER.format(i=index) + name for name in names]
+
+
+def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: list[range], sm: int) -> Precision:
+    """What a checkpoint's files say of its layers.
+
+    Args:
+        config: config.json.
+        stages: the layers of each pipeline stage.
+        sm: the GPU generation that packed integers are arranged for.
+
+    Raises:
+        InputError: an algorithm or a mixture that this version does not know.
+    """
+    said = section(config, "quantization")
+    if said.get("quant_algo") == MIXED_PRECISION:
+        said = read_quant_cfg(folder)
+        base = scheme_of(None, said.get("kv_cache_quant_algo"))
+        places = {name: scheme_from(entry, base.kv_cache, sm) for name, entry in said["quantized_layers"].items()}
+    else:
+        base = scheme_from(said, said.get("kv_cache_quant_algo"), sm)
+        places = dict.fromkeys(patterns(said), Scheme(kv_cache=base.kv_cache))
+    others = {}
+    for layers in stages:
+        for local, index in enumerate(layers):
+            for group in model.family.groups:
+                scheme = scheme_at(local, group, base, places)
+                if scheme is not None:
+                    others[index, group.name] = scheme
+    precision = Precision(model, base, others)
+    precision.check()
+    return precision
+
+
+def scheme_at(local: int, group: Group, base: Scheme, places: dict[str, Scheme]) -> Scheme | None:
+    """The scheme that a checkpoint gives to a group besides its base; None where it gives none.
+
+    Args:
+        places: scheme by name or pattern of modules.
+    """
+    prefix = LAYER.format(i=local)
+    found = {match(prefix + name, places) for name in group.linears}
+    if len(found) > 1:
+        raise InputError(f"{prefix}{group.name}: its linears are not quantized alike, which is not supported")
+    own, around = found.pop(), match(prefix + module_of(group), places)
+    if own is None and around is not None and {around.form, base.form} & set(WHOLE_BLOCKS):
+        return around
+    return own
+
+
+def match(name: str, places: dict[str, Scheme]) -> Scheme | None:
+    """What is said of a module by its name, else by the first pattern that it matches."""
+    if name in places:
+        return places[name]
+    wild = (pattern for pattern in places if any(character in pattern for character in "*?["))
+    return next((places[pattern] for pattern in wild if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def scheme_from(entry: Any, kv_cache: Any, sm: int) -> Scheme:
+    """The scheme of a quantization section, or of one module's entry in quant_cfg.json."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{QUANT_CFG}: a module's entry must be an object, not {entry!r}")
+    return scheme_of(entry.get("quant_algo"), kv_cache, positive(entry, "group_size", 128), sm)
+
+
+def patterns(said: dict[str, Any]) -> Sequence[str]:
+    """exclude_modules, a list of names or none."""
+    value = said.get("exclude_modules")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"config.json: quantization.exclude_modules must be a list of names, not {value!r}")
+    return value
+
+
+def read_quant_cfg(folder: Path) -> dict[str, Any]:
+    """quant_cfg.json, with an object of quantized_layers in it."""
+    said = read_json(folder / QUANT_CFG)
+    if not isinstance(said.get("quantized_layers"), dict) or not said["quantized_layers"]:
+        raise InputError(f"{folder}/{QUANT_CFG}: no quantized_layers in it, which MIXED_PRECISION needs")
+    return said
