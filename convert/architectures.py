@@ -69,6 +69,10 @@ class Family:
     def group_of(self, linear: str) -> Group:
         return next(group for group in self.groups if linear in group.linears)
 
+    def parts(self, group: Group) -> list[str]:
+        """The Hugging Face linears that read a group's input."""
+        return [part for name in group.linears for part in self.linear(name).parts]
+
     def group_of_part(self, part: str) -> Group:
         """The group that holds a Hugging Face linear."""
         return self.group_of(self.linear_of_part(part).name)

@@ -63,7 +63,7 @@ def round_linear(
         return made, rounded.dequantize()
     if scheme.form == FP8:
         # Linears that read one input share a scale, so that a build may fuse gate and up without rounding again.
-        amax = torch.stack([layer.weights[part].abs().amax() for part in layer.parts(group)]).amax()
+        amax = torch.stack([layer.weights[part].abs().amax() for part in layer.model.family.parts(group)]).amax()
         whole = fp8.per_tensor(weight, amax)
         range_ = fp8.range_scale(statistics.inputs[group.name].channel_amax().amax())
         made = {"weight": whole.values, "weights_scaling_factor": whole.scale, "activation_scaling_factor": range_}

@@ -25,7 +25,7 @@ DTYPE_NAMES = {
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
 }
-MANIFEST_FILES = r"rank\d+\.safetensors|config\.json"
+MANIFEST_FILES = r"rank\d+\.safetensors|config\.json|quant_cfg\.json"
 
 
 def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:

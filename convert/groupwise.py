@@ -82,7 +82,7 @@ def search(
     layer: Layer, group: Group, inputs: InputStatistics, scheme: Scheme, options: QuantizeOptions
 ) -> awq.Scaling:
     """AWQ's scaling of a group's input; none for GPTQ, whose format cannot hold one."""
-    weights = [layer.weights[part] for part in layer.parts(group)]
+    weights = [layer.weights[part] for part in layer.model.family.parts(group)]
     if scheme.form != AWQ:
         return awq.Scaling(torch.ones_like(weights[0][0]), None, 0.0)
     grid = partial(grid_of, scheme=scheme, options=options)

@@ -51,10 +51,6 @@ class Layer:
             biases={part: source[f"{part}.bias"].float() for part in biased},
         )
 
-    def parts(self, group: Group) -> list[str]:
-        """The Hugging Face linears that read a group's input."""
-        return [part for name in group.linears for part in self.model.family.linear(name).parts]
-
     def weight(self, linear: Linear) -> torch.Tensor:
         """The fused weight, float32 [out, in]."""
         return torch.cat([self.weights[part] for part in linear.parts])
@@ -73,7 +69,7 @@ class Layer:
         tensors = {f"{theirs}.weight": self.norms[ours] for ours, theirs in family.norms.items()}
         tensors |= {f"{part}.bias": bias for part, bias in self.biases.items()}
         for group in family.groups:
-            for part in self.parts(group):
+            for part in self.model.family.parts(group):
                 tensors[f"{part}.weight"] = self.weights[part] / self.smoothers.get(group.name, 1.0)
         return tensors
 
@@ -85,7 +81,7 @@ class Layer:
         """
         if group.feeder is None or self.model.family.group_of_part(group.feeder) not in groups:
             return False
-        return self.weights[group.feeder].shape[0] == self.weights[self.parts(group)[0]].shape[1]
+        return self.weights[group.feeder].shape[0] == self.weights[self.model.family.parts(group)[0]].shape[1]
 
     def scale_input(self, group: Group, s: torch.Tensor, folded: torch.Tensor | None = None) -> None:
         """Multiply the weights that read a group's input by s, and divide whatever makes it; exact in float.
@@ -96,7 +92,7 @@ class Layer:
                 Without it the runtime divides by all of s. A group behind a norm folds into the norm.
         """
         self.factors[group.name] = s
-        for part in self.parts(group):
+        for part in self.model.family.parts(group):
             self.weights[part] = self.weights[part] * s
         if group.norm is not None:
             self.norms[group.norm] = self.norms[group.norm] / s

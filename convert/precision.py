@@ -23,7 +23,7 @@ WHOLE_BLOCKS = (SMOOTHQUANT_PLUGIN, FP8_ROWWISE)
 WHOLE_MODEL = (QSERVE_GROUP, QSERVE_CHANNEL)
 LAYER = "transformer.layers.{i}."
 
-# A group of linears: (layer, its name).
+# A group of linears, or a Hugging Face linear: (layer, name inside it).
 Place = tuple[int, str]
 
 
@@ -117,17 +117,26 @@ def mixed(
         layers: (shell pattern, scheme); a later one counts more than an earlier one, and exclude more than all.
 
     Raises:
-        InputError: a pattern that names no linear, or only some of those that read one input, or a mixture that
-            TensorRT-LLM cannot execute.
+        InputError: a pattern that names no linear, linears that read one input and would not be quantized alike, or a
+            mixture that TensorRT-LLM cannot execute.
     """
-    others: dict[Place, Scheme] = {}
+    parts: dict[Place, Scheme] = {}
     for pattern, scheme in layers:
-        places = named_by(pattern, model, "--quant_layer")
-        if not places:
-            raise InputError(f"--quant_layer {pattern}: the embedding and lm_head stay in floating point")
-        others |= dict.fromkeys(places, scheme)
+        parts |= dict.fromkeys(named_by(pattern, model, "--quant_layer"), scheme)
     for pattern in exclude:
-        others |= dict.fromkeys(named_by(pattern, model, "--exclude"), Scheme(kv_cache=base.kv_cache))
+        parts |= dict.fromkeys(named_by(pattern, model, "--exclude"), Scheme(kv_cache=base.kv_cache))
+    family, others = model.family, dict[Place, Scheme]()
+    for index in {index for index, _ in parts}:
+        for group in family.groups:
+            schemes = {part: parts.get((index, part), base) for part in family.parts(group)}
+            first, scheme = next(iter(schemes.items()))
+            for part in [part for part in schemes if schemes[part] != scheme]:
+                raise InputError(
+                    f"layer {index}: {first} would be {scheme.algo or 'floating point'}, {part} "
+                    f"{schemes[part].algo or 'floating point'}; they read one input and are quantized alike: give "
+                    f"patterns that take {' and '.join(schemes)}"
+                )
+            others[index, group.name] = scheme
     precision = Precision(model, base, others)
     if others and not precision.quantized:
         raise InputError("--exclude and --quant_layer leave nothing quantized; give --quant none instead")
@@ -136,31 +145,24 @@ def mixed(
 
 
 def named_by(pattern: str, model: Model, flag: str) -> list[Place]:
-    """The groups whose linears, or a module around them, match a pattern, under TensorRT-LLM's or Hugging Face's name;
-    none for a pattern that names only the embedding or lm_head."""
+    """(layer, Hugging Face linear) of all linears that a pattern matches, or that lie in a module that it matches, by
+    TensorRT-LLM's name or Hugging Face's; none where --exclude names only the embedding or lm_head."""
     match = re.compile(fnmatch.translate(pattern)).match
-    family, places = model.family, []
+    family, found = model.family, list[Place]()
     for index in range(model.num_hidden_layers):
-        for group in family.groups:
-            taken, left = list[str](), list[str]()
-            for linear in map(family.linear, group.linears):
-                for part in linear.parts:
-                    names = (family.layer.format(i=index) + part, LAYER.format(i=index) + linear.name)
-                    (taken if any(map(match, around(names))) else left).append(names[0])
-            if taken and left:
-                raise InputError(
-                    f"{flag} {pattern}: takes {', '.join(taken)} but not {', '.join(left)}; they read one input and "
-                    "are quantized alike: give a pattern that takes all of them"
-                )
-            places += [(index, group.name)] if taken else []
-    outside = (family.head, family.embedding)
-    if not places and not any(match(name.removesuffix(".weight")) for name in outside):
-        linear = family.linears[-1]
+        for linear in family.linears:
+            for part in linear.parts:
+                names = (family.layer.format(i=index) + part, LAYER.format(i=index) + linear.name)
+                found += [(index, part)] if any(map(match, around(names))) else []
+    outside = any(match(name.removesuffix(".weight")) for name in (family.head, family.embedding))
+    if not found and not (outside and flag == "--exclude"):
+        last = family.linears[-1]
+        what = "the embedding and lm_head stay in floating point" if outside else "no linear has such a name"
         raise InputError(
-            f"{flag} {pattern}: no linear has such a name; names are like {LAYER.format(i=0)}{linear.name} or "
-            f"{family.layer.format(i=0)}{linear.parts[0]}, * stands for any characters"
+            f"{flag} {pattern}: {what}; names are like {LAYER.format(i=0)}{last.name} or "
+            f"{family.layer.format(i=0)}{last.parts[0]}, and * stands for any characters"
         )
-    return places
+    return found
 
 
 def around(names: Sequence[str]) -> Iterator[str]:

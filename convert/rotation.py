@@ -50,7 +50,7 @@ class Rotation:
         """A decoder layer of the rotated model; its norm weights become ones."""
         family, rotated = model.family, dict(source)
         for group in family.groups:
-            for part in (part for name in group.linears for part in family.linear(name).parts):
+            for part in family.parts(group):
                 weight = source[f"{part}.weight"].float()
                 if group.norm is not None:
                     norm = source[f"{family.norms[group.norm]}.weight"].float()

@@ -87,7 +87,7 @@ def test_awq_scaling_leaves_a_float_layer_unchanged(model: Path) -> None:
     layer = Layer.of(source.layer(0), source.model)
     before = layer.computed()
     for group in source.model.family.groups:
-        width = layer.weights[layer.parts(group)[0]].shape[1]
+        width = layer.weights[layer.model.family.parts(group)[0]].shape[1]
         s = torch.rand(width) + 0.5
         layer.scale_input(group, s, s if layer.may_fold(group, source.model.family.groups) else None)
     after = layer.computed()
