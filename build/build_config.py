@@ -37,8 +37,8 @@ BUILD_DEFAULTS: dict[str, Any] = {
     "strongly_typed": True,
     "profiling_verbosity": "layer_names_only",
 }
-# Algorithms whose gate and up products may be one matrix.
-FUSED_MLP = (None, "FP8", "MIXED_PRECISION")
+# Algorithms whose gate and up products may be one matrix, where every layer has them.
+FUSED_MLP = (None, "FP8")
 
 Given = dict[str, Any]
 
@@ -80,7 +80,7 @@ def plugin_config(checkpoint: CheckpointFolder, release: Release, given: Given, 
         "tokens_per_block": release.tokens_per_block,
         "use_paged_context_fmha": release.paged_context and readable and paged,
         "use_fp8_context_fmha": release.paged_context and cache == "FP8" and readable and paged,
-        "use_fused_mlp": algorithm in FUSED_MLP,
+        "use_fused_mlp": algorithm in FUSED_MLP and checkpoint.uniform,
         "smooth_quant_plugins": True,
     }
     config |= quantization_plugins(checkpoint)

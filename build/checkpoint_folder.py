@@ -122,6 +122,11 @@ class CheckpointFolder:
             self.folder, self.config, model_of_checkpoint(self.config), stages, self.packed_for_sm or 80
         )
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers are quantized alike."""
+        return self.precision is None or len(self.precision.schemes) == 1
+
     def layer_algorithms(self, layer: int) -> dict[str, str | None]:
         """The QuantAlgo of each linear of a decoder layer of a known family, by its name inside the layer."""
         assert self.family is not None

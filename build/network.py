@@ -57,7 +57,8 @@ def layer_nodes(
     own = {group: algorithms[group.linears[0]] for group in family.groups}
     plugins = [(plugin, [g for g in own if plugin.used_by(own[g])]) for plugin in catalog.QUANTIZATION]
     if gemm_plugin:
-        plugins.append((gemm.IN_LAYER, [group for group in own if own[group] is None]))
+        plain = gemm.IN_FUSED_LAYER if checkpoint.uniform else gemm.IN_LAYER
+        plugins.append((plain, [group for group in own if own[group] is None]))
     plugins.append((catalog.ATTENTION, list(own)))
     if checkpoint.mapping.tp_size > 1:
         plugins.append((nccl.ALL_REDUCE, list(own)))
@@ -69,6 +70,8 @@ def sites(family: Family, site: Site, groups: list[Group]) -> tuple[str, ...]:
     linears = [family.linear(name) for group in groups for name in group.linears]
     if site == "linear":
         return tuple(linear.name for linear in linears)
+    if site == "group":
+        return tuple(group.name for group in groups)
     if site == "column linear":
         return tuple(linear.name for linear in linears if linear.cut == COLUMNS)
     if site == "rmsnorm":

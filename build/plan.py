@@ -12,7 +12,7 @@ from typing import Any
 from ..convert.errors import InputError
 from ..plugins import catalog
 from . import algorithms
-from .build_config import Given, build_config, quantization_plugins
+from .build_config import FUSED_MLP, Given, build_config, quantization_plugins
 from .checkpoint_folder import CheckpointFolder
 from .flags import LARGEST
 from .gpus import GPU
@@ -306,8 +306,9 @@ def feature_faults(
         "--use_fp8_context_fmha enable needs an FP8 model with an FP8 KV cache",
     )
     yield (
-        bool(plugin["use_fused_mlp"]) and not (algorithm is None or fp8 or algorithm == "MIXED_PRECISION"),
-        f"--use_fused_mlp enable: {algorithm} has scales for gate and up apart; only FP8 and unquantized models fuse",
+        bool(plugin["use_fused_mlp"]) and not (algorithm in FUSED_MLP and checkpoint.uniform),
+        f"--use_fused_mlp enable: {algorithm} has scales for gate and up apart, or layers are not quantized alike; only "
+        "models that are FP8 throughout or not quantized fuse",
     )
     yield (
         any(plugin.get(name) for name in ("low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin")) and not fp8,

@@ -12,5 +12,6 @@ PLUGIN = Plugin(
     "gemm_plugin",
     "none",
 )
-# The same in the layers of a model whose linears are not quantized.
+# The same in layers whose linears are not quantized, and in models without any that are: there gate and up are one.
 IN_LAYER = replace(PLUGIN, site="linear")
+IN_FUSED_LAYER = replace(PLUGIN, site="group")

@@ -22,7 +22,7 @@ INTEGER: Generations = ((80, 90), (120, 121))
 # FP8 arithmetic begins with Ada; the builder refuses scales per channel or token on SM 100 to 119 too.
 FP8_SCALED: Generations = ((89, 90), (120, 121))
 
-Site = Literal["linear", "column linear", "rmsnorm", "layernorm", "input", "attention", "none"]
+Site = Literal["linear", "group", "column linear", "rmsnorm", "layernorm", "input", "attention", "none"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Plugin:
         name, version, namespace: the key in TensorRT's plugin registry.
         fields: names of its creation fields, in order.
         config_key: the PluginConfig entry that enables it.
-        site: what makes one node of it in a decoder layer: every "linear", every "column linear" (cut along
-            in_features by tensor parallelism), every "rmsnorm" or "layernorm" before linears, every "input" of
+        site: what makes one node of it in a decoder layer: every "linear", every "group" of linears that read one
+            input, every "column linear" (cut along in_features by tensor parallelism), every "rmsnorm" or "layernorm" before linears, every "input" of
             linears that no norm makes, the "attention"; "none" for plugins outside the layers.
         algorithms: the QuantAlgo values whose networks hold it; empty for any.
         enabled_by: the QuantAlgo values for which a build sets config_key, where they are more than those.
