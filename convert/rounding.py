@@ -125,7 +125,7 @@ def check_groups(in_features: int, group_size: int, name: str) -> None:
         works = " or ".join(str(size) for size in GROUP_SIZES if in_features % size == 0)
         raise InputError(
             f"{name}: --group_size {group_size} cannot cut {in_features} input channels; "
-            f"{works or 'neither 64 nor 128'} can"
+            f"{works or 'neither 64 nor 128'} can; or --exclude it"
         )
 
 
