@@ -307,8 +307,8 @@ def feature_faults(
     )
     yield (
         bool(plugin["use_fused_mlp"]) and not (algorithm in FUSED_MLP and checkpoint.uniform),
-        f"--use_fused_mlp enable: {algorithm} has scales for gate and up apart, or layers are not quantized alike; only "
-        "models that are FP8 throughout or not quantized fuse",
+        f"--use_fused_mlp enable: {algorithm} has scales for gate and up apart, or layers are not quantized alike; "
+        "only models that are FP8 throughout or not quantized fuse",
     )
     yield (
         any(plugin.get(name) for name in ("low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin")) and not fp8,

@@ -34,8 +34,9 @@ class Plugin:
         fields: names of its creation fields, in order.
         config_key: the PluginConfig entry that enables it.
         site: what makes one node of it in a decoder layer: every "linear", every "group" of linears that read one
-            input, every "column linear" (cut along in_features by tensor parallelism), every "rmsnorm" or "layernorm" before linears, every "input" of
-            linears that no norm makes, the "attention"; "none" for plugins outside the layers.
+            input, every "column linear" (cut along in_features by tensor parallelism), every "rmsnorm" or "layernorm"
+            before linears, every "input" of linears that no norm makes, the "attention"; "none" for plugins outside
+            the layers.
         algorithms: the QuantAlgo values whose networks hold it; empty for any.
         enabled_by: the QuantAlgo values for which a build sets config_key, where they are more than those.
         gpus: the GPU generations that run it.
