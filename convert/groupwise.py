@@ -9,6 +9,7 @@ exact; rows scale freely, for every row of every group has its own scale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +22,15 @@ from .architectures import Group, Linear
 from .calibrate import InputStatistics, LayerStatistics
 from .fp8 import range_scale
 from .gptq import gptq
+from .gram import output_energy
 from .layer import Layer, Tensors
 from .options import QuantizeOptions
 from .rounding import Grid, Grouped
 from .scheme import AWQ, Scheme
+
+
+# Rows of a rounded weight, evenly taken, that its reported error is measured on.
+MEASURED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,10 @@ def round_linear(
     weight = layer.weight(linear)
     grid = awq.clip(weight, gram, grid_of(weight, scheme, options)).stored(dtype)
     rounded = gptq(weight, gram, grid, act_order=True) if options.gptq(scheme) else grid.round(weight)
-    change = rounded.dequantize() - weight
-    energy = float(((weight @ gram) * weight).sum()) or 1.0
-    return Rounded(rounded, float(((change @ gram) * change).sum()) / energy)
+    measured = slice(None, None, math.ceil(len(weight) / MEASURED_ROWS))
+    wanted, change = weight[measured], (rounded.dequantize() - weight)[measured]
+    energy = float(output_energy(wanted, gram).sum()) or 1.0
+    return Rounded(rounded, float(output_energy(change, gram).sum()) / energy)
 
 
 def repacked(layer: Layer, ready: Mapping[str, Grouped], scheme: Scheme) -> Tensors:
