@@ -8,8 +8,12 @@ normalised so that max(s) min(s) = 1. The released method has no w; with it, w_j
     trace(dW G dW'),    dW = Q(W s) / s - W,    G = X'X
 
 which the Gram matrix scores without another forward pass. Every alpha is screened first by what that error is
-expected to be if rounding errors of different channels are independent, sum_ij dW_ij^2 G_jj. Lin et al. 2023, "AWQ: Activation-aware Weight
-Quantization for LLM Compression and Acceleration", equations 4 and 5 and section 3.2 (clipping).
+expected to be if rounding errors of different groups are independent,
+
+    sum_g trace(dW_g G_gg dW_g'),    G_gg the block of G that belongs to group g's channels
+
+Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", equations 4 and 5
+and section 3.2 (clipping).
 """
 
 from __future__ import annotations
@@ -63,13 +67,13 @@ def search(
         weights: float32 [out_i, in] each.
         gram: float32 [in, in], X'X of their input, up to a positive factor.
         grid_of: how a float32 [rows, in] weight will be rounded, e.g. ``partial(Grid.of, group_size=128, ...)``.
-        group_size: of that grid, for w.
+        group_size: of that grid.
         magnitude: m, mean |x| of each channel, float32 [in]; sqrt(G_jj), which is its root mean square up to
             a factor, where none was measured.
         by_weight: divide by w^(1 - alpha).
     """
     rows, times = map(torch.cat, zip(*(sample_rows(weight, SAMPLED_ROWS) for weight in weights), strict=True))
-    few, stand_for = rows[::SCREENED], times[::SCREENED]
+    few, stand_for, blocks = rows[::SCREENED], times[::SCREENED], diagonal_blocks(gram, group_size)
     m = floored(gram.diagonal().clamp_min(0).sqrt() if magnitude is None else magnitude)
     w = relative_magnitude(rows, times, group_size) if by_weight else None
     energy = float(times @ output_energy(rows, gram)) or 1.0
@@ -79,8 +83,8 @@ def search(
         return grid_of(scaled).snap(scaled).div_(s).sub_(weight)
 
     def expected(step: int) -> float:
-        squared = change(few, factor(m, w, step / ALPHA_STEPS)).square_()
-        return float(stand_for @ (squared @ gram.diagonal()))
+        by_group = change(few, factor(m, w, step / ALPHA_STEPS)).unflatten(1, (-1, group_size)).transpose(0, 1)
+        return float(stand_for @ (by_group @ blocks).mul_(by_group).sum((0, 2)))
 
     def tried(alpha: float | None, s: torch.Tensor) -> Scaling:
         return Scaling(s, alpha, float(times @ output_energy(change(rows, s), gram)) / energy)
@@ -115,12 +119,17 @@ def scaled_gram(gram: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return gram / factor[:, None] / factor
 
 
+def diagonal_blocks(gram: torch.Tensor, size: int) -> torch.Tensor:
+    """G_gg of every group, float32 [groups, size, size]."""
+    return torch.stack([gram[start : start + size, start : start + size] for start in range(0, len(gram), size)])
+
+
 def clip(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> Grid:
     """Shrink the scale S of every group g of every row i to where its own output error is least.
 
         error_ig(a) = dW_ig G_gg dW_ig',    dW_ig / S_ig = t - a k,    k = clamp(round(t / a)),    t = W_ig / S_ig
 
-    G_gg is the block of G that belongs to the group's channels; k is less the zero, if there is one.
+    k is less the zero, if there is one.
     Upstream's method leaves q and k alone: their errors multiply, and clipping was found to cost accuracy there.
 
     Args:
@@ -130,7 +139,7 @@ def clip(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> Grid:
     """
     groups = grid.scale.shape[1]
     size = weight.shape[1] // groups
-    blocks = torch.stack([gram[start : start + size, start : start + size] for start in range(0, len(gram), size)])
+    blocks = diagonal_blocks(gram, size)
     rows = max(CLIPPED_AT_ONCE // weight.shape[1], 1)
     shrinks = []
     for start in range(0, len(weight), rows):

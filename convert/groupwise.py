@@ -9,7 +9,6 @@ exact; rows scale freely, for every row of every group has its own scale.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +26,9 @@ from .layer import Layer, Tensors
 from .options import QuantizeOptions
 from .rounding import Grid, Grouped
 from .scheme import AWQ, Scheme
+from .smoothing import sampled
 
-
-# Rows of a rounded weight, evenly taken, that its reported error is measured on.
+# Rows of a rounded weight that its reported error is measured on.
 MEASURED_ROWS = 256
 
 
@@ -98,10 +97,10 @@ def round_linear(
     weight = layer.weight(linear)
     grid = awq.clip(weight, gram, grid_of(weight, scheme, options)).stored(dtype)
     rounded = gptq(weight, gram, grid, act_order=True) if options.gptq(scheme) else grid.round(weight)
-    measured = slice(None, None, math.ceil(len(weight) / MEASURED_ROWS))
-    wanted, change = weight[measured], (rounded.dequantize() - weight)[measured]
-    energy = float(output_energy(wanted, gram).sum()) or 1.0
-    return Rounded(rounded, float(output_energy(change, gram).sum()) / energy)
+    rows, times = sampled(weight, MEASURED_ROWS)
+    change = (rounded.dequantize() - weight)[rows]
+    energy = float(times @ output_energy(weight[rows], gram)) or 1.0
+    return Rounded(rounded, float(times @ output_energy(change, gram)) / energy)
 
 
 def repacked(layer: Layer, ready: Mapping[str, Grouped], scheme: Scheme) -> Tensors:
