@@ -7,8 +7,13 @@ normalised so that max(s) min(s) = 1. The released method has no w; with it, w_j
 
     trace(dW G dW'),    dW = Q(W s) / s - W,    G = X'X
 
-which the Gram matrix scores without another forward pass. Lin et al. 2023, "AWQ: Activation-aware Weight
-Quantization for LLM Compression and Acceleration", equations 4 and 5 and section 3.2 (clipping).
+which the Gram matrix scores without another forward pass. Every alpha is screened first by what that error is
+expected to be if rounding errors of different groups are independent,
+
+    sum_g trace(dW_g G_gg dW_g'),    G_gg the block of G that belongs to group g's channels
+
+Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", equations 4 and 5
+and section 3.2 (clipping).
 """
 
 from __future__ import annotations
@@ -18,18 +23,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .gram import output_energy
 from .rounding import Grid
 from .smoothing import floored, sample_rows
 
 ALPHA_STEPS = 20
-# Every which of them is tried first; then those around the best.
-COARSE = 4
 # Rows of each weight that the alpha search scores.
 SAMPLED_ROWS = 256
+# Every which of these rows is enough to screen all alphas, and how many go on to be scored exactly.
+SCREENED, FINALISTS = 2, 4
 # A group's scale is tried at 1, 0.95, ... of what would just cover it.
 CLIP_STEP, CLIP_LEAST = 0.05, 0.5
-# Rows that are clipped at once, to bound memory.
-CLIPPED_ROWS = 1024
+# Weights that are clipped at once: few enough for the cache.
+CLIPPED_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
@@ -61,30 +67,31 @@ def search(
         weights: float32 [out_i, in] each.
         gram: float32 [in, in], X'X of their input, up to a positive factor.
         grid_of: how a float32 [rows, in] weight will be rounded, e.g. ``partial(Grid.of, group_size=128, ...)``.
-        group_size: of that grid, for w.
+        group_size: of that grid.
         magnitude: m, mean |x| of each channel, float32 [in]; sqrt(G_jj), which is its root mean square up to
             a factor, where none was measured.
         by_weight: divide by w^(1 - alpha).
     """
-    samples = [sample_rows(weight, SAMPLED_ROWS) for weight in weights]
-    rows, times = torch.cat([sample for sample, _ in samples]), torch.cat([times for _, times in samples])
+    rows, times = map(torch.cat, zip(*(sample_rows(weight, SAMPLED_ROWS) for weight in weights), strict=True))
+    few, stand_for, blocks = rows[::SCREENED], times[::SCREENED], diagonal_blocks(gram, group_size)
     m = floored(gram.diagonal().clamp_min(0).sqrt() if magnitude is None else magnitude)
     w = relative_magnitude(rows, times, group_size) if by_weight else None
-    energy = float(times @ ((rows @ gram) * rows).sum(1)) or 1.0
+    energy = float(times @ output_energy(rows, gram)) or 1.0
+
+    def change(weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        scaled = weight * s
+        return grid_of(scaled).snap(scaled).div_(s).sub_(weight)
+
+    def expected(step: int) -> float:
+        by_group = change(few, factor(m, w, step / ALPHA_STEPS)).unflatten(1, (-1, group_size)).transpose(0, 1)
+        return float(stand_for @ (by_group @ blocks).mul_(by_group).sum((0, 2)))
 
     def tried(alpha: float | None, s: torch.Tensor) -> Scaling:
-        scaled = rows * s
-        change = grid_of(scaled).snap(scaled).div_(s).sub_(rows)
-        return Scaling(s, alpha, float(times @ (change @ gram).mul_(change).sum(1)) / energy)
+        return Scaling(s, alpha, float(times @ output_energy(change(rows, s), gram)) / energy)
 
-    def at(step: int) -> Scaling:
-        return tried(step / ALPHA_STEPS, factor(m, w, step / ALPHA_STEPS))
-
-    coarse = {step: at(step) for step in range(0, ALPHA_STEPS + 1, COARSE)}
-    best = min(coarse, key=lambda step: coarse[step].error)
-    around = range(max(best - COARSE + 1, 0), min(best + COARSE, ALPHA_STEPS + 1))
-    fine = {step: at(step) for step in around if step not in coarse}
-    return min([tried(None, torch.ones_like(m)), *(coarse | fine).values()], key=lambda choice: choice.error)
+    screened = sorted(range(ALPHA_STEPS + 1), key=expected)[:FINALISTS]
+    finalists = [tried(step / ALPHA_STEPS, factor(m, w, step / ALPHA_STEPS)) for step in screened]
+    return min([tried(None, torch.ones_like(m)), *finalists], key=lambda choice: choice.error)
 
 
 def factor(magnitude: torch.Tensor, relative: torch.Tensor | None, alpha: float) -> torch.Tensor:
@@ -112,11 +119,17 @@ def scaled_gram(gram: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return gram / factor[:, None] / factor
 
 
+def diagonal_blocks(gram: torch.Tensor, size: int) -> torch.Tensor:
+    """G_gg of every group, float32 [groups, size, size]."""
+    return torch.stack([gram[start : start + size, start : start + size] for start in range(0, len(gram), size)])
+
+
 def clip(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> Grid:
-    """Shrink the scale of every group of every row to where its own output error is least.
+    """Shrink the scale S of every group g of every row i to where its own output error is least.
 
-        error_ig = dW_ig G_gg dW_ig',    G_gg the block of G that belongs to group g's channels
+        error_ig(a) = dW_ig G_gg dW_ig',    dW_ig / S_ig = t - a k,    k = clamp(round(t / a)),    t = W_ig / S_ig
 
+    k is less the zero, if there is one.
     Upstream's method leaves q and k alone: their errors multiply, and clipping was found to cost accuracy there.
 
     Args:
@@ -126,19 +139,34 @@ def clip(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> Grid:
     """
     groups = grid.scale.shape[1]
     size = weight.shape[1] // groups
-    blocks = torch.stack([gram[start : start + size, start : start + size] for start in range(0, len(gram), size)])
-    shrinks = [1 - step * CLIP_STEP for step in range(round((1 - CLIP_LEAST) / CLIP_STEP) + 1)]
-    best = []
-    for start in range(0, len(weight), CLIPPED_ROWS):
-        rows = weight[start : start + CLIPPED_ROWS]
-        zero = None if grid.zero is None else grid.zero[start : start + CLIPPED_ROWS]
-        scale = grid.scale[start : start + CLIPPED_ROWS]
-        least, chosen = torch.full_like(scale, torch.inf), scale
-        for shrink in shrinks:
-            tried = replace(grid, scale=scale * shrink, zero=zero)
-            change = tried.snap(rows).sub_(rows).unflatten(1, (groups, size)).transpose(0, 1)
-            error = (change @ blocks).mul_(change).sum(2).t()
-            better = error < least
-            least, chosen = torch.where(better, error, least), torch.where(better, tried.scale, chosen)
-        best.append(chosen)
-    return replace(grid, scale=torch.cat(best))
+    blocks = diagonal_blocks(gram, size)
+    rows = max(CLIPPED_AT_ONCE // weight.shape[1], 1)
+    shrinks = []
+    for start in range(0, len(weight), rows):
+        scale = grid.scale[start : start + rows].t()[..., None]
+        zero = torch.zeros_like(scale) if grid.zero is None else grid.zero[start : start + rows].t()[..., None]
+        t = weight[start : start + rows].unflatten(1, (groups, size)).transpose(0, 1) / scale
+        shrinks.append(best_shrink(t, grid.low - zero, grid.high - zero, blocks).t())
+    return replace(grid, scale=grid.scale * torch.cat(shrinks))
+
+
+def best_shrink(t: torch.Tensor, low: torch.Tensor, high: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """The a of least error of every row of every group, float32 [groups, rows].
+
+    Args:
+        t: float32 [groups, rows, size].
+        low, high: the range of k less the zero, float32 [groups, rows, 1].
+        blocks: G_gg, float32 [groups, size, size].
+    """
+    change, product = torch.empty_like(t), torch.empty_like(t)
+    best = t.new_ones(t.shape[:2])
+    least = torch.full_like(best, torch.inf)
+    for step in range(round((1 - CLIP_LEAST) / CLIP_STEP) + 1):
+        a = 1 - step * CLIP_STEP
+        k = torch.mul(t, 1 / a, out=change).round_()
+        torch.minimum(torch.maximum(k, low, out=k), high, out=k)
+        torch.sub(t, k, alpha=a, out=change)
+        error = torch.bmm(change, blocks, out=product).mul_(change).sum(2)
+        best.masked_fill_(error < least, a)
+        torch.minimum(least, error, out=least)
+    return best

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from .forward import LayerForward
+from .gram import add_inputs, mirror
 from .model import Model
 
 # Tokens kept of every calibration sequence, beside the one with the largest activation.
@@ -117,7 +118,7 @@ class _InputWatcher:
     def __init__(self, kept: torch.Tensor, gram: bool):
         self.kept = kept  # [sequences, KEPT_PER_SEQUENCE] token positions
         self.wants_gram = gram
-        self.gram: torch.Tensor | float = 0.0
+        self.gram: torch.Tensor | None = None
         self.magnitude: torch.Tensor | float = 0.0
         self.seen = 0
         self.amax: list[torch.Tensor] = []
@@ -134,7 +135,9 @@ class _InputWatcher:
         self.seen += batch
         if self.wants_gram:
             rows = x.reshape(-1, width)
-            self.gram = (rows.t() @ rows).float() + self.gram
+            if self.gram is None:
+                self.gram = rows.new_zeros(width, width, dtype=torch.float32)
+            add_inputs(self.gram, rows)
             self.magnitude = size.sum((0, 1), dtype=torch.float32) + self.magnitude
 
     def statistics(self, tokens_per_sequence: int) -> InputStatistics:
@@ -145,10 +148,10 @@ class _InputWatcher:
         weight = stands_for.flatten().to(tokens.device)
         if not self.wants_gram:
             return InputStatistics(amax, tokens, weight)
-        assert isinstance(self.gram, torch.Tensor)
+        assert self.gram is not None
         assert isinstance(self.magnitude, torch.Tensor)
         count = self.seen * tokens_per_sequence
-        return InputStatistics(amax, tokens, weight, self.gram / count, self.magnitude / count)
+        return InputStatistics(amax, tokens, weight, mirror(self.gram).div_(count), self.magnitude / count)
 
 
 def calibrate_layer(

@@ -21,10 +21,15 @@ from .architectures import Group, Linear
 from .calibrate import InputStatistics, LayerStatistics
 from .fp8 import range_scale
 from .gptq import gptq
+from .gram import output_energy
 from .layer import Layer, Tensors
 from .options import QuantizeOptions
 from .rounding import Grid, Grouped
 from .scheme import AWQ, Scheme
+from .smoothing import sampled
+
+# Rows of a rounded weight that its reported error is measured on.
+MEASURED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,10 @@ def round_linear(
     weight = layer.weight(linear)
     grid = awq.clip(weight, gram, grid_of(weight, scheme, options)).stored(dtype)
     rounded = gptq(weight, gram, grid, act_order=True) if options.gptq(scheme) else grid.round(weight)
-    change = rounded.dequantize() - weight
-    energy = float(((weight @ gram) * weight).sum()) or 1.0
-    return Rounded(rounded, float(((change @ gram) * change).sum()) / energy)
+    rows, times = sampled(weight, MEASURED_ROWS)
+    change = (rounded.dequantize() - weight)[rows]
+    energy = float(times @ output_energy(weight[rows], gram)) or 1.0
+    return Rounded(rounded, float(times @ output_energy(change, gram)) / energy)
 
 
 def repacked(layer: Layer, groups: Sequence[Group], ready: Mapping[str, Grouped], scheme: Scheme) -> Tensors:

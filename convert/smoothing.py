@@ -75,6 +75,12 @@ class Block:
 
 
 def sample_rows(weight: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that stand for all, float32 [rows, in], and how many each stands for (see ``sampled``)."""
+    rows, times = sampled(weight, most)
+    return weight[rows], times
+
+
+def sampled(weight: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A quarter of them those with the largest weights, the others evenly taken; and how many rows each stands for.
 
     Args:
@@ -82,15 +88,15 @@ def sample_rows(weight: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Te
         most: the number of rows to take at most; a smaller weight is taken whole.
 
     Returns:
-        float32 [rows, in] and float32 [rows].
+        int64 [rows], which they are, and float32 [rows].
     """
     if len(weight) <= most:
-        return weight, weight.new_ones(len(weight))
+        return torch.arange(len(weight), device=weight.device), weight.new_ones(len(weight))
     order = row_amax(weight).argsort(descending=True, stable=True)
     top, rest = order[: most // 4], order[most // 4 :]
     some = rest[:: math.ceil(len(rest) / (most - len(top)))]
     times = torch.cat((weight.new_ones(len(top)), weight.new_full((len(some),), len(rest) / len(some))))
-    return weight[torch.cat((top, some))], times
+    return torch.cat((top, some)), times
 
 
 def factor(activation_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: float) -> torch.Tensor:
