@@ -5,5 +5,6 @@ Read in this order: ``converter`` (the pass), ``source``, ``model`` and ``readym
 quantized, and how it is cut and stored), ``calibration``, ``calibrate``, ``gram`` and ``statistics_file``
 (statistics), ``quantizer``, ``quantize`` and ``layer`` (one layer), ``smoothquant``, ``groupwise`` and ``direct`` (the
 schemes), ``smoothing``, ``awq``, ``gptq``, ``qserve``, ``fp8``, ``ranges``, ``rounding``, ``rotation`` (the
-arithmetic), ``packing`` and ``repack`` (integers as others store them), ``checkpoint`` (files), ``joined``, ``runtime``, ``execution``, ``verify``, ``compare`` (the proof).
+arithmetic), ``packing`` and ``repack`` (integers as others store them), ``checkpoint`` (files), ``joined``,
+``runtime``, ``execution``, ``verify``, ``compare`` (the proof).
 """
