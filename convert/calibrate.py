@@ -7,6 +7,7 @@ algorithm reads the same statistics afterwards; none asks for another forward pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
@@ -169,7 +170,7 @@ def calibrate_layer(
     Args:
         layer: the layer, its weights loaded.
         hidden: [sequences, tokens, hidden_size], replaced in place by the layer's output unless it is to stay.
-        stay: leave the hidden states as they are.
+        stay: leave the hidden states as they are, and compute nothing behind the last linear's input.
         seed: draws the kept tokens; the same for every layer.
         batch: sequences per forward pass.
         on_batch: called with the number of tokens done after each batch.
@@ -190,12 +191,14 @@ def calibrate_layer(
             outputs[part] = 0.0
             handles.append(layer.watch_output(part, partial(_see_output, outputs, part)))
     ranges = _CacheRanges(layer) if wanted.cache else None
+    if stay:
+        last = model.family.linear(model.family.groups[-1].linears[0]).parts[0]
+        handles.append(layer.watch(last, _end_pass))
     try:
         for start in range(0, sequences, batch):
             piece = hidden[start : start + batch]
-            out = layer(piece.to(layer.device, layer.dtype))
-            if not stay:
-                hidden[start : start + batch] = out.to(hidden.device)
+            with suppress(_PassEnds):
+                hidden[start : start + batch] = layer(piece.to(layer.device, layer.dtype)).to(hidden.device)
             on_batch(piece.shape[0] * length)
     finally:
         for handle in handles:
@@ -206,6 +209,14 @@ def calibrate_layer(
     if ranges is None:
         return LayerStatistics(inputs, outputs)
     return LayerStatistics(inputs, outputs, ranges.key, ranges.value)
+
+
+class _PassEnds(Exception):
+    """All that a pass was for has been seen."""
+
+
+def _end_pass(x: torch.Tensor) -> None:
+    raise _PassEnds
 
 
 def _see_output(outputs: dict[str, float], part: str, y: torch.Tensor) -> None:

@@ -21,6 +21,8 @@ from .rounding import Grid, Grouped
 BLOCK = 128
 # The widest input whose factorization is done in float64; wider ones would take too long.
 DOUBLE_UP_TO = 4096
+# A triangular matrix up to this size is inverted in one piece.
+LEAST_HALVED = 256
 
 
 def gptq(
@@ -87,12 +89,29 @@ def inverse_factor(gram: torch.Tensor, order: torch.Tensor, damping: float) -> t
         if not failed:
             break
         damping = max(damping * 10, 1e-6)
-    identity = torch.eye(n, dtype=h.dtype, device=h.device)
-    inverse: torch.Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    inverse = inverse_of_lower(factor)
     if gram.is_cuda and not inverse.isfinite().all():
         # Seen with torch 2.11 on an H100 for a matrix that the CPU factors without trouble.
         return inverse_factor(gram.cpu(), order.cpu(), damping).to(gram.device)
     return inverse.flip(0, 1).float()
+
+
+def inverse_of_lower(lower: torch.Tensor) -> torch.Tensor:
+    """The inverse of a lower triangular matrix [n, n], by halves: most of it is matrix products.
+
+    [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1  C^-1]
+    """
+    n = len(lower)
+    if n <= LEAST_HALVED:
+        identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
+        whole: torch.Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return whole
+    half = n // 2
+    a, c = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = a, c
+    torch.mm(c @ lower[half:, :half], a, out=inverse[half:, :half]).neg_()
+    return inverse
 
 
 def output_error(change: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.gptq import gptq, inverse_factor, output_error
+from enginesmith.convert.gptq import LEAST_HALVED, gptq, inverse_factor, inverse_of_lower, output_error
 from enginesmith.convert.rounding import Grid, Grouped, check_groups, row_amax, weight_only
 
 
@@ -133,6 +133,15 @@ def test_factor_of_the_inverse() -> None:
     u = inverse_factor(gram, torch.arange(64), 0.0).double()
     assert torch.equal(u, u.triu())
     torch.testing.assert_close(u.t() @ u @ gram.double(), torch.eye(64, dtype=torch.float64), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, LEAST_HALVED, LEAST_HALVED + 1, 3 * LEAST_HALVED - 1])
+def test_inverse_by_halves(size: int) -> None:
+    lower = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tril()
+    lower.diagonal().abs_().add_(size**0.5)
+    inverse = inverse_of_lower(lower)
+    assert torch.equal(inverse, inverse.tril())
+    torch.testing.assert_close(inverse @ lower, torch.eye(size, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
