@@ -14,7 +14,7 @@ SMALLEST_ERROR = 1e-4
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --faint: #63676e; --rule: #dfe2e6; --paper: #ffffff;
   --s0: #0b62c4; --s1: #c2410c; --s2: #15803d; --s3: #9333ea;
-  --s4: #b45309; --s5: #0e7490; --s6: #be185d; --s7: #4d5562 }
+  --s4: #713f12; --s5: #0e7490; --s6: #be185d; --s7: #4d5562 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --faint: #9aa0a8; --rule: #33373d; --paper: #16181b;
   --s0: #6cb0ff; --s1: #ff9166; --s2: #5fd38a; --s3: #c79bff;
   --s4: #f2b84b; --s5: #55cfe6; --s6: #ff85b8; --s7: #b4bac4 } }
