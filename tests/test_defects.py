@@ -87,6 +87,32 @@ def test_09_13_sizes_that_do_not_divide(tiny: Tiny, tmp_path: Path) -> None:
             convert(ConvertOptions(str(model), str(tmp_path / "out"), **options))
 
 
+@pytest.mark.parametrize("quant", ["W8A16", "W4A16"])
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ({"hidden_size": 256, "intermediate_size": 480}, "mlp.fc on one of 2 ranks: out_features 240"),
+        ({"hidden_size": 192, "intermediate_size": 384}, "attention.dense on one of 2 ranks: in_features 96"),
+    ],
+)
+def test_06_weight_only_sizes_that_no_kernel_takes(
+    quant: str, sizes: dict[str, int], line: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    model = tiny(**sizes)
+    with pytest.raises(InputError, match=rf"{line} must be a multiple of \d+ .*; sizes that work: \d+, \d+"):
+        convert(ConvertOptions(str(model), str(tmp_path / "out"), quant=quant, tp_size=2))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "quant", ["FP8_PER_CHANNEL_PER_TOKEN", "FP8", "W4A16_AWQ", "W8A8_SQ_PER_CHANNEL", "W4A16_GPTQ", "W8A16_GPTQ"]
+)
+@pytest.mark.parametrize("tp", [1, 2])
+def test_07_10_every_format_is_converted_on_a_cpu(quant: str, tp: int, tiny: Tiny, converted: Convert) -> None:
+    model = tiny(hidden_size=256, intermediate_size=512, num_key_value_heads=4)
+    check(converted(model, quant=quant, tp_size=tp, group_size=64, device="cpu"), model)
+
+
 @pytest.mark.parametrize("quant", [None, *ALGORITHMS])
 @pytest.mark.parametrize("tp", [1, 2])
 def test_14_mlp_bias(quant: str | None, tp: int, tiny: Tiny, converted: Convert) -> None:
