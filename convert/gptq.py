@@ -12,6 +12,10 @@ factorization from the last channel to the first), then U = R^-1.
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+
 import torch
 
 from .errors import InputError
@@ -23,6 +27,8 @@ BLOCK = 128
 DOUBLE_UP_TO = 4096
 # A triangular matrix up to this size is inverted in one piece.
 LEAST_HALVED = 256
+
+RoundChannels = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Grid], torch.Tensor]
 
 
 def gptq(
@@ -47,23 +53,51 @@ def gptq(
     if act_order:
         order = gram.diagonal().argsort(descending=True, stable=True)
     u = inverse_factor(gram, order, damping)
+    u = u / u.diagonal()[:, None]
     # Transposed, so that a channel is a contiguous row. Rows that are done hold their integers.
     w, scale = weight.t()[order], grid.scale.t().contiguous()
     zero = torch.zeros_like(scale) if grid.zero is None else grid.zero.t().contiguous()
-    group_of = (order // (columns // groups)).tolist()
+    group_of = order // (columns // groups)
+    round_channels = compiled() if weight.is_cuda else one_by_one
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        block, errors = w[start:end], torch.empty_like(w[start:end])
-        for j, group in enumerate(group_of[start:end]):
-            k = (block[j] / scale[group]).add_(zero[group]).round_().clamp_(grid.low, grid.high)
-            row = u[start + j, start + j : end]
-            torch.div(block[j] - (k - zero[group]) * scale[group], row[0], out=errors[j])
-            block[j:].addr_(row, errors[j], alpha=-1)
-            block[j] = k
+        group = group_of[start:end]
+        errors = round_channels(w[start:end], u[start:end, start:end], scale[group], zero[group], grid)
         w[end:].addmm_(u[start:end, end:].t(), errors, alpha=-1)
     integers = torch.empty_like(w)
     integers[order] = w
     return grid.take(integers.t().contiguous())
+
+
+def one_by_one(w: torch.Tensor, u: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Round neighbouring channels one after the other, each moving those behind it.
+
+    Args:
+        w: float32 [channels, out]; becomes their integers.
+        u: their part of U, rows divided by its diagonal, float32 [channels, channels].
+        scale, zero: of each channel's group, float32 [channels, out].
+
+    Returns:
+        w_j - q_j of each channel when it was reached, float32 [channels, out].
+    """
+    errors = torch.empty_like(w)
+    for j in range(len(w)):
+        k = (w[j] / scale[j]).add_(zero[j]).round_().clamp_(grid.low, grid.high)
+        torch.addcmul(w[j], k - zero[j], scale[j], value=-1, out=errors[j])
+        w[j:].addr_(u[j, j:], errors[j], alpha=-1)
+        w[j] = k
+    return errors
+
+
+def compiled() -> RoundChannels:
+    """``one_by_one`` as one kernel; as it is where Triton, or the C compiler that it needs, is missing."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return one_by_one
+    try:
+        from . import gptq_triton
+    except ImportError:
+        return one_by_one
+    return gptq_triton.one_by_one
 
 
 def inverse_factor(gram: torch.Tensor, order: torch.Tensor, damping: float) -> torch.Tensor:

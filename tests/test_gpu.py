@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from enginesmith.convert import gptq
 from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.rounding import Grid
 from enginesmith.convert.verify import measure
 from enginesmith.plugins import int8
 
@@ -53,3 +55,17 @@ def test_every_format_converts_and_executes_as_on_the_cpu(
         checkpoint = converted(model, quant=algo, group_size=group_size(algo), device=device)
         results[device] = measure(checkpoint, model, text, chunks=4, length=24, device=device)
     assert results["cuda"].kl == pytest.approx(results["cpu"].kl, rel=0.3, abs=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(24, 128), (130, 192), (64, 4224)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_is_the_same_with_and_without_its_kernel(
+    shape: tuple[int, int], symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(512, shape[1], generator=draw), torch.randn(shape, generator=draw).cuda()
+    gram, grid = (x.t() @ x).cuda(), Grid.of(weight, 64, 4, symmetric)
+    with_kernel = gptq.gptq(weight, gram, grid, act_order=True).integers
+    monkeypatch.setattr(gptq, "compiled", lambda: gptq.one_by_one)
+    without = gptq.gptq(weight, gram, grid, act_order=True).integers
+    assert float((with_kernel != without).float().mean()) < 1e-3
