@@ -53,7 +53,7 @@ def gptq(
     if act_order:
         order = gram.diagonal().argsort(descending=True, stable=True)
     u = inverse_factor(gram, order, damping)
-    u = u / u.diagonal()[:, None]
+    u = (u / u.diagonal()[:, None]).contiguous()
     # Transposed, so that a channel is a contiguous row. Rows that are done hold their integers.
     w, scale = weight.t()[order], grid.scale.t().contiguous()
     zero = torch.zeros_like(scale) if grid.zero is None else grid.zero.t().contiguous()
