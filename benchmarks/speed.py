@@ -66,7 +66,7 @@ def main(model_dir: str, work: Path, peer: str | None) -> None:
     if peer:
         for dtype in ("float32", "bfloat16"):
             script = str(Path(__file__).with_name("peer_modelopt.py"))
-            command = [peer, script, model_dir, str(work / f"modelopt-{dtype}"), dtype]
+            command = [peer, script, model_dir, "smoothquant", str(work / f"modelopt-{dtype}"), dtype]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
             line = result.stdout.strip().splitlines()[-1]
             total = float(line.split()[-2])

@@ -73,7 +73,6 @@ def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, 
     ones, as with convert --propagate float.
     """
     flags["kv_cache"] = None if flags["kv_cache"] == "none" else flags["kv_cache"]
-    flags["group_size"] = int(flags["group_size"])
     options = ConvertOptions(output_dir="", propagate="float", **flags)
     algorithms = [name.strip() for name in quant.split(",")]
     if html is not None:

@@ -193,7 +193,7 @@ def read_options(flags: dict[str, Any]) -> ConvertOptions:
         if flags["quant"]:
             raise InputError("--use_weight_only and another quantization are both given; give one")
         flags["quant"] = WEIGHT_ONLY_PRECISION[precision or "int8"]
-    flags["group_size"], flags["sm"] = int(flags["group_size"]), int(flags["sm"])
+    flags["sm"] = int(flags["sm"])
     if flags.pop("fp8_kv_cache"):
         if flags["kv_cache"] not in (None, "FP8"):
             raise InputError("--fp8_kv_cache and --kv_cache INT8 contradict each other")

@@ -23,9 +23,8 @@ seq_len = click.option("--seq_len", type=click.IntRange(2), default=512, show_de
 group_size = click.option(
     "--group_size",
     type=click.Choice([str(size) for size in GROUP_SIZES]),
-    default="128",
-    show_default=True,
-    help="Input channels that share a scale, for AWQ and GPTQ.",
+    callback=lambda context, option, size: size and int(size),
+    help="Input channels that share a scale, for AWQ and GPTQ.  [default: 128, or what a quantized folder has]",
 )
 exclude = click.option(
     "--exclude",

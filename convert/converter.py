@@ -53,7 +53,8 @@ class ConvertOptions:
         alpha: SmoothQuant's migration strength; None searches it for every smoothing group.
         act_range: "auto" or a method of ranges.METHODS, for static activation scales.
         fold, rounding, symmetric: see options.QuantizeOptions.
-        group_size: input channels that share a scale, for AWQ and GPTQ.
+        group_size: input channels that share a scale, for AWQ and GPTQ; None: 128, or the most that a folder which
+            is quantized already can keep.
         sm: the GPU generation that W8A16, W4A16 and GPTQ integers are arranged for.
         propagate: "float": later layers are calibrated on the source's hidden states; "quantized": on those of the
             layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds and no file of
@@ -78,7 +79,7 @@ class ConvertOptions:
     fold: bool = True
     rounding: str = "auto"
     symmetric: bool = False
-    group_size: int = 128
+    group_size: int | None = None
     sm: int = 80
     propagate: str = "auto"
     requantize: bool = False
@@ -385,9 +386,9 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     """
     algo = quant_of(source.ready, options.quant, options.requantize)
     ready = None if options.requantize else source.ready
-    group_size = ready.engine_group(options.group_size) if ready else options.group_size
+    group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
     base = scheme_of(algo, options.kv_cache, group_size, options.sm)
-    layers = [layer_scheme(text, options, base) for text in options.quant_layer]
+    layers = [layer_scheme(text, base, group_size, options.sm) for text in options.quant_layer]
     precision = mixed(source.model, base, options.exclude, layers)
     choices = QuantizeOptions(
         options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
@@ -401,12 +402,12 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     return Quantizer(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
 
 
-def layer_scheme(text: str, options: ConvertOptions, base: Scheme) -> tuple[str, Scheme]:
+def layer_scheme(text: str, base: Scheme, group_size: int, sm: int) -> tuple[str, Scheme]:
     """The pattern and the scheme of one --quant_layer PATTERN=ALGO."""
     pattern, equals, algo = text.rpartition("=")
     if not equals or not pattern or not algo:
-        raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '*.mlp=W8A16'")
-    return pattern, scheme_of(None if algo == "none" else algo, base.kv_cache, options.group_size, options.sm)
+        raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '{pattern or text or '*.mlp'}=W8A16'")
+    return pattern, scheme_of(None if algo == "none" else algo, base.kv_cache, group_size, sm)
 
 
 def read_calibration(options: ConvertOptions, source: Source) -> Tokens:

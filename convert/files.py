@@ -71,10 +71,11 @@ def _sha256(file: Any) -> str:
     return digest.hexdigest()
 
 
-def section(config: dict[str, Any], key: str) -> dict[str, Any]:
+def section(config: dict[str, Any], key: str, file: str = "config.json") -> dict[str, Any]:
+    """An object in a config, empty where there is none; file: the one it was read from, for messages."""
     value = config.get(key, {})
     if not isinstance(value, dict):
-        raise InputError(f"config.json: {key} must be an object, not {value!r}")
+        raise InputError(f"{file}: {key} must be an object, not {value!r}")
     return value
 
 
@@ -119,7 +120,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def manifest_problems(folder: Path, suspect: Callable[[Path], bool] = lambda path: True) -> list[str]:
     """Files of a checkpoint that are no longer the ones its manifest recorded; only suspects are hashed."""
     problems = []
-    for name, digest in section(read_manifest(folder), "files").items():
+    for name, digest in section(read_manifest(folder), "files", MANIFEST).items():
         path = folder / name
         if not re.fullmatch(MANIFEST_FILES, name):
             problems.append(f"{MANIFEST}: {name[:60]!r} is no file of a checkpoint")

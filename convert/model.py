@@ -205,13 +205,15 @@ def read_rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, 
     return theta, {"rope_type": kind, **scaling}
 
 
-def positive(config: dict[str, Any], key: str, default: int | None = None, largest: int = LARGEST) -> int:
-    """A positive integer of a config."""
+def positive(
+    config: dict[str, Any], key: str, default: int | None = None, largest: int = LARGEST, file: str = "config.json"
+) -> int:
+    """A positive integer of a config; file: the one it was read from, for messages."""
     value = config.get(key)
     if value is None:
         value = default
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
-        raise InputError(f"config.json: {key} must be an integer from 1 to {largest}, not {shown(value)}")
+        raise InputError(f"{file}: {key} must be an integer from 1 to {largest}, not {shown(value)}")
     return value
 
 
@@ -225,10 +227,11 @@ def number(config: dict[str, Any], key: str, default: float | None = None, large
     return float(value)
 
 
-def flag(config: dict[str, Any], key: str) -> bool:
+def flag(config: dict[str, Any], key: str, file: str = "config.json") -> bool:
+    """True or false in a config; file: the one it was read from, for messages."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise InputError(f"config.json: {key} must be true or false, not {shown(value)}")
+        raise InputError(f"{file}: {key} must be true or false, not {shown(value)}")
     return bool(value)
 
 

@@ -12,7 +12,6 @@ of a larger one, so groups of any multiple of 64, and whole rows, are exact too.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,19 @@ class ReadyMade:
         """TensorRT-LLM's QuantAlgo that holds these weights exactly."""
         return f"W{self.bits}A16_GPTQ" if self.zero_points or self.method != AWQ else "W4A16_AWQ"
 
-    def engine_group(self, asked: int) -> int:
-        """The group size of the checkpoint: the one asked for, or 64 where only that divides the folder's groups."""
-        return asked if self.group_size == WHOLE_ROW else math.gcd(self.group_size, asked)
+    def engine_group(self, asked: int | None) -> int:
+        """The group size of the checkpoint: the one asked for, or the largest that cuts the folder's groups evenly.
+
+        Raises:
+            InputError: the one asked for does not.
+        """
+        works = [size for size in GROUP_SIZES if self.group_size == WHOLE_ROW or self.group_size % size == 0]
+        if asked is not None and asked not in works:
+            raise InputError(
+                f"--group_size {asked} would mix the folder's scales, one every {self.group_size} channels; "
+                f"use {' or '.join(map(str, works))}, or {ANEW}"
+            )
+        return asked or max(works)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> dict[str, Expected]:
         """What a linear [out, in] consists of, by last name.
@@ -213,16 +222,17 @@ def interpret(file: Path, config: dict[str, Any]) -> ReadyMade:
 
 
 def _gptq(file: Path, config: dict[str, Any]) -> ReadyMade:
-    stored = "marlin" if flag(config, "is_marlin_format") else _format(file, config, "gptq")
+    stored = "marlin" if flag(config, "is_marlin_format", file.name) else _format(file, config, "gptq")
     versions = {"gptq": 1, "gptq_v2": 2}
     if stored not in versions:
         raise _unreadable(file, "checkpoint_format", stored, 'save the model with checkpoint_format "gptq_v2"')
     if config.get("pack_dtype") not in (None, "int32"):
         raise _unreadable(file, "pack_dtype", config["pack_dtype"], "pack the model in int32 words")
-    if flag(config, "lm_head"):
+    if flag(config, "lm_head", file.name):
         raise _unreadable(file, "lm_head", True, "quantize the model without lm_head, which engines keep in float")
     _check_dynamic(file, config.get("dynamic"))
-    bits, group_size, reordered = _bits(file, config, "bits"), _group(file, config), flag(config, "desc_act")
+    bits, group_size = _bits(file, config, "bits"), _group(file, config)
+    reordered = flag(config, "desc_act", file.name)
     return ReadyMade(file, GPTQ, bits, group_size, version=versions[stored], reordered=reordered)
 
 
@@ -245,17 +255,17 @@ def _awq(file: Path, config: dict[str, Any]) -> ReadyMade:
     version = _format(file, spelled, "gemm")
     if version != "gemm":
         raise _unreadable(file, "version", version, "save the model with version gemm")
-    zero_points = spelled.get("zero_point") is None or flag(spelled, "zero_point")
+    zero_points = spelled.get("zero_point") is None or flag(spelled, "zero_point", file.name)
     if _bits(file, spelled, "bits") != 4:
         raise _unreadable(file, "bits", spelled["bits"], "AWQ's format has 4")
     return ReadyMade(file, AWQ, 4, _group(file, spelled), zero_points)
 
 
 def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
-    groups = section(config, "config_groups")
+    groups = section(config, "config_groups", file.name)
     if len(groups) != 1:
         raise _unreadable(file, "config_groups", list(groups), "quantize every linear with the same bits and groups")
-    group = section(groups, next(iter(groups)))
+    group = section(groups, next(iter(groups)), file.name)
     stored = group.get("format") or config.get("format")
     if stored != "pack-quantized":
         raise _unreadable(file, "format", stored, "save the model as pack-quantized")
@@ -265,9 +275,12 @@ def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
     for key in ("kv_cache_scheme", "transform_config"):
         if config.get(key):
             raise _unreadable(file, key, config[key], "make the model without it; --kv_cache quantizes the cache")
-    if config.get("sparsity_config") and section(config, "sparsity_config").get("format", "dense") != "dense":
+    if (
+        config.get("sparsity_config")
+        and section(config, "sparsity_config", file.name).get("format", "dense") != "dense"
+    ):
         raise _unreadable(file, "sparsity_config", config["sparsity_config"], "save the model without sparsity")
-    weights = section(group, "weights")
+    weights = section(group, "weights", file.name)
     if weights.get("type", "int") != "int":
         raise _unreadable(file, "weights type", weights["type"], "int does")
     strategy = weights.get("strategy")
@@ -275,14 +288,14 @@ def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
         raise _unreadable(file, "weights strategy", strategy, "group and channel do")
     size = _group(file, weights) if strategy == "group" else WHOLE_ROW
     reordered = weights.get("actorder") in (True, "group", "dynamic")
-    zero_points = weights.get("symmetric") is not None and not flag(weights, "symmetric")
+    zero_points = weights.get("symmetric") is not None and not flag(weights, "symmetric", file.name)
     return ReadyMade(file, COMPRESSED, _bits(file, weights, "num_bits"), size, zero_points, reordered=reordered)
 
 
 def _bits(file: Path, config: dict[str, Any], key: str) -> int:
     if config.get(key) not in (4, 8):
         raise _unreadable(file, key, config.get(key), "4 and 8 do")
-    return positive(config, key)
+    return positive(config, key, file=file.name)
 
 
 def _group(file: Path, config: dict[str, Any]) -> int:
@@ -291,7 +304,7 @@ def _group(file: Path, config: dict[str, Any]) -> int:
         return WHOLE_ROW
     if not isinstance(size, int) or size <= 0 or size % min(GROUP_SIZES):
         raise _unreadable(file, "group_size", size, "multiples of 64, and -1, do")
-    return positive(config, "group_size")
+    return positive(config, "group_size", file=file.name)
 
 
 def _unreadable(file: Path, key: str, value: Any, works: str) -> InputError:
