@@ -100,7 +100,7 @@ def test_a_group_size_that_mixes_scales_is_refused(tmp_path: Path, converted: Co
     folder = Folder(tmp_path / "hf", "gptq", 4, 64)
     with pytest.raises(InputError, match=r"--group_size 128 would mix .* one every 64 channels; use 64, or give --req"):
         converted(folder.path, group_size=128)
-    assert converted(folder.path, group_size=128, requantize=True, quant="W4A16_GPTQ").scheme.group_size == 128
+    assert converted(folder.path, group_size=128, requantize=True, quant="W4A16_GPTQ").precision.base.group_size == 128
     words = ["--model_dir", folder.path, "--output_dir", tmp_path / "out"]
     assert "--group_size 128 would mix" in run("convert", *words, "--group-size", 128, expect=2).stderr
     assert "repacked" in run("convert", *words).stdout
