@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..convert.architectures import COLUMNS, FAMILIES, Family, Group
 from ..convert.errors import InputError
+from ..convert.scheme import SCHEMES
 from ..plugins import catalog, gemm, nccl
 from ..plugins.identity import Plugin, Site
 from .checkpoint_folder import CheckpointFolder
@@ -41,6 +42,9 @@ def rank_nodes(checkpoint: CheckpointFolder, rank: int, gemm_plugin: bool = True
             f"config.json: the layers of {checkpoint.architecture} are not known; known: "
             f"{', '.join(name for known in FAMILIES for name in known.architectures)}"
         )
+    if checkpoint.precision is None:
+        names = ", ".join(str(name) for name in checkpoint.algorithms)
+        raise InputError(f"{checkpoint.folder}: the plugins of {names} are not known here; known: {', '.join(SCHEMES)}")
     nodes = [
         Nodes(plugin, layer, places)
         for layer in checkpoint.layers_of(rank)

@@ -32,7 +32,8 @@ def plugins(checkpoint_dir: str, rank: int | None, as_json: bool) -> None:
         click.echo(json.dumps({number: as_data(found) for number, found in nodes.items()}))
         return
     algorithm = checkpoint.algorithm or "no quantization"
-    click.echo(f"{checkpoint.folder}: {checkpoint.architecture}, {algorithm}, {checkpoint.world_size} ranks")
+    ranks_there = "1 rank" if checkpoint.world_size == 1 else f"{checkpoint.world_size} ranks"
+    click.echo(f"{checkpoint.folder}: {checkpoint.architecture}, {algorithm}, {ranks_there}")
     for same, numbers in groupby(nodes, key=lambda number: (rows(nodes[number]), totals(nodes[number]))):
         alike = list(numbers)
         click.echo(f"\nrank {alike[0]}" if len(alike) == 1 else f"\nranks {alike[0]} to {alike[-1]}, each")
@@ -46,6 +47,8 @@ def rows(nodes: list[Nodes]) -> list[str]:
     lines = []
     for plugin, layers, places in gathered(nodes):
         where = "outside" if layers is None else f"layers {layers.start} to {layers.stop - 1}"
+        if layers is not None and len(layers) == 1:
+            where = f"layer {layers.start}"
         each = f"{len(places)}" + ("" if layers is None else " a layer")
         lines.append(f"{where:<16} {plugin:<24} {each:<10} {', '.join(places)}")
     return lines

@@ -53,13 +53,18 @@ class Calibration:
         statistics = calibrate_layer(
             self.forward, self.hidden, self.model, self.wanted, self.seed, self.batch, on_tokens, self.stay
         )
-        statistics.hidden_amax = float(torch.maximum(self.hidden.max(), -self.hidden.min()))
+        statistics.hidden_amax = self.largest()
         return statistics
 
-    def advance(self, layer: Layer) -> None:
-        """Replace the hidden states by what the quantized layer makes of them."""
+    def advance(self, layer: Layer) -> float:
+        """Replace the hidden states by what the quantized layer makes of them; returns the largest of them."""
         self.forward.load(layer.computed())
         calibrate_layer(self.forward, self.hidden, self.model, Wanted(), self.seed, self.batch)
+        return self.largest()
+
+    def largest(self) -> float:
+        """The largest |hidden state|."""
+        return float(torch.maximum(self.hidden.max(), -self.hidden.min()))
 
 
 def calibration_dtype(device: torch.device) -> str:
@@ -67,9 +72,8 @@ def calibration_dtype(device: torch.device) -> str:
     return str(fast_dtype(device)).removeprefix("torch.")
 
 
-def check_range(statistics: LayerStatistics, dtype: str, layer: int) -> None:
-    """The engine keeps hidden states in its dtype: they must be numbers, and fit."""
-    largest = statistics.hidden_amax
+def check_range(largest: float, dtype: str, layer: int) -> None:
+    """The engine keeps hidden states in its dtype: the largest of a layer's must be a number, and fit."""
     if not math.isfinite(largest):
         raise InputError(f"hidden states of layer {layer} are not finite; the model does not work on this text")
     if dtype == "float16" and largest > torch.finfo(torch.float16).max:

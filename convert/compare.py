@@ -122,7 +122,7 @@ class Stream:
         if self.calibration is not None:
             on_progress(index, "calibrate", 0)
             statistics = self.calibration.layer(tensors, lambda tokens: on_progress(index, "calibrate", tokens))
-            check_range(statistics, quantizer.dtype, index)
+            check_range(statistics.hidden_amax, quantizer.dtype, index)
         on_progress(index, "quantize", 0)
         for candidate in self.candidates:
             candidate.layer(index, tensors, statistics, reference)

@@ -23,14 +23,14 @@ from .forward import rotary_frequencies
 from .layer import Tensors
 from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
 from .options import QuantizeOptions
-from .precision import mixed
+from .precision import mixed, of_parts
 from .quant_config import QUANT_CFG, quant_cfg
 from .quantizer import Quantized, Quantizer
 from .ranges import METHODS
 from .readymade import ANEW, ReadyMade, quant_of
 from .rotation import Rotation
 from .rounding import Grouped
-from .scheme import SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
+from .scheme import GPTQ, SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
 from .source import Source
 from .staging import MARK, Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
@@ -166,6 +166,8 @@ class Job:
         changes = {
             "--rotate": bool(options.rotate),
             "--symmetric": options.symmetric,
+            "--exclude": bool(options.exclude),
+            "--quant_layer": bool(options.quant_layer),
             "--stats and --save_stats": bool(options.stats or options.save_stats),
             f"--rounding {options.rounding}": options.rounding != "auto",
             f"--propagate {options.propagate}": options.propagate != "auto",
@@ -174,8 +176,6 @@ class Job:
             raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
         if rotary_frequencies(self.model)[1] != 1:
             raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
-        if left := self.source.left_in_float():
-            raise InputError(f"{left[0]} is not quantized, others are: engines want all or none; {ANEW}")
         self.ready_layer(0)  # what the packer did to one layer it did to all
 
     def ready_layer(self, index: int) -> dict[str, Grouped] | None:
@@ -262,13 +262,13 @@ class Job:
             statistics = calibration.layer(source, lambda tokens: on_progress(index, "calibrate", tokens))
         elif self.saved is not None:
             statistics = self.saved.layer(index)
-        check_range(statistics, self.quantizer.dtype, index)
+        check_range(statistics.hidden_amax, self.quantizer.dtype, index)
         save(index, statistics)
         if self.precision.quantized:
             on_progress(index, "quantize", 0)
         quantized = self.quantizer.quantize(index, source, statistics, self.ready_layer(index))
         if self.requantized and calibration is not None:
-            calibration.advance(quantized.layer)
+            check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
         return quantized
 
     def propagates_quantized(self) -> bool:
@@ -350,7 +350,8 @@ def write_layer(files: list[RankFile], local: int, tensors: Tensors, specs: dict
 
 def check_options(options: ConvertOptions) -> None:
     given = {"--alpha": options.alpha is not None, "--act_range": options.act_range != "auto"}
-    for flag in [flag for flag, there in given.items() if there and options.quant not in SMOOTHQUANT]:
+    algorithms = {options.quant, *(text.rpartition("=")[2] for text in options.quant_layer)}
+    for flag in [flag for flag, there in given.items() if there and not algorithms & SMOOTHQUANT.keys()]:
         raise InputError(f"{flag} belongs to SmoothQuant: give --quant, or --smoothquant ALPHA as upstream has it")
     if options.alpha is not None and not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
@@ -390,6 +391,11 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     base = scheme_of(algo, options.kv_cache, group_size, options.sm)
     layers = [layer_scheme(text, base, group_size, options.sm) for text in options.quant_layer]
     precision = mixed(source.model, base, options.exclude, layers)
+    if ready:
+        left = dict.fromkeys(source.left_in_float(), scheme_of(None, options.kv_cache))
+        precision = of_parts(source.model, base, left)
+    if options.symmetric and ready is None and all(scheme.form != GPTQ for scheme in precision.schemes):
+        raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
     choices = QuantizeOptions(
         options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
     )

@@ -77,5 +77,5 @@ def round_linear(
         return made | {"s2_zeros": -grouped.zero * grouped.s2}, grouped.dequantize()
     assert scheme.form == QSERVE_CHANNEL
     channels = qserve.per_channel(weight)
-    scaled_zero = (channels.zero.float() * channels.s1.float()).half()
+    scaled_zero = channels.zero.float() * channels.s1.float()
     return {"weight": channels.integers, "s1_scales": channels.s1, "s1_szeros": scaled_zero}, channels.dequantize()

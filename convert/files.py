@@ -30,6 +30,8 @@ MANIFEST_FILES = r"rank\d+\.safetensors|config\.json|quant_cfg\.json"
 
 def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
     """(name, shape, dtype) of every tensor in a safetensors file, bounds checked by safetensors."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file")
     try:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 (a safe_open handle is no mapping)

@@ -27,6 +27,8 @@ BLOCK = 128
 DOUBLE_UP_TO = 4096
 # A triangular matrix up to this size is inverted in one piece.
 LEAST_HALVED = 256
+# Rounding never takes a Gram matrix further from positive definite than this share of its mean diagonal.
+MOST_DAMPING = 100.0
 
 RoundChannels = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Grid], torch.Tensor]
 
@@ -123,6 +125,8 @@ def inverse_factor(gram: torch.Tensor, order: torch.Tensor, damping: float) -> t
         if not failed:
             break
         damping = max(damping * 10, 1e-6)
+        if not damping <= MOST_DAMPING:
+            raise InputError("a Gram matrix of calibration inputs is not positive semidefinite; calibrate again")
     inverse = inverse_of_lower(factor)
     if gram.is_cuda and not inverse.isfinite().all():
         # Seen with torch 2.11 on an H100 for a matrix that the CPU factors without trouble.

@@ -71,7 +71,7 @@ def quantize_groups(
             errors.append(rounded.error)
             tensors |= stored(layer, group, linear, rounded.weight, scheme)
             if scheme.fp8_activations:
-                tensors |= fp8_factors(linear, rounded.weight, inputs, scaling.factor)
+                tensors |= fp8_factors(layer, group, linear, rounded.weight, inputs, dtype)
             write_back(layer, linear, rounded.weight)
         report[group.name] = {"alpha": scaling.alpha, "error": max(errors)}
     return tensors, report
@@ -141,10 +141,17 @@ def stored(layer: Layer, group: Group, linear: Linear, weight: Grouped, scheme: 
     return {f"{linear.name}.{suffix}": tensor for suffix, tensor in tensors.items()}
 
 
-def fp8_factors(linear: Linear, weight: Grouped, inputs: InputStatistics, factor: torch.Tensor) -> Tensors:
-    """W4A8_AWQ's two numbers. Dequantized weights pass through FP8 too: their largest value takes its whole range."""
+def fp8_factors(
+    layer: Layer, group: Group, linear: Linear, weight: Grouped, inputs: InputStatistics, dtype: torch.dtype
+) -> Tensors:
+    """W4A8_AWQ's two numbers. Dequantized weights pass through FP8 too: their largest value takes its whole range.
+
+    The loader divides prequant_scaling_factor by the first of them, and the quotient must fit the engine's dtype.
+    """
+    range_ = range_scale((inputs.channel_amax() / layer.factors[group.name]).amax())
+    least = (1 / layer.smoothers[group.name]).amax() / torch.finfo(dtype).max
     return {
-        f"{linear.name}.activation_scaling_factor": range_scale((inputs.channel_amax() / factor).amax()),
+        f"{linear.name}.activation_scaling_factor": torch.maximum(range_, 1.01 * least),
         f"{linear.name}.weights_scaling_factor_2": range_scale(weight.dequantize().abs().amax()),
     }
 

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from .architectures import Group
 from .errors import InputError
-from .model import Model
+from .model import Model, shown
 from .scheme import FLOAT, FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP, SMOOTHQUANT_PLUGIN, LayerSchemes, Scheme
 
 MIXED_PRECISION = "MIXED_PRECISION"
@@ -125,6 +125,19 @@ def mixed(
         parts |= dict.fromkeys(named_by(pattern, model, "--quant_layer"), scheme)
     for pattern in exclude:
         parts |= dict.fromkeys(named_by(pattern, model, "--exclude"), Scheme(kv_cache=base.kv_cache))
+    precision = of_parts(model, base, parts)
+    if exclude and not precision.quantized:
+        way = "give --quant" if base.form == FLOAT and not layers else "give --quant none instead"
+        raise InputError(f"--exclude {shown(exclude[-1])}: nothing is quantized then; {way}")
+    return precision
+
+
+def of_parts(model: Model, base: Scheme, parts: Mapping[Place, Scheme]) -> Precision:
+    """A model quantized by one scheme, but for some Hugging Face linears.
+
+    Raises:
+        InputError: as for ``mixed``.
+    """
     family, others = model.family, dict[Place, Scheme]()
     for index in {index for index, _ in parts}:
         for group in family.groups:
@@ -133,13 +146,11 @@ def mixed(
             for part in [part for part in schemes if schemes[part] != scheme]:
                 raise InputError(
                     f"layer {index}: {first} would be {scheme.algo or 'floating point'}, {part} "
-                    f"{schemes[part].algo or 'floating point'}; they read one input and are quantized alike: give "
-                    f"patterns that take {' and '.join(schemes)}"
+                    f"{schemes[part].algo or 'floating point'}; {' and '.join(schemes)} read one input and must be "
+                    "quantized alike"
                 )
             others[index, group.name] = scheme
     precision = Precision(model, base, others)
-    if others and not precision.quantized:
-        raise InputError("--exclude and --quant_layer leave nothing quantized; give --quant none instead")
     precision.check()
     return precision
 
@@ -159,7 +170,7 @@ def named_by(pattern: str, model: Model, flag: str) -> list[Place]:
         last = family.linears[-1]
         what = "the embedding and lm_head stay in floating point" if outside else "no linear has such a name"
         raise InputError(
-            f"{flag} {pattern}: {what}; names are like {LAYER.format(i=0)}{last.name} or "
+            f"{flag} {shown(pattern)}: {what}; names are like {LAYER.format(i=0)}{last.name} or "
             f"{family.layer.format(i=0)}{last.parts[0]}, and * stands for any characters"
         )
     return found

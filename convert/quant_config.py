@@ -18,13 +18,14 @@ from typing import Any
 from .architectures import Group
 from .errors import InputError
 from .files import read_json, section
-from .model import Model, positive
+from .model import Model, flag, positive
 from .precision import LAYER, MIXED_PRECISION, WHOLE_BLOCKS, Precision, module_of
 from .scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, WEIGHT_ONLY, Scheme, scheme_of
 
 QUANT_CFG = "quant_cfg.json"
 # What exclude_modules holds where a checkpoint says nothing.
 NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
+OUTSIDE = ("lm_head", "transformer.vocab_embedding", "transformer.ln_f")
 NEVER_ROWWISE = ("*ln_f", "*ln_embed", "*lm_head")
 
 
@@ -112,11 +113,16 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
     """
     said = section(config, "quantization")
     if said.get("quant_algo") == MIXED_PRECISION:
-        said = read_quant_cfg(folder)
-        base = scheme_of(None, said.get("kv_cache_quant_algo"))
-        places = {name: scheme_from(entry, base.kv_cache, sm) for name, entry in said["quantized_layers"].items()}
+        in_config, said = said.get("kv_cache_quant_algo"), read_quant_cfg(folder)
+        kv_cache = said.get("kv_cache_quant_algo")
+        if kv_cache != in_config:
+            raise InputError(f"{QUANT_CFG}: kv_cache_quant_algo is {kv_cache!r}, config.json's is {in_config!r}")
+        base = scheme_of(None, kv_cache)
+        entries = said["quantized_layers"].items()
+        places = {name: scheme_from(entry, kv_cache, sm, f"{QUANT_CFG}: {name}") for name, entry in entries}
+        check_names(places, model, stages[0])
     else:
-        base = scheme_from(said, said.get("kv_cache_quant_algo"), sm)
+        base = scheme_from(said, said.get("kv_cache_quant_algo"), sm, "config.json")
         places = dict.fromkeys(patterns(said), Scheme(kv_cache=base.kv_cache))
     others = {}
     for layers in stages:
@@ -154,11 +160,35 @@ def match(name: str, places: dict[str, Scheme]) -> Scheme | None:
     return next((places[pattern] for pattern in wild if fnmatch.fnmatchcase(name, pattern)), None)
 
 
-def scheme_from(entry: Any, kv_cache: Any, sm: int) -> Scheme:
-    """The scheme of a quantization section, or of one module's entry in quant_cfg.json."""
+def check_names(places: dict[str, Scheme], model: Model, layers: range) -> None:
+    """Raise InputError for an entry of quant_cfg.json that TensorRT-LLM would read otherwise than it is read here."""
+    inside = {name for group in model.family.groups for name in (*group.linears, module_of(group), group.norm) if name}
+    known = {LAYER.format(i=index) + name for index in range(len(layers)) for name in inside}
+    for name in places:
+        taken = name in known or any(fnmatch.fnmatchcase(one, name) for one in known)
+        if not taken or any(fnmatch.fnmatchcase(one, name) for one in OUTSIDE):
+            raise InputError(
+                f"{QUANT_CFG}: {name[:80]!r} names more or less than modules of this model's decoder layers"
+            )
+
+
+def scheme_from(entry: Any, kv_cache: Any, sm: int, where: str) -> Scheme:
+    """The scheme of a quantization section, or of one module's entry in quant_cfg.json.
+
+    Args:
+        where: file and module, for messages.
+    """
     if not isinstance(entry, dict):
-        raise InputError(f"{QUANT_CFG}: a module's entry must be an object, not {entry!r}")
-    return scheme_of(entry.get("quant_algo"), kv_cache, positive(entry, "group_size", 128), sm)
+        raise InputError(f"{where}: a module's entry must be an object, not {entry!r}")
+    size = positive(entry, "group_size", 128, file=where)
+    try:
+        scheme = scheme_of(entry.get("quant_algo"), kv_cache, size, sm)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for key, implied in (("has_zero_point", scheme.form == GPTQ), ("pre_quant_scale", scheme.form == AWQ)):
+        if scheme.grouped and flag(entry, key, where) != implied:
+            raise InputError(f"{where}: {key} must be {str(implied).lower()} for {scheme.algo} as it is written here")
+    return scheme
 
 
 def patterns(said: dict[str, Any]) -> Sequence[str]:

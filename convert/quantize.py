@@ -46,7 +46,7 @@ def quantize_layer(
     for scheme in dict.fromkeys(schemes.values()):
         groups = [group for group in family.groups if schemes[group.name] == scheme]
         chosen: dict[str, Any] = {}
-        if ready is not None:
+        if ready is not None and scheme.form != FLOAT:
             made = groupwise.repacked(layer, groups, ready, scheme)
         elif scheme.form == FLOAT:
             made = floating(layer, groups)

@@ -26,6 +26,8 @@ from .rounding import Grouped
 from .source import Source
 from .storage import PLAIN
 
+WIDER, OTHERWISE = "use --dtype bfloat16", "use another --quant or --exclude the linear"
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -93,8 +95,11 @@ class Quantizer:
         specs = layer_tensors(self.model, self.precision.layer(index), self.dtype)
 
         def cast(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            dtype = self.dtype if specs[name].dtype == MODEL_DTYPE else specs[name].dtype
-            return to_dtype(tensor, dtype, name) if specs[name].storage is PLAIN else tensor
+            own = specs[name].dtype
+            dtype, way = (
+                (self.dtype, WIDER) if own == MODEL_DTYPE else (own, f"its format has {own} there; {OTHERWISE}")
+            )
+            return to_dtype(tensor, dtype, f"layer {index}: {name}", way) if specs[name].storage is PLAIN else tensor
 
         return {name: cast(name, tensor) for name, tensor in tensors.items()}
 
@@ -130,12 +135,16 @@ def with_attention_scaling(source: Tensors, model: Model) -> Tensors:
     return source | {name: source[name].float() * scaling**2 for name in names if name in source}
 
 
-def to_dtype(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """Cast, refusing anything that would not be a finite number in the checkpoint."""
+def to_dtype(tensor: torch.Tensor, dtype: str, name: str, way: str = WIDER) -> torch.Tensor:
+    """Cast, refusing anything that would not be a finite number in the checkpoint.
+
+    Args:
+        way: what to do where the dtype is too narrow.
+    """
     cast = tensor.to(getattr(torch, dtype))
     if cast.is_floating_point() and cast.element_size() > 1 and not torch.isfinite(cast).all():
         largest = float(tensor.abs().max())
         if math.isfinite(largest) and dtype == "float16":
-            raise InputError(f"tensor {name} does not fit float16 (it reaches {largest:.3g}); use --dtype bfloat16")
-        raise InputError(f"tensor {name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
+            raise InputError(f"{name} does not fit float16 (it reaches {largest:.3g}); {way}")
+        raise InputError(f"{name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
     return cast

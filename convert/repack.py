@@ -155,7 +155,8 @@ def _quantized(
         _check_shape(f"{name}.{index}", stored, (in_features,))
         group_of = stored.long()
         if group_of.min() < 0 or group_of.max() >= groups:
-            raise InputError(f"{name}.{index}: names group {int(group_of.max())}, but scales hold {groups}")
+            wrong = int(group_of.min()) if group_of.min() < 0 else int(group_of.max())
+            raise InputError(f"{name}.{index}: names group {wrong}, but scales hold {groups}, from 0")
     signed, signed_zero = ((values.to(torch.int16) - half).to(torch.int8).contiguous() for values in (fields, zero))
     return Quantized(name, signed, scale.float().contiguous(), signed_zero, group_of)
 

@@ -121,9 +121,9 @@ def scheme_of(algo: str | None, kv_cache: str | None = None, group_size: int = 1
     scheme = replace(scheme, group_size=group_size) if scheme.grouped else scheme
     sizes = (128,) if scheme.fp8_activations else GROUP_SIZES
     if scheme.grouped and group_size not in sizes:
-        raise InputError(f"--group_size {group_size}: the kernels of {algo} know {' and '.join(map(str, sizes))}")
+        raise InputError(f"group_size {group_size}: the kernels of {algo} know {' and '.join(map(str, sizes))}")
     if scheme.arranged and sm not in GENERATIONS:
-        raise InputError(f"--sm {sm}: {algo} weights are arranged for one of: {', '.join(map(str, GENERATIONS))}")
+        raise InputError(f"sm {sm}: {algo} weights are arranged for one of: {', '.join(map(str, GENERATIONS))}")
     return scheme
 
 

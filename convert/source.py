@@ -97,12 +97,14 @@ class Source:
         """
         assert self.ready is not None
         prefix = self.model.family.layer.format(i=index)
-        names = [name for name in self._linears() if name.startswith(prefix)]
+        names = [name for name in self.packed if name.startswith(prefix)]
         return {name[len(prefix) :]: self.ready.exact(self.quantized(name), group_size, dtype) for name in names}
 
-    def left_in_float(self) -> list[str]:
-        """The full names of the decoder layers' linears that a ready-made folder has not quantized."""
-        return [name for name in self._linears() if name not in self.packed]
+    def left_in_float(self) -> list[tuple[int, str]]:
+        """(layer, name inside it) of the linears that a ready-made folder has not quantized."""
+        layer, layers = self.model.family.layer, range(self.model.num_hidden_layers)
+        parts = [part for linear in self.model.family.linears for part in linear.parts]
+        return [(i, part) for i in layers for part in parts if f"{layer.format(i=i)}{part}" not in self.packed]
 
     def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """The output projection [vocab_size, hidden_size]; the embedding where the two are tied."""

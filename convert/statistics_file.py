@@ -22,12 +22,14 @@ from safetensors import SafetensorError, safe_open
 from .calibrate import KEPT_PER_SEQUENCE, InputStatistics, LayerStatistics, Wanted
 from .checkpoint import RankFile
 from .errors import InputError
-from .files import headers
+from .files import DTYPE_NAMES, headers
 from .model import Model
 from .staging import sync
 
 # The key of our JSON in the safetensors header, and the version of the layout.
 KEY, VERSION = "enginesmith_statistics", 1
+# Beyond what any activation, or product of two, comes to.
+LARGEST = 1e30
 # Called with each layer's index and statistics.
 Save = Callable[[int, LayerStatistics], None]
 
@@ -88,6 +90,8 @@ class StatisticsFile:
 
     def __init__(self, path: str | Path, model: Model, device: torch.device):
         self.path, self.model, self.device = Path(path), model, device
+        if not self.path.is_file():
+            raise InputError(f"--stats: {path} is no file; make it with enginesmith convert --save_stats")
         found = {name: (shape, dtype) for name, shape, dtype in headers(self.path)}
         self.origin = read_origin(self.path)
         expected = {name: (shape, "F32") for name, (shape, _) in layout(model, self.origin).items()}
@@ -115,9 +119,20 @@ class StatisticsFile:
         except (SafetensorError, OSError) as error:
             raise InputError(f"--stats: {self.path} cannot be read ({error})") from None
         for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise InputError(f"--stats: {self.path}: tensor layers.{index}.{name} is not finite")
+            if not possible(name.rpartition(".")[2], tensor):
+                raise InputError(
+                    f"--stats: {self.path}: tensor layers.{index}.{name} holds what no calibration gives; save it again"
+                )
         return unnamed(tensors, self.model)
+
+
+def possible(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a statistic could have been measured: a finite size, or a symmetric matrix of products."""
+    if not (tensor.abs() < LARGEST).all():
+        return False
+    if name == "gram":
+        return bool((tensor.diagonal() >= 0).all()) and torch.equal(tensor, tensor.t())
+    return name == "tokens" or bool((tensor >= 0).all())
 
 
 def layout(model: Model, origin: Origin) -> dict[str, tuple[list[int], str]]:
@@ -205,6 +220,8 @@ def well_formed(origin: Origin) -> bool:
         and all(isinstance(digest, str) for digest in origin.source.values())
         and all(isinstance(name, str) and name in known for name in origin.has)
         and 0 < origin.sequences < 2**31
+        and 0 < origin.tokens_per_sequence < 2**31
+        and origin.dtype in DTYPE_NAMES
     )
 
 

@@ -17,6 +17,7 @@ from enginesmith.convert.scheme import SCHEMES, SMOOTHQUANT, scheme_of
 from enginesmith.convert.source import Source
 from enginesmith.convert.verify import measure, structure_problems
 from tests.command import run
+from tests.conftest import TINY, random_weights, write_model
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]
@@ -138,3 +139,28 @@ def test_upstreams_spellings(model: Path, tmp_path: Path) -> None:
 def test_an_unknown_group_size_is_refused() -> None:
     with pytest.raises(InputError, match="know 64 and 128"):
         scheme_of("W4A16_AWQ", None, 32)
+
+
+def test_an_input_of_zeros_is_kept_apart_from_infinity(tmp_path: Path, converted: Converted) -> None:
+    """W4A8_AWQ's loader divides the prequant factor by the activation's scale, in float16."""
+    weights = random_weights({**TINY, **WIDE})
+    weights["model.layers.0.self_attn.v_proj.weight"].zero_()
+    model = write_model(tmp_path / "hf", weights, **WIDE)
+    checkpoint = converted(model, quant="W4A8_AWQ")
+    assert measure(checkpoint, model, str(model.parent / "ids.safetensors"), 4, 24).kl < 1
+
+
+@pytest.mark.parametrize("propagate", ["float", "quantized"])
+def test_hidden_states_beyond_float16_are_refused_behind_the_last_layer(
+    propagate: str, tmp_path: Path, converted: Converted
+) -> None:
+    weights = random_weights({**TINY, **WIDE})
+    weights["model.layers.1.mlp.down_proj.weight"] *= 60000
+    model = write_model(tmp_path / "hf", weights, **WIDE)
+    with pytest.raises(InputError, match=r"hidden states of layer 1 reach .* use --dtype bfloat16"):
+        converted(model, quant="W4A16_GPTQ", group_size=64, propagate=propagate)
+
+
+def test_symmetric_belongs_to_gptq(model: Path, converted: Converted) -> None:
+    with pytest.raises(InputError, match="--symmetric is for W4A16_GPTQ"):
+        converted(model, quant="W8A16", symmetric=True)

@@ -163,3 +163,9 @@ def test_grid_in_the_dtype_that_stores_it() -> None:
     assert torch.equal(grid.scale.half().float(), grid.scale)
     assert grid.scale.min() > 0
     assert grid.round(weight).dequantize().isfinite().all()
+
+
+def test_a_matrix_that_no_inputs_have_is_refused() -> None:
+    weight, gram = layer(4, 128)
+    with pytest.raises(InputError, match="not positive semidefinite"):
+        gptq(weight, -gram, Grid.of(weight, 64, 4, True))

@@ -130,11 +130,13 @@ def test_later_patterns_count_more_and_exclude_most(model: Model) -> None:
 @pytest.mark.parametrize(
     ("algo", "exclude", "layers", "line"),
     [
-        ("W8A16", ["*.k_proj"], [], "self_attn.k_proj floating point; they read one input and are quantized alike"),
-        ("FP8", ["*.gate_proj"], [], "give patterns that take mlp.gate_proj and mlp.up_proj"),
+        ("W8A16", ["*.k_proj"], [], "self_attn.k_proj floating point; .* read one input and must be quantized alike"),
+        ("FP8", ["*.gate_proj"], [], "mlp.gate_proj and mlp.up_proj read one input"),
         ("W8A16", ["*.downproj"], [], "--exclude .*: no linear has such a name; names are like transformer.layers.0"),
-        ("W8A16", ["*"], [], "leave nothing quantized; give --quant none instead"),
-        ("W8A16", [], [("lm_head", "FP8")], "--quant_layer lm_head: the embedding and lm_head stay in floating"),
+        ("W8A16", ["*"], [], "nothing is quantized then; give --quant none instead"),
+        (None, ["*.mlp"], [], "nothing is quantized then; give --quant$"),
+        ("W8A16", ["x" * 10**5], [], r"--exclude 'x{56}\.\.\.: no linear has such a name"),
+        ("W8A16", [], [("lm_head", "FP8")], "--quant_layer 'lm_head': the embedding and lm_head stay in floating"),
         (PER_TOKEN, ["*.0.*.o_proj"], [], "layer 0: .* quantizes all of attention or nothing of it"),
         ("FP8", [], [("*.2.*down_proj", PER_TOKEN)], "layer 2: .* not mlp.proj without mlp.fc"),
         ("W4A8_QSERVE_PER_GROUP", ["*.0.*"], [], "quantizes every layer"),
@@ -142,7 +144,7 @@ def test_later_patterns_count_more_and_exclude_most(model: Model) -> None:
     ],
 )
 def test_what_cannot_be_mixed_is_refused(
-    algo: str, exclude: list[str], layers: list[tuple[str, str]], line: str, model: Model
+    algo: str | None, exclude: list[str], layers: list[tuple[str, str]], line: str, model: Model
 ) -> None:
     with pytest.raises(InputError, match=line):
         mixed(model, scheme_of(algo), exclude, [(pattern, scheme_of(name)) for pattern, name in layers])
@@ -267,6 +269,16 @@ def test_sizes_that_no_kernel_takes_may_be_excluded(tiny: Tiny, converted: Conve
     assert structure_problems(converted(odd, quant="W4A16_GPTQ", group_size=64, exclude=("*.mlp",))) == []
 
 
+FIRST, LAST = "transformer.layers.0.mlp.fc", "transformer.layers.9.mlp.fc"
+
+
+def change(path: Path, module: str, entry: dict[str, Any]) -> None:
+    """Give quant_cfg.json an entry."""
+    said = json.loads(path.read_text())
+    said["quantized_layers"][module] = entry
+    path.write_text(json.dumps(said))
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
@@ -275,6 +287,19 @@ def test_sizes_that_no_kernel_takes_may_be_excluded(tiny: Tiny, converted: Conve
         (lambda path: path.write_text("{}"), "no quantized_layers in it"),
         (lambda path: path.write_text('{"quantized_layers": {"a": 1}}'), "a module's entry must be an object"),
         (lambda path: path.write_text('{"quantized_layers": {"a": {"quant_algo": "X"}}}'), "'X' is not supported"),
+        (lambda path: change(path, LAST, {"quant_algo": "FP8"}), "'transformer.layers.9.mlp.fc' names more or less"),
+        (lambda path: change(path, "lm_head", {"quant_algo": "FP8"}), "'lm_head' names more or less than modules"),
+        (lambda path: change(path, "*", {"quant_algo": "FP8"}), "'*' names more or less than modules"),
+        (
+            lambda path: change(path, FIRST, {"quant_algo": "W4A16_AWQ", "group_size": 32}),
+            f"{FIRST}: group_size 32: the",
+        ),
+        (lambda path: change(path, FIRST, {"quant_algo": "W4A16_AWQ", "group_size": "x"}), f"{FIRST}: group_size must"),
+        (lambda path: change(path, FIRST, {"quant_algo": "W4A16_AWQ"}), "pre_quant_scale must be true for W4A16_AWQ"),
+        (
+            lambda path: path.write_text(path.read_text().replace('_algo": null', '_algo": "INT8"')),
+            "quant_cfg.json: kv_cache_quant_algo is 'INT8', config.json's is None",
+        ),
     ],
 )
 def test_a_damaged_quant_cfg_is_named(
@@ -284,6 +309,24 @@ def test_a_damaged_quant_cfg_is_named(
     folder = converted(source, quant="W8A16", quant_layer=("*.mlp=FP8",)).folder
     damage(folder / "quant_cfg.json")
     assert line in run("verify", folder, expect=2).stderr
+
+
+def test_plugins_of_an_unknown_mixture_are_refused(tiny: Tiny, converted: Converted) -> None:
+    folder = converted(tiny(**WIDE), quant="W8A16", quant_layer=("*.mlp=FP8",)).folder
+    change(folder / "quant_cfg.json", FIRST, {"quant_algo": "NVFP4"})
+    assert "the plugins of W8A16, NVFP4, FP8 are not known here" in run("plugins", folder, expect=2).stderr
+
+
+@pytest.mark.parametrize(("key", "value"), [("has_zero_point", True), ("pre_quant_scale", False), ("group_size", 32)])
+def test_settings_that_contradict_the_algorithm_are_refused(
+    key: str, value: Any, tiny: Tiny, converted: Converted
+) -> None:
+    folder = converted(tiny(**WIDE), quant="W4A16_AWQ", group_size=64).folder
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    for command in ("verify", "plugins"):
+        assert f"config.json: {key}" in run(command, folder, expect=2).stderr
 
 
 def test_a_changed_quant_cfg_is_noticed(tiny: Tiny, converted: Converted) -> None:
@@ -310,7 +353,7 @@ def test_the_command_takes_both_flags_several_times(tiny: Tiny, tmp_path: Path) 
     assert "MIXED_PRECISION" in shown
     assert "MIXED_PRECISION" in run("plugins", tmp_path / "out").stdout
     for text, line in (
-        ("*.mlp", "give PATTERN=ALGO"),
+        ("*.mlp", "give PATTERN=ALGO, such as '*.mlp=W8A16'"),
         ("=W8A16", "give PATTERN=ALGO"),
         ("*.mlp=INT3", "'INT3' is not supported"),
     ):

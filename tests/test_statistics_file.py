@@ -114,7 +114,13 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
         (lambda made, tensors: made.update(source=[]), "header is not readable"),
         (lambda made, tensors: made.update(extra=1), "header is not readable"),
         (lambda made, tensors: tensors.pop("layers.1.mlp.proj.gram"), "tensor layers.1.mlp.proj.gram differs"),
-        (lambda made, tensors: tensors["layers.1.mlp.proj.amax"].fill_(torch.nan), "is not finite"),
+        (lambda made, tensors: tensors["layers.1.mlp.proj.amax"].fill_(torch.nan), "holds what no calib"),
+        (lambda made, tensors: tensors["layers.0.mlp.proj.amax"].neg_(), "proj.amax holds what no calibration gives"),
+        (lambda made, tensors: tensors["layers.0.mlp.proj.gram"].neg_(), "proj.gram holds what no calibration gives"),
+        (lambda made, tensors: tensors["layers.0.mlp.proj.gram"][0].add_(1), "mlp.proj.gram holds what no calibration"),
+        (lambda made, tensors: tensors["layers.0.mlp.proj.gram"].fill_(3e38), "proj.gram holds what no calibration"),
+        (lambda made, tensors: made.update(tokens_per_sequence=-5), "header is not readable"),
+        (lambda made, tensors: made.update(dtype="x"), "header is not readable"),
         (
             lambda made, tensors: (
                 made.update(has=["tokens", "ranges"]),
@@ -139,8 +145,9 @@ def test_places_that_cannot_be_written_are_refused(model: Path, saved: Path, con
             converted(model, save_stats=str(path))
     with pytest.raises(InputError, match="no statistics"):
         converted(model, stats=str(model / "model.safetensors"))
-    with pytest.raises(InputError, match="cannot be read"):
-        converted(model, stats=str(model.parent / "nothing"))
+    for nothing in (model.parent / "nothing", model.parent):
+        with pytest.raises(InputError, match=r"--stats: .* is no file; make it with enginesmith convert --save_stats"):
+            converted(model, stats=str(nothing))
 
 
 def test_a_conversion_that_fails_saves_nothing(model: Path, tmp_path: Path) -> None:
