@@ -34,8 +34,8 @@ SAMPLED_ROWS = 256
 SCREENED, FINALISTS = 2, 4
 # A group's scale is tried at 1, 0.95, ... of what would just cover it.
 CLIP_STEP, CLIP_LEAST = 0.05, 0.5
-# Weights that are clipped at once: few enough for the cache.
-CLIPPED_AT_ONCE = 2**19
+# Weights that are clipped at once: few enough for a CPU's cache, enough to fill a GPU.
+CLIPPED_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def clip(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> Grid:
     groups = grid.scale.shape[1]
     size = weight.shape[1] // groups
     blocks = diagonal_blocks(gram, size)
-    rows = max(CLIPPED_AT_ONCE // weight.shape[1], 1)
+    rows = max(CLIPPED_AT_ONCE[weight.device.type] // weight.shape[1], 1)
     shrinks = []
     for start in range(0, len(weight), rows):
         scale = grid.scale[start : start + rows].t()[..., None]
