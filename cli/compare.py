@@ -23,7 +23,7 @@ from ..convert.report import page
 from ..convert.scheme import KV_CACHE, SCHEMES
 from ..convert.source import Source
 from . import options as shared
-from .display import Bar, worst_layers
+from .display import Bar, adding_most
 from .options import Command, interrupt
 
 SHOWN_LAYERS = 3
@@ -108,17 +108,18 @@ def write_page(path: Path, text: str) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """One row an algorithm, in the order asked for; the layers with the largest error come first."""
+    """One row an algorithm, in the order asked for; the layer that adds most to the error comes first."""
     first = comparison.results[0].accuracy
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         title=f"{escape(comparison.model)}: perplexity {first.reference_perplexity:.4f} in float32 "
         f"on {first.tokens:,} held-out tokens",
+        caption="adds most: the layers at which the error grows most",
     )
     table.add_column("algorithm", overflow="fold")
-    for name in ("MB", "bits", "perplexity", "increase", "mean KL", "top-1", "worst layers"):
-        table.add_column(name, justify="right", no_wrap=name != "worst layers")
+    for name in ("MB", "bits", "perplexity", "increase", "mean KL", "top-1", "adds most"):
+        table.add_column(name, justify="right", no_wrap=name != "adds most")
     for result in comparison.results:
         accuracy = result.accuracy
         table.add_row(
@@ -129,6 +130,6 @@ def print_comparison(comparison: Comparison) -> None:
             f"{accuracy.increase_percent:+.2f} %",
             f"{accuracy.kl:.5f}",
             f"{100 * accuracy.top1:.2f} %",
-            " ".join(str(layer) for layer, _ in worst_layers(accuracy)[:SHOWN_LAYERS]),
+            " ".join(map(str, adding_most(accuracy)[:SHOWN_LAYERS])),
         )
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
