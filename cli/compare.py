@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.compare import Comparison, summary
+from ..convert.compare import SETTINGS, SWITCHES, Comparison, summary
 from ..convert.compare import compare as run
-from ..convert.converter import ConvertOptions
+from ..convert.converter import ConvertOptions, check_apart
 from ..convert.errors import InputError
 from ..convert.report import page
 from ..convert.scheme import KV_CACHE, SCHEMES
@@ -31,14 +31,22 @@ SHOWN_LAYERS = 3
 FILE_WIDTH = 120
 
 
+def entries(text: str) -> list[str]:
+    """Algorithms with their settings, names as TensorRT-LLM spells them; empty ones are refused later."""
+    parts = [entry.strip().partition(":") for entry in text.split(",")]
+    return [(shared.algorithm(name) if name else "") + colon + settings for name, colon, settings in parts]
+
+
 @click.command(cls=Command, short_help="Compare quantizations of a model, without writing any.")
 @click.option("--model_dir", required=True, metavar="DIR", help="Hugging Face folder (safetensors).")
 @click.option(
     "--quant",
     "--qformat",
     required=True,
+    type=entries,
     metavar="A,B,...",
-    help=f"QuantAlgo names, separated by commas: none, {', '.join(SCHEMES)}.",
+    help=f"QuantAlgo names, separated by commas: none, {', '.join(SCHEMES)}. Settings of one of them follow it after "
+    f"colons, as in W4A16_AWQ:rounding=gptq or W4A16_GPTQ:symmetric; there are {', '.join((*SETTINGS, *SWITCHES))}.",
 )
 @click.option(
     "--kv_cache",
@@ -66,7 +74,9 @@ FILE_WIDTH = 120
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 @click.option("--html", metavar="FILE", help="Also write a page with charts; it needs no other file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
-def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, as_json: bool, **flags: Any) -> None:
+def compare(
+    quant: list[str], text: str, chunks: int, seq_len: int, html: str | None, as_json: bool, **flags: Any
+) -> None:
     """Compare quantizations of a model: size, and accuracy beside the float32 source on held-out text.
 
     One calibration serves all of them, and no checkpoint is written. Later layers are calibrated behind float
@@ -74,13 +84,12 @@ def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, 
     """
     flags["kv_cache"] = None if flags["kv_cache"] == "none" else flags["kv_cache"]
     options = ConvertOptions(output_dir="", propagate="float", **flags)
-    algorithms = [name.strip() for name in quant.split(",")]
     if html is not None:
-        check_page(Path(html))
+        check_page(Path(html), Path(options.model_dir))
     signal.signal(signal.SIGTERM, interrupt)
     layers = Source(options.model_dir).model.num_hidden_layers
     with Bar("compare", layers, quiet=as_json) as bar:
-        comparison = run(options, algorithms, text, chunks, seq_len, bar.update)
+        comparison = run(options, quant, text, chunks, seq_len, bar.update)
     if html is not None:
         write_page(Path(html), page(comparison))
     if as_json:
@@ -89,10 +98,13 @@ def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, 
         print_comparison(comparison)
 
 
-def check_page(path: Path) -> None:
-    """Refuse a place that cannot be written before any work."""
+def check_page(path: Path, model: Path) -> None:
+    """Refuse a place that cannot or must not be written before any work."""
     if not path.parent.is_dir():
         raise InputError(f"--html: {path.parent} is not a folder")
+    check_apart(model, path, "--html")
+    if os.path.lexists(path) and not path.is_dir() and path.suffix.lower() != ".html":
+        raise InputError(f"--html: {path} exists and its name does not end in .html; choose another")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--html: {path} cannot be written")
 
