@@ -92,7 +92,7 @@ def adding_most(accuracy: Accuracy) -> list[int]:
     """The layers that add to the error, those that add most first.
 
     A layer adds the growth of the squared relative error. That is approximate: each error is relative to the source's
-    hidden states at that layer, which grow too, and what a layer adds may cancel what was there.
+    hidden states at that layer, which grow too, and a layer also amplifies or cancels what it is given.
     """
     squares = [error * error if math.isfinite(error) else math.inf for error in [0.0, *accuracy.layer_errors]]
     growth = [after - before for before, after in pairwise(squares)]

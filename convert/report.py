@@ -74,8 +74,8 @@ def figures_table(comparison: Comparison) -> str:
     text = (
         f"{made_with(conditions)} Measured on {first.tokens:,} held-out tokens ({conditions.text}), where the float32 "
         f"source has perplexity {first.reference_perplexity:.4f}. KL is the distance of the predictions from the "
-        "source's; top-1 is the share of tokens for which both find the same one most likely. MB include the embedding "
-        "and lm_head, which stay in 16 bits; bits a weight do not."
+        "source's; top-1 is how often both find the same next token most likely. MB include the embedding and lm_head, "
+        "which stay in 16 bits; bits a weight do not."
     )
     return f'<section><p>{escape(text)}</p>\n<div class="wide"><table>\n{body}\n</table></div></section>'
 

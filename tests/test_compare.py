@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
@@ -181,6 +182,8 @@ def test_pages_take_the_place_of_no_other_file(model: Path, tmp_path: Path) -> N
     inside = run(*words(model, "--quant", "FP8", "--html", model / "page.html"), expect=2).stderr
     assert f"--html: {model / 'page.html'} lies in --model_dir" in inside
     asked = words(model, "--quant", "FP8", "--html", tmp_path / "notes.txt")
+    with mock.patch("os.access", return_value=False):
+        assert "notes.txt cannot be written" in run(*asked, expect=2).stderr
     run(*asked)  # a new file may have any name
     assert "notes.txt exists and its name does not end in .html" in run(*asked, expect=2).stderr
     old = tmp_path / "page.html"
