@@ -67,7 +67,12 @@ def refusing(name: str, reason: str) -> Callable[[click.Context, click.Parameter
 @click.option("--output_dir", required=True, metavar="DIR", help="Engine (or plan) folder to make; must not exist.")
 @click.option("--plan_only", is_flag=True, help="Write the plan and a build.sh for NVIDIA's container; build nothing.")
 @click.option("--release", metavar="VERSION", help="TensorRT-LLM release.  [default: installed here, or 1.2.1]")
-@click.option("--gpu", metavar="NAME", help="GPU to build for (A100, A10, L4, H100, ...).  [default: this machine's]")
+@click.option(
+    "--gpu",
+    metavar="NAME",
+    help="GPU to build for: A100 (80 GB), A100-40GB, A10, L4, H100, ...; a wrong name lists all.  "
+    "[default: this machine's]",
+)
 @click.option("--sm", type=click.IntRange(50, 200), help="GPU by its compute capability (80 for 8.0), if not listed.")
 @click.option("--gpu_memory", type=click.FloatRange(1, 2048), metavar="GIB", help="Memory of the GPU.")
 @click.option(
@@ -174,11 +179,7 @@ def report(plan: Plan, output: Path, plan_only: bool) -> None:
         click.echo(
             f"rank {rank.rank} of {gibibytes(rank.gpu)}: weights {gibibytes(rank.weights)}, activations about "
             f"{gibibytes(rank.activations)}, reserve {gibibytes(rank.reserve)}; "
-            + (
-                "no KV cache"
-                if config["kv_cache_type"] == "DISABLED"
-                else f"{plan.wishes.fraction:g} of the rest: {cache}"
-            )
+            + ("no KV cache" if config["kv_cache_type"] == "DISABLED" else cache)
         )
     for warning in plan.warnings:
         click.echo(f"note: {warning}", err=True)

@@ -15,20 +15,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.compare import Comparison, summary
+from ..convert.compare import SETTINGS, SWITCHES, Comparison, summary
 from ..convert.compare import compare as run
-from ..convert.converter import ConvertOptions
+from ..convert.converter import ConvertOptions, check_apart
 from ..convert.errors import InputError
 from ..convert.report import page
 from ..convert.scheme import KV_CACHE, SCHEMES
 from ..convert.source import Source
 from . import options as shared
-from .display import Bar, worst_layers
+from .display import Bar, adding_most
 from .options import Command, interrupt
 
 SHOWN_LAYERS = 3
 # Columns where standard output is no terminal.
 FILE_WIDTH = 120
+
+
+def entries(text: str) -> list[str]:
+    """Algorithms with their settings, names as TensorRT-LLM spells them; empty ones are refused later."""
+    parts = [entry.strip().partition(":") for entry in text.split(",")]
+    return [(shared.algorithm(name) if name else "") + colon + settings for name, colon, settings in parts]
 
 
 @click.command(cls=Command, short_help="Compare quantizations of a model, without writing any.")
@@ -37,8 +43,10 @@ FILE_WIDTH = 120
     "--quant",
     "--qformat",
     required=True,
+    type=entries,
     metavar="A,B,...",
-    help=f"QuantAlgo names, separated by commas: none, {', '.join(SCHEMES)}.",
+    help=f"QuantAlgo names, separated by commas: none, {', '.join(SCHEMES)}. Settings of one of them follow it after "
+    f"colons, as in W4A16_AWQ:rounding=gptq or W4A16_GPTQ:symmetric; there are {', '.join((*SETTINGS, *SWITCHES))}.",
 )
 @click.option(
     "--kv_cache",
@@ -66,7 +74,9 @@ FILE_WIDTH = 120
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 @click.option("--html", metavar="FILE", help="Also write a page with charts; it needs no other file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
-def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, as_json: bool, **flags: Any) -> None:
+def compare(
+    quant: list[str], text: str, chunks: int, seq_len: int, html: str | None, as_json: bool, **flags: Any
+) -> None:
     """Compare quantizations of a model: size, and accuracy beside the float32 source on held-out text.
 
     One calibration serves all of them, and no checkpoint is written. Later layers are calibrated behind float
@@ -74,13 +84,12 @@ def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, 
     """
     flags["kv_cache"] = None if flags["kv_cache"] == "none" else flags["kv_cache"]
     options = ConvertOptions(output_dir="", propagate="float", **flags)
-    algorithms = [name.strip() for name in quant.split(",")]
     if html is not None:
-        check_page(Path(html))
+        check_page(Path(html), Path(options.model_dir))
     signal.signal(signal.SIGTERM, interrupt)
     layers = Source(options.model_dir).model.num_hidden_layers
     with Bar("compare", layers, quiet=as_json) as bar:
-        comparison = run(options, algorithms, text, chunks, seq_len, bar.update)
+        comparison = run(options, quant, text, chunks, seq_len, bar.update)
     if html is not None:
         write_page(Path(html), page(comparison))
     if as_json:
@@ -89,10 +98,13 @@ def compare(quant: str, text: str, chunks: int, seq_len: int, html: str | None, 
         print_comparison(comparison)
 
 
-def check_page(path: Path) -> None:
-    """Refuse a place that cannot be written before any work."""
+def check_page(path: Path, model: Path) -> None:
+    """Refuse a place that cannot or must not be written before any work."""
     if not path.parent.is_dir():
         raise InputError(f"--html: {path.parent} is not a folder")
+    check_apart(model, path, "--html")
+    if os.path.lexists(path) and not path.is_dir() and path.suffix.lower() != ".html":
+        raise InputError(f"--html: {path} exists and its name does not end in .html; choose another")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--html: {path} cannot be written")
 
@@ -108,17 +120,18 @@ def write_page(path: Path, text: str) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """One row an algorithm, in the order asked for; the layers with the largest error come first."""
+    """One row an algorithm, in the order asked for; the layer that adds most to the error comes first."""
     first = comparison.results[0].accuracy
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         title=f"{escape(comparison.model)}: perplexity {first.reference_perplexity:.4f} in float32 "
         f"on {first.tokens:,} held-out tokens",
+        caption="adds most: the layers at which the error grows most",
     )
     table.add_column("algorithm", overflow="fold")
-    for name in ("MB", "bits", "perplexity", "increase", "mean KL", "top-1", "worst layers"):
-        table.add_column(name, justify="right", no_wrap=name != "worst layers")
+    for name in ("MB", "bits", "perplexity", "increase", "mean KL", "top-1", "adds most"):
+        table.add_column(name, justify="right", no_wrap=name != "adds most")
     for result in comparison.results:
         accuracy = result.accuracy
         table.add_row(
@@ -129,6 +142,6 @@ def print_comparison(comparison: Comparison) -> None:
             f"{accuracy.increase_percent:+.2f} %",
             f"{accuracy.kl:.5f}",
             f"{100 * accuracy.top1:.2f} %",
-            " ".join(str(layer) for layer, _ in worst_layers(accuracy)[:SHOWN_LAYERS]),
+            " ".join(map(str, adding_most(accuracy)[:SHOWN_LAYERS])),
         )
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)

@@ -48,7 +48,7 @@ def alpha_value(value: str) -> float | str:
 @click.option(
     "--quant",
     "--qformat",
-    type=click.Choice(["none", *SCHEMES]),
+    type=shared.algorithm,
     default="none",
     show_default=True,
     metavar="QUANT_ALGO",
@@ -112,7 +112,8 @@ def alpha_value(value: str) -> float | str:
     type=click.Choice([str(sm) for sm in GENERATIONS]),
     default="80",
     show_default=True,
-    help="GPU generation that W8A16, W4A16 and GPTQ weights are arranged for.",
+    help="GPU generation that W8A16, W4A16 and GPTQ weights are arranged for: 80, 86 and 89 are one arrangement, 90 "
+    "(Hopper) is another.",
 )
 @click.option(
     "--requantize",
@@ -142,7 +143,12 @@ def alpha_value(value: str) -> float | str:
 @click.option(
     "--save_stats", metavar="FILE", help="Also gather every statistic of the calibration text, and save them here."
 )
-@click.option("--stats", metavar="FILE", help="Use statistics that --save_stats saved: no forward pass.")
+@click.option(
+    "--stats",
+    metavar="FILE",
+    help="Use statistics that --save_stats saved: no forward pass. Give the same --calib, --calib_size, "
+    "--calib_seq_len and --seed again; they say which statistics are meant.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
 @click.option(
     "--smoothquant",

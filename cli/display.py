@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from itertools import pairwise
 from types import TracebackType
 
 from rich.console import Console
@@ -19,7 +21,7 @@ from rich.table import Table
 
 from ..convert.execution import Accuracy
 
-WORST_LAYERS = 5
+SHOWN_LAYERS = 5
 # Seconds between progress lines where standard error is no terminal.
 PLAIN_INTERVAL = 10.0
 
@@ -70,7 +72,7 @@ class Bar:
 
 
 def print_accuracy(accuracy: Accuracy) -> None:
-    """The verdict of a verification as a table, and the layers that differ most."""
+    """The verdict of a verification as a table, and the layers that add most to the error."""
     table = Table(title=f"on {accuracy.tokens:,} held-out tokens")
     table.add_column("")
     table.add_column("source (float32)", justify="right")
@@ -79,12 +81,19 @@ def print_accuracy(accuracy: Accuracy) -> None:
     table.add_row("increase", "", f"{accuracy.increase_percent:+.2f} %")
     table.add_row("mean KL", "", f"{accuracy.kl:.5f} nats")
     table.add_row("top-1 agreement", "", f"{100 * accuracy.top1:.2f} %")
-    for layer, error in worst_layers(accuracy):
-        table.add_row(f"error after layer {layer}", "", f"{100 * error:.2f} %")
+    errors = [0.0, *accuracy.layer_errors]  # before the first layer, and after each
+    for place, layer in enumerate(adding_most(accuracy)[:SHOWN_LAYERS]):
+        name = f"error, layer {layer}" + ("" if place else " (adds most)")
+        table.add_row(name, "", f"{100 * errors[layer]:.2f} to {100 * errors[layer + 1]:.2f} %")
     Console().print(table)
 
 
-def worst_layers(accuracy: Accuracy) -> list[tuple[int, float]]:
-    """The layers after which the hidden states differ most from the source's, worst first."""
-    ranked = sorted(enumerate(accuracy.layer_errors), key=lambda pair: -pair[1])
-    return ranked[:WORST_LAYERS]
+def adding_most(accuracy: Accuracy) -> list[int]:
+    """The layers that add to the error, those that add most first.
+
+    A layer adds the growth of the squared relative error. That is approximate: each error is relative to the source's
+    hidden states at that layer, which grow too, and a layer also amplifies or cancels what it is given.
+    """
+    squares = [error * error if math.isfinite(error) else math.inf for error in [0.0, *accuracy.layer_errors]]
+    growth = [after - before for before, after in pairwise(squares)]
+    return sorted((layer for layer, grown in enumerate(growth) if grown > 0), key=lambda layer: -growth[layer])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from types import FrameType
 
 import click
 
-from ..convert.scheme import GROUP_SIZES
+from ..convert.scheme import GROUP_SIZES, SCHEMES
 
 # Options that more than one command has.
 text = click.option(
@@ -20,11 +21,33 @@ chunks = click.option(
     "--chunks", type=click.IntRange(1), default=20, show_default=True, help="Sequences to measure on."
 )
 seq_len = click.option("--seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+
+
+def algorithm(word: str) -> str:
+    """A QuantAlgo name or "none", in any case."""
+    names = ("none", *SCHEMES)
+    match = next((name for name in names if name.upper() == word.upper()), None)
+    if match is None:
+        close = difflib.get_close_matches(word.upper(), names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(names)}"
+        raise click.BadParameter(f"{word!r} is not supported; {hint}")
+    return match
+
+
+def channels(word: str) -> int:
+    """A group size."""
+    sizes = [str(size) for size in GROUP_SIZES]
+    if word not in sizes:
+        raise click.BadParameter(f"{word!r}: TensorRT-LLM's kernels take groups of {' or '.join(sizes)}")
+    return int(word)
+
+
 group_size = click.option(
     "--group_size",
-    type=click.Choice([str(size) for size in GROUP_SIZES]),
-    callback=lambda context, option, size: size and int(size),
-    help="Input channels that share a scale, for AWQ and GPTQ.  [default: 128, or what a quantized folder has]",
+    type=channels,
+    metavar="|".join(str(size) for size in GROUP_SIZES),
+    help="Input channels that share a scale, for AWQ and GPTQ; 64 where 128 does not divide the model's sizes.  "
+    "[default: 128, or what a quantized folder has]",
 )
 exclude = click.option(
     "--exclude",

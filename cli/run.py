@@ -30,7 +30,8 @@ def run(recipe: str, model_dir: str | None, output_dir: str | None, as_json: boo
     """
     signal.signal(signal.SIGTERM, interrupt)
     what = read_recipe(Path(recipe), model_dir, output_dir)
-    layers = Source(what.model_dir).model.num_hidden_layers
+    named = "--model_dir" if model_dir else f"{Path(recipe).name}: model_dir"
+    layers = Source(what.model_dir, named).model.num_hidden_layers
     with Bar("run", layers, quiet=as_json) as bar:
 
         def on_step(name: str, status: str) -> None:

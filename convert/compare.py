@@ -7,8 +7,10 @@ quantizer reads the same statistics, and what it makes is executed at once besid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -25,11 +27,15 @@ from .layer import Tensors
 from .layout import Mapping, rank_tensors
 from .quantizer import Quantizer
 from .runtime import Runtime
+from .scheme import Scheme
 from .source import Source
 from .text import Tokens
 from .verify import figures, finite
 
 NONE = "none"
+# What may follow an algorithm's name after a colon, as NAME=VALUE, and how the value is read; and what stands alone.
+SETTINGS: dict[str, Callable[[str], Any]] = {"rounding": str, "group_size": int, "alpha": float, "act_range": str}
+SWITCHES = ("symmetric",)
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
 
@@ -70,11 +76,33 @@ class Outliers:
 
 @dataclass(frozen=True)
 class Result:
-    """One algorithm: its name, size and accuracy."""
+    """One algorithm: its name as it was asked for, size and accuracy."""
 
     name: str
     size: Size
     accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all algorithms have in common.
+
+    Attributes:
+        version: of enginesmith.
+        dtype: the engine's.
+        group_size: where an algorithm has groups, and was not given another.
+        kv_cache: its type, or None for the engine's dtype.
+        calibration, calibration_tokens: the text's name, and how much of it was read; None and 0 where none was.
+        text: the held-out text's name.
+    """
+
+    version: str
+    dtype: str
+    group_size: int
+    kv_cache: str | None
+    calibration: str | None
+    calibration_tokens: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,7 @@ class Comparison:
     model: str
     results: list[Result]
     outliers: Outliers | None
+    conditions: Conditions
 
 
 @dataclass
@@ -102,8 +131,9 @@ class Candidate:
 
     def layer(self, index: int, source: Tensors, statistics: LayerStatistics, reference: torch.Tensor) -> None:
         """Quantize a layer and execute it; reference: the source's hidden states behind it."""
-        quantized = self.quantizer.quantize(index, source, statistics)
-        self.execution.layer(quantized.tensors, self.quantizer.precision.layer(index), reference)
+        with naming(self.name):
+            quantized = self.quantizer.quantize(index, source, statistics)
+            self.execution.layer(quantized.tensors, self.quantizer.precision.layer(index), reference)
         self.factors = {name: s for name, s in quantized.layer.factors.items() if not bool((s == 1).all())}
 
 
@@ -142,7 +172,8 @@ def compare(
 
     Args:
         options: as for a conversion; quant, output_dir and the files of statistics do not count.
-        algorithms: TensorRT-LLM's QuantAlgo names, or "none" for 16-bit weights.
+        algorithms: TensorRT-LLM's QuantAlgo names, or "none" for 16-bit weights; each may have settings of its own
+            behind it: "W4A16_AWQ:rounding=gptq", "W4A16_GPTQ:symmetric:group_size=64".
         text, chunks, length: what to measure on, as for ``verify.measure``.
 
     Raises:
@@ -151,6 +182,7 @@ def compare(
     check_names(algorithms)
     check_options(options)
     source, device = Source(options.model_dir), pick_device(options.device)
+    check_float(source)
     quantizers = {name: of_algorithm(name, options, source) for name in algorithms}
     ids = held_out(source, text, chunks, length)
     wanted = any(quantizer.wanted != Wanted() for quantizer in quantizers.values())
@@ -171,7 +203,16 @@ def compare(
         outliers = wider(outliers, index, streams, statistics)
     on_progress(source.model.num_hidden_layers, "logits", 0)
     done = {c.name: finished(c, source, reference) for stream in streams for c in stream.candidates}
-    return Comparison(str(source.folder), [done[name] for name in algorithms], outliers)
+    conditions = Conditions(
+        metadata.version("enginesmith"),
+        quantizers[algorithms[0]].dtype,
+        options.group_size or Scheme.group_size,
+        options.kv_cache,
+        tokens.name if tokens else None,
+        tokens.ids.numel() if tokens else 0,
+        text,
+    )
+    return Comparison(str(source.folder), [done[name] for name in algorithms], outliers, conditions)
 
 
 def check_names(algorithms: list[str]) -> None:
@@ -183,12 +224,47 @@ def check_names(algorithms: list[str]) -> None:
         raise InputError(f"--quant: {twice} is named twice")
 
 
+def check_float(source: Source) -> None:
+    """Raise InputError for a folder that is quantized already."""
+    if source.ready is not None:
+        raise InputError(
+            f"--model_dir: {source.folder} is quantized already ({source.ready.method}); a comparison needs "
+            "floating-point weights: convert the folder, and measure with enginesmith verify --reference"
+        )
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What is refused inside is told with the algorithm's name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
 def of_algorithm(name: str, options: ConvertOptions, source: Source) -> Quantizer:
-    """The quantizer of one algorithm, its kernels checked."""
-    own = replace(options, quant=None, exclude=()) if name == NONE else replace(options, quant=name)
-    quantizer = quantizer_of(own, source)
-    quantizer.check(Mapping())
+    """The quantizer of one algorithm, its settings and kernels checked."""
+    with naming(name):
+        own = replace(options, **settings_of(name))
+        own = replace(own, quant=None, exclude=()) if own.quant == NONE else own
+        check_options(own)
+        quantizer = quantizer_of(own, source)
+        quantizer.check(Mapping())
     return quantizer
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The options in an algorithm's name: W4A16_AWQ:rounding=gptq:group_size=64."""
+    quant, *words = name.split(":")
+    options: dict[str, Any] = {"quant": quant}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            options[key] = True if word in SWITCHES else SETTINGS[key](value)
+        except (KeyError, ValueError):
+            takes = [*(f"{setting}=..." for setting in SETTINGS), *SWITCHES]
+            raise InputError(f"{word!r} is no setting of an algorithm here; these are: {', '.join(takes)}") from None
+    return options
 
 
 def stream_of(
@@ -243,7 +319,8 @@ def spread(amax: torch.Tensor) -> float:
 
 def finished(candidate: Candidate, source: Source, reference: Reference) -> Result:
     """Behind the last layer: an algorithm's size and accuracy."""
-    accuracy = candidate.execution.accuracy(reference, *candidate.quantizer.head(source))
+    with naming(candidate.name):
+        accuracy = candidate.execution.accuracy(reference, *candidate.quantizer.head(source))
     return Result(candidate.name, size_of(candidate.quantizer), accuracy)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from .compare import Comparison, Outliers, Result
+from .compare import Comparison, Conditions, Outliers, Result
 from .svg import Axis, chart, dots, legend, line
 
 # A layer without error still has its place on a logarithmic axis.
@@ -55,7 +55,7 @@ def section(title: str, text: str, *parts: str) -> str:
 def figures_table(comparison: Comparison) -> str:
     """Every number of the command's table."""
     first = comparison.results[0].accuracy
-    head = ("algorithm", "MB", "bits a weight", "perplexity", "increase", "mean KL", "top-1")
+    head = ("algorithm", "MB", "bits a weight", "perplexity", "increase", "mean KL (nats)", "top-1")
     rows = ["".join(f"<th>{name}</th>" for name in head)]
     for result in comparison.results:
         accuracy = result.accuracy
@@ -70,8 +70,25 @@ def figures_table(comparison: Comparison) -> str:
         )
         rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    text = f"On {first.tokens:,} held-out tokens; the float32 source has perplexity {first.reference_perplexity:.4f}."
-    return f'<section><p>{text}</p>\n<div class="wide"><table>\n{body}\n</table></div></section>'
+    conditions = comparison.conditions
+    text = (
+        f"{made_with(conditions)} Measured on {first.tokens:,} held-out tokens ({conditions.text}), where the float32 "
+        f"source has perplexity {first.reference_perplexity:.4f}. KL is the distance of the predictions from the "
+        "source's; top-1 is how often both find the same next token most likely. MB include the embedding and lm_head, "
+        "which stay in 16 bits; bits a weight do not."
+    )
+    return f'<section><p>{escape(text)}</p>\n<div class="wide"><table>\n{body}\n</table></div></section>'
+
+
+def made_with(by: Conditions) -> str:
+    """One sentence: what every algorithm was made with."""
+    read = "nothing was calibrated"
+    if by.calibration is not None:
+        read = f"calibrated on {by.calibration_tokens:,} tokens ({by.calibration})"
+    return (
+        f"enginesmith {by.version}, engine dtype {by.dtype}, KV cache {by.kv_cache or by.dtype}, groups of "
+        f"{by.group_size} unless an algorithm says otherwise, {read}."
+    )
 
 
 def sizes(results: list[Result], numbers: dict[str, int]) -> str:
@@ -88,7 +105,7 @@ def errors(results: list[Result], numbers: dict[str, int]) -> str:
     """The error after each layer, one line an algorithm."""
     floored = {r.name: [100 * max(error, SMALLEST_ERROR) for error in r.accuracy.layer_errors] for r in results}
     every = [error for of in floored.values() for error in of]
-    x = Axis.over("layer", list(range(len(results[0].accuracy.layer_errors))), False)
+    x = Axis.over("layer", list(range(len(results[0].accuracy.layer_errors))), False, whole=True)
     y = Axis.over("error (%)", every, True, logarithmic=True)
     lines = [line(name, numbers[name], list(enumerate(of)), x, y) for name, of in floored.items()]
     drawn = chart("Error after each layer", x, y, lines)
@@ -108,5 +125,9 @@ def outliers(found: Outliers, numbers: dict[str, int]) -> str:
         ranked = sorted((value for value in of if value > 0), reverse=True)
         lines.append(line(name, colours[name], list(enumerate(ranked, start=1)), x, y))
     title = f"Activation outliers: layer {found.layer}, input of {found.group}"
-    text = "The input whose widest channel stands out most from the median one. A flat curve is easy to quantize."
+    unscaled = ", ".join(name for name in numbers if name not in found.after)
+    text = (
+        "On the calibration tokens: the input whose widest channel stands out most from the median one. A flat curve "
+        "is easy to quantize." + (f" It is left as it is by {unscaled}." if unscaled else "")
+    )
     return section(title, text, chart(title, x, y, lines), legend(colours))

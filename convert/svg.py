@@ -26,6 +26,7 @@ class Axis:
     Attributes:
         low, high: the range shown; positive on a logarithmic axis.
         start, end: its ends in pixels.
+        whole: only whole numbers are labelled.
     """
 
     label: str
@@ -34,9 +35,17 @@ class Axis:
     start: float
     end: float
     logarithmic: bool = False
+    whole: bool = False
 
     @staticmethod
-    def over(label: str, values: Sequence[float], vertical: bool, logarithmic: bool = False, room: float = 0.0) -> Axis:
+    def over(
+        label: str,
+        values: Sequence[float],
+        vertical: bool,
+        logarithmic: bool = False,
+        room: float = 0.0,
+        whole: bool = False,
+    ) -> Axis:
         """The axis that shows all finite values (positive ones, if logarithmic).
 
         Args:
@@ -47,10 +56,11 @@ class Axis:
         if logarithmic:
             low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9)
         else:
-            free = room * (high - low) or (0.0 if high > low else abs(high) * 0.05 or 1.0)
+            alone = 0.5 if whole else abs(high) * 0.05 or 1.0
+            free = room * (high - low) or (0.0 if high > low else alone)
             low, high = low - free, high + free
         ends = (HEIGHT - BOTTOM, TOP) if vertical else (LEFT, WIDTH - RIGHT)
-        return Axis(label, low, high, *ends, logarithmic)
+        return Axis(label, low, high, *ends, logarithmic, whole)
 
     def place(self, value: float) -> float:
         """The pixel of a value; those outside lie on the edge."""
@@ -66,7 +76,7 @@ class Axis:
         if self.logarithmic:
             first, last = round(math.log10(self.low)), round(math.log10(self.high))
             return [10.0**power for power in range(first, last + 1, math.ceil((last - first) / 8) or 1)]
-        step = round_step((self.high - self.low) / 5)
+        step = max(round_step((self.high - self.low) / 5), 1.0 if self.whole else 0.0)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
 

@@ -55,6 +55,7 @@ def engine(folders: Words, machine: Machine, tmp_path: Path) -> Path:
 
 def test_plan_only_writes_what_a_container_needs(folders: Words, tmp_path: Path) -> None:
     shown = enginesmith("build", *folders, "--plan_only", "--gpu", "L4", "--max-batch-size", 8, "--max_input_len=512")
+    assert shown.stdout.count("0.9 of the rest: KV cache") == shown.stdout.count("of the rest") == 2  # one a rank
     assert "build it with: bash" in shown.stdout
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir()}

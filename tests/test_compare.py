@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.compare import Comparison, Outliers, Result, Size, compare
+from enginesmith.cli.display import adding_most
+from enginesmith.convert.compare import Comparison, Conditions, Outliers, Result, Size, compare
 from enginesmith.convert.converter import ConvertOptions
 from enginesmith.convert.execution import Accuracy
 from enginesmith.convert.joined import Checkpoint
@@ -20,6 +25,7 @@ from enginesmith.convert.report import page
 from enginesmith.convert.svg import Axis, spaced
 from enginesmith.convert.verify import measure
 from tests.command import run
+from tests.readymade_folders import Folder
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]
@@ -97,7 +103,7 @@ def test_the_command(model: Path, tmp_path: Path) -> None:
     out = run(*asked, "--html", tmp_path / "page.html").stdout
     assert "W8A16" in out
     assert "W4A16_AWQ" in out
-    assert "worst" in out
+    assert "adds most" in out
     shown = json.loads(run(*asked, "--json").stdout)
     assert [each["quant"] for each in shown["algorithms"]] == ["W8A16", "W4A16_AWQ"]
     assert shown["algorithms"][0]["mean_kl"] < shown["algorithms"][1]["mean_kl"]
@@ -109,11 +115,20 @@ def test_the_command(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--quant", "W8A16,W3A16"], "quantization 'W3A16' is not supported"),
+        (["--quant", "W8A16,W3A16"], "'--quant' / '--qformat': 'W3A16' is not supported; did you mean W8A16?"),
+        (
+            ["--quant", "W4A16_AWQ:gptq"],
+            "W4A16_AWQ:gptq: 'gptq' is no setting of an algorithm here; these are: rounding",
+        ),
+        (["--quant", "W4A16_AWQ:symmetric=no"], "'symmetric=no' is no setting"),
+        (["--quant", "W4A16_AWQ:group_size=x"], "'group_size=x' is no setting"),
+        (["--quant", "FP8,W4A16_AWQ:group_size=32"], "W4A16_AWQ:group_size=32: --group_size 32: the kernels of"),
+        (["--quant", "W4A16_AWQ:rounding=best"], "W4A16_AWQ:rounding=best: --rounding 'best': use auto"),
+        (["--quant", "W8A16:alpha=0.5"], "W8A16:alpha=0.5: --alpha belongs to SmoothQuant"),
         (["--quant", "W8A16,FP8,W8A16"], "W8A16 is named twice"),
         (["--quant", "W8A16,"], "separated by commas"),
         (["--quant", ""], "separated by commas"),
-        (["--quant", "W8A16,W4A8_AWQ"], "--group_size 64: the kernels of W4A8_AWQ know 128"),
+        (["--quant", "W8A16,W4A8_AWQ"], "W4A8_AWQ: --group_size 64: the kernels of W4A8_AWQ know 128"),
         (["--quant", "FP8", "--html", "/no/where/page.html"], "--html: /no/where is not a folder"),
         (["--quant", "FP8", "--html", "/"], "--html: / cannot be written"),
         (["--quant", "FP8", "--seq_len", 65], "--seq_len 65 is longer than the model's 64 positions"),
@@ -124,6 +139,63 @@ def test_the_command(model: Path, tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_line(flags: list[object], reason: str, model: Path) -> None:
     assert reason in run(*words(model, *flags), expect=2).stderr
+
+
+def test_settings_of_one_algorithm_are_those_of_convert(model: Path, converted: Converted) -> None:
+    settings: dict[str, dict[str, Any]] = {
+        "W4A16_AWQ:rounding=gptq": {"quant": "W4A16_AWQ", "rounding": "gptq", "group_size": 64},
+        "W4A16_GPTQ:symmetric:group_size=128": {"quant": "W4A16_GPTQ", "symmetric": True, "group_size": 128},
+        "W8A8_SQ_PER_CHANNEL:alpha=0.5:act_range=absmax": {
+            "quant": "W8A8_SQ_PER_CHANNEL", "alpha": 0.5, "act_range": "absmax"
+        },
+    }  # fmt: skip
+    results = compared(model, list(settings)).results
+    assert [result.name for result in results] == list(settings)
+    for result in results:
+        checkpoint = converted(model, propagate="float", **settings[result.name])
+        assert result.accuracy == measure(checkpoint, model, str(model.parent / "ids.safetensors"), 4, 24)
+
+
+def test_names_may_be_in_any_case(model: Path) -> None:
+    shown = json.loads(run(*words(model, "--quant", "w8a16,NONE", "--json")).stdout)
+    assert [each["quant"] for each in shown["algorithms"]] == ["W8A16", "none"]
+
+
+def test_a_folder_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
+    Folder(tmp_path / "hf", "gptq")
+    refused = run(*words(tmp_path / "hf", "--quant", "W8A16"), expect=2).stderr
+    assert "is quantized already (gptq); a comparison needs floating-point weights" in refused
+    assert "verify --reference" in refused
+
+
+def test_a_refusal_names_the_algorithm(tiny: Tiny) -> None:
+    model = tiny(**WIDE, torch_dtype="float32")
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"][0, 0] = 1e6
+    save_file(weights, model / "model.safetensors")
+    refused = run(*words(model, "--quant", "W8A16"), expect=2).stderr
+    assert "enginesmith: W8A16: " in refused
+    assert "does not fit float16" in refused
+
+
+def test_pages_take_the_place_of_no_other_file(model: Path, tmp_path: Path) -> None:
+    inside = run(*words(model, "--quant", "FP8", "--html", model / "page.html"), expect=2).stderr
+    assert f"--html: {model / 'page.html'} lies in --model_dir" in inside
+    asked = words(model, "--quant", "FP8", "--html", tmp_path / "notes.txt")
+    with mock.patch("os.access", return_value=False):
+        assert "notes.txt cannot be written" in run(*asked, expect=2).stderr
+    run(*asked)  # a new file may have any name
+    assert "notes.txt exists and its name does not end in .html" in run(*asked, expect=2).stderr
+    old = tmp_path / "page.html"
+    old.write_text("an older page")
+    run(*words(model, "--quant", "FP8", "--html", old))
+    assert old.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_layers_that_add_most() -> None:
+    assert adding_most(accuracy(12.0, [0.1, 0.5, 0.6, 0.55, 0.9])) == [4, 1, 2, 0]
+    assert adding_most(accuracy(12.0, [0.1, math.inf, math.nan])) == [1, 0]
+    assert adding_most(accuracy(12.0, [0.0, 0.0])) == []
 
 
 def accuracy(perplexity: float, errors: list[float]) -> Accuracy:
@@ -138,7 +210,11 @@ def test_the_page_is_well_formed_whatever_it_shows() -> None:
         Result("FP8", Size(2 * 10**9, 8.1), accuracy(float("inf"), [0.1, float("nan")])),
     ]
     outliers = Outliers(1, f"mlp{nasty}", [float(i) for i in range(3000)], {nasty: [1.0] * 3000})
-    for shown in (Comparison(nasty, results, outliers), Comparison("m", results[1:], None)):
+    conditions = Conditions("0.1.0", "float16", 64, None, nasty, 32768, "pydoc-heldout")
+    for shown in (
+        Comparison(nasty, results, outliers, conditions),
+        Comparison("m", results[1:], None, replace(conditions, kv_cache="INT8", calibration=None)),
+    ):
         text = page(shown)
         root = ElementTree.fromstring(text)
         names = {result.name for result in shown.results}
@@ -148,6 +224,24 @@ def test_the_page_is_well_formed_whatever_it_shows() -> None:
         assert "prefers-color-scheme: dark" in text
         assert "nan" not in "".join(re.findall(r'points="[^"]*"', text))
         assert len(text) < 100_000
+
+
+def test_the_page_says_how_it_was_made(model: Path) -> None:
+    text = page(compared(model, ["W8A16", "W4A16_AWQ"]))
+    ids = model.parent / "ids.safetensors"
+    version = metadata.version("enginesmith")
+    assert f"enginesmith {version}, engine dtype float16, KV cache float16, groups of 64 unless" in text
+    assert f"calibrated on 192 tokens ({ids})" in text
+    assert f"92 held-out tokens ({ids})" in text
+    assert "mean KL (nats)" in text
+    assert "It is left as it is by W8A16." in text
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 7, 30])
+def test_layers_are_whole_numbers(layers: int) -> None:
+    ticks = Axis.over("layer", list(range(layers)), False, whole=True).ticks()
+    assert 1 <= len(ticks) <= 6
+    assert all(tick == int(tick) and 0 <= tick < layers for tick in ticks)
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])

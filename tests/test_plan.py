@@ -112,6 +112,8 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match="A100-80GB"):
         find("V100")
     assert find("nvidia a100") is KNOWN["A100-80GB"]
+    listed = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    assert [name for name in KNOWN if name not in listed] == []
 
 
 @pytest.mark.parametrize("release", [release.version for release in releases.RELEASES])

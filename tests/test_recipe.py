@@ -269,6 +269,12 @@ def test_a_folder_with_other_files_is_not_touched(recipe: Callable[..., Path], t
     assert (tmp_path / "release" / "mine").read_text() == "precious"
 
 
+def test_a_model_that_is_not_there_is_told_by_where_it_was_named(recipe: Callable[..., Path]) -> None:
+    file = recipe(model_dir="nowhere")
+    assert "recipe.yaml: model_dir: " in run("run", file, expect=2).stderr
+    assert "enginesmith: --model_dir: " in run("run", file, "--model_dir", "nowhere", expect=2).stderr
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "examples").glob("recipes/*.yaml")))
 def test_the_examples_are_recipes(path: Path) -> None:
     assert read_recipe(path).build is not None
