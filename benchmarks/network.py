@@ -23,7 +23,8 @@ from enginesmith.build.gpus import find as find_gpu
 from enginesmith.build.network import rank_nodes, totals
 from enginesmith.build.plan import Wishes, make_plan
 from enginesmith.build.releases import find as find_release
-from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.convert_options import ConvertOptions
+from enginesmith.convert.converter import convert
 from enginesmith.convert.files import write_json
 from enginesmith.convert.scheme import SMOOTHQUANT
 

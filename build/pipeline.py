@@ -19,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..convert.converter import ConvertOptions, convert, quantizer_of
+from ..convert.convert_options import ConvertOptions, quantizer_of
+from ..convert.converter import convert
 from ..convert.errors import InputError
 from ..convert.files import read_json, sha256, text_digest, write_json
 from ..convert.joined import Checkpoint

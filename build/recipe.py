@@ -22,7 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from ..convert.converter import BY_RUN, ConvertOptions
+from ..convert.convert_options import BY_RUN, ConvertOptions
 from ..convert.errors import InputError
 from .build_config import BY_NAME
 from .flags import LARGEST, REFUSED, SWITCH

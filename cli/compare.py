@@ -17,7 +17,8 @@ from rich.table import Table
 
 from ..convert.compare import SETTINGS, SWITCHES, Comparison, summary
 from ..convert.compare import compare as run
-from ..convert.converter import ConvertOptions, check_apart
+from ..convert.convert_options import ConvertOptions
+from ..convert.converter import check_apart
 from ..convert.errors import InputError
 from ..convert.report import page
 from ..convert.scheme import KV_CACHE, SCHEMES

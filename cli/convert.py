@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ..convert.converter import Converted, ConvertOptions
+from ..convert.convert_options import ConvertOptions
+from ..convert.converter import Converted
 from ..convert.converter import convert as run
 from ..convert.errors import InputError
 from ..convert.ranges import METHODS

@@ -18,7 +18,7 @@ import torch
 from .calibrate import LayerStatistics, Wanted
 from .calibration import Calibration, check_range
 from .checkpoint import ITEM_SIZE, prod
-from .converter import ConvertOptions, check_options, quantizer_of, read_calibration
+from .convert_options import ConvertOptions, check_options, quantizer_of, read_calibration
 from .device import pick_device
 from .errors import InputError
 from .execution import Accuracy, Execution, Reference, held_out

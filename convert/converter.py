@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,83 +16,25 @@ from torch.nn import functional
 from .calibrate import EVERYTHING, LayerStatistics, Wanted
 from .calibration import Calibration, calibration_dtype, check_range
 from .checkpoint import RankFile, checkpoint_config
+from .convert_options import BY_RUN, ConvertOptions, check_options, quantizer_of, read_calibration, settled
 from .device import pick_device
 from .errors import InputError
 from .files import MANIFEST, Hashes, write_json
 from .forward import rotary_frequencies
 from .layer import Tensors
 from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
-from .options import QuantizeOptions
-from .precision import mixed, of_parts
 from .quant_config import QUANT_CFG, quant_cfg
-from .quantizer import Quantized, Quantizer
-from .ranges import METHODS
-from .readymade import ANEW, ReadyMade, quant_of
-from .rotation import Rotation
+from .quantizer import Quantized
+from .readymade import ANEW, ReadyMade
 from .rounding import Grouped
-from .scheme import GPTQ, SMOOTHQUANT, WEIGHT_ONLY, Scheme, scheme_of
+from .scheme import WEIGHT_ONLY
 from .source import Source
 from .staging import MARK, Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
-from .text import Tokens, read_tokens
-
-# Options that say where things lie, not what they are.
-BY_RUN = ("model_dir", "output_dir", "stats", "save_stats")
+from .text import Tokens
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What to convert and how. Fields are the command line's flags.
-
-    Attributes:
-        quant: TensorRT-LLM's QuantAlgo, or None for floating-point weights.
-        kv_cache: None, "INT8" or "FP8".
-        alpha: SmoothQuant's migration strength; None searches it for every smoothing group.
-        act_range: "auto" or a method of ranges.METHODS, for static activation scales.
-        fold, rounding, symmetric: see options.QuantizeOptions.
-        group_size: input channels that share a scale, for AWQ and GPTQ; None: 128, or the most that a folder which
-            is quantized already can keep.
-        sm: the GPU generation that W8A16, W4A16 and GPTQ integers are arranged for.
-        propagate: "float": later layers are calibrated on the source's hidden states; "quantized": on those of the
-            layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds and no file of
-            statistics is read or made.
-        requantize: quantize the dequantized weights of a folder that is quantized already, instead of repacking it.
-        exclude: shell patterns of linears, or modules, that stay in floating point.
-        quant_layer: PATTERN=ALGO each: linears that are quantized otherwise; see precision.mixed.
-        rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
-        calib: a built-in text, a text file, or a safetensors file of token ids.
-        stats: a file of statistics to use instead of a forward pass; save_stats: the one to make.
-    """
-
-    model_dir: str
-    output_dir: str
-    dtype: str = "auto"
-    quant: str | None = None
-    kv_cache: str | None = None
-    tp_size: int = 1
-    pp_size: int = 1
-    alpha: float | None = None
-    act_range: str = "auto"
-    fold: bool = True
-    rounding: str = "auto"
-    symmetric: bool = False
-    group_size: int | None = None
-    sm: int = 80
-    propagate: str = "auto"
-    requantize: bool = False
-    exclude: tuple[str, ...] = ()
-    quant_layer: tuple[str, ...] = ()
-    rotate: bool | None = None
-    calib: str = "pydoc"
-    calib_size: int = 64
-    calib_seq_len: int = 512
-    device: str = "auto"
-    seed: int = 0
-    stats: str | None = None
-    save_stats: str | None = None
 
 
 @dataclass(frozen=True)
@@ -348,100 +290,10 @@ def write_layer(files: list[RankFile], local: int, tensors: Tensors, specs: dict
             file.write(f"transformer.layers.{local}.{name}", piece)
 
 
-def check_options(options: ConvertOptions) -> None:
-    given = {"--alpha": options.alpha is not None, "--act_range": options.act_range != "auto"}
-    algorithms = {options.quant, *(text.rpartition("=")[2] for text in options.quant_layer)}
-    for flag in [flag for flag, there in given.items() if there and not algorithms & SMOOTHQUANT.keys()]:
-        raise InputError(f"{flag} belongs to SmoothQuant: give --quant, or --smoothquant ALPHA as upstream has it")
-    if options.alpha is not None and not 0 <= options.alpha <= 1:
-        raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
-    if not 0 <= options.seed < 2**63:
-        raise InputError(f"--seed {options.seed} is not between 0 and 2**63 - 1")
-    for flag, words in (("rounding", ("auto", "nearest", "gptq")), ("propagate", ("auto", "float", "quantized"))):
-        if getattr(options, flag) not in words:
-            raise InputError(f"--{flag} {getattr(options, flag)!r}: use {', '.join(words)}")
-    if options.stats and options.save_stats:
-        raise InputError("--stats and --save_stats are both given: the statistics are in a file already; give one")
-    if options.propagate == "quantized" and (options.stats or options.save_stats):
-        flag = "--stats" if options.stats else "--save_stats"
-        raise InputError(
-            f"--propagate quantized needs a forward pass behind every quantized layer; {flag} is for the statistics "
-            "of the float model"
-        )
-    if options.act_range != "auto" and options.act_range not in METHODS:
-        raise InputError(f"--act_range {options.act_range!r}: use auto, {', '.join(METHODS)}")
-
-
-def settled(options: ConvertOptions) -> ConvertOptions:
-    """Statistics in a file are those of the float model, so that every scheme may read them."""
-    if options.propagate == "auto" and (options.stats or options.save_stats):
-        return replace(options, propagate="float")
-    return options
-
-
-def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
-    """How the options quantize a model.
-
-    Raises:
-        InputError: a quantization or dtype that is not supported.
-    """
-    algo = quant_of(source.ready, options.quant, options.requantize)
-    ready = None if options.requantize else source.ready
-    group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
-    base = scheme_of(algo, options.kv_cache, group_size, options.sm)
-    layers = [layer_scheme(text, base, group_size, options.sm) for text in options.quant_layer]
-    precision = mixed(source.model, base, options.exclude, layers)
-    if ready:
-        left = dict.fromkeys(source.left_in_float(), scheme_of(None, options.kv_cache))
-        precision = of_parts(source.model, base, left)
-    if options.symmetric and ready is None and all(scheme.form != GPTQ for scheme in precision.schemes):
-        raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
-    choices = QuantizeOptions(
-        options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
-    )
-    rotate = (
-        options.rotate
-        if options.rotate is not None
-        else (options.fold and any(scheme.gains_from_rotation for scheme in precision.schemes))
-    )
-    rotation = Rotation(source.model.hidden_size, options.seed) if rotate else None
-    return Quantizer(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
-
-
-def layer_scheme(text: str, base: Scheme, group_size: int, sm: int) -> tuple[str, Scheme]:
-    """The pattern and the scheme of one --quant_layer PATTERN=ALGO."""
-    pattern, equals, algo = text.rpartition("=")
-    if not equals or not pattern or not algo:
-        raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '{pattern or text or '*.mlp'}=W8A16'")
-    return pattern, scheme_of(None if algo == "none" else algo, base.kv_cache, group_size, sm)
-
-
-def read_calibration(options: ConvertOptions, source: Source) -> Tokens:
-    """The calibration tokens.
-
-    Raises:
-        InputError: a text that cannot be used, or sequences longer than the model's.
-    """
-    model, length = source.model, options.calib_seq_len
-    limit = min(model.sliding_window or model.max_position_embeddings, model.max_position_embeddings)
-    if length > limit:
-        raise InputError(f"--calib_seq_len {length} is longer than the model's {limit} positions")
-    return read_tokens(options.calib, source.folder, options.calib_size, length, model.vocab_size, "--calib")
-
-
 def check_apart(source: Path, output: Path, flag: str = "--output_dir") -> None:
     resolved, inside = output.resolve(), source.resolve()
     if resolved == inside or inside in resolved.parents:
         raise InputError(f"{flag}: {output} lies in --model_dir, which is never written to")
-
-
-def output_dtype(asked: str, source: str) -> str:
-    """The engine's dtype: as asked, else the source's, float32 becoming float16 as upstream has it."""
-    if asked == "auto":
-        return "float16" if source == "float32" else source
-    if asked not in ("float16", "bfloat16"):
-        raise InputError(f"--dtype {asked!r} is not supported; use auto, float16 or bfloat16")
-    return asked
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.convert_options import ConvertOptions
+from enginesmith.convert.converter import convert
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.layout import hugging_face_shapes
 from enginesmith.convert.model import read_model

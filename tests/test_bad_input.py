@@ -19,7 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.convert_options import ConvertOptions
+from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
 
 from .conftest import TINY, random_weights, write_model

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from enginesmith.cli.display import adding_most
 from enginesmith.convert.compare import Comparison, Conditions, Outliers, Result, Size, compare
-from enginesmith.convert.converter import ConvertOptions
+from enginesmith.convert.convert_options import ConvertOptions
 from enginesmith.convert.execution import Accuracy
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.report import page

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.convert_options import ConvertOptions
+from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files import write_json
 from enginesmith.convert.joined import Checkpoint

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from enginesmith.convert.calibrate import LayerStatistics
-from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.convert_options import ConvertOptions
+from enginesmith.convert.converter import convert
 from enginesmith.convert.forward import LayerForward
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.layer import Layer

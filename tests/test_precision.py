@@ -17,7 +17,7 @@ from enginesmith.build.plan import Wishes, make_plan
 from enginesmith.build.releases import find as find_release
 from enginesmith.convert.architectures import LLAMA
 from enginesmith.convert.compare import compare
-from enginesmith.convert.converter import ConvertOptions
+from enginesmith.convert.convert_options import ConvertOptions
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.model import Model, read_model

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.calibration import Calibration
-from enginesmith.convert.converter import ConvertOptions, convert
+from enginesmith.convert.convert_options import ConvertOptions
+from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.statistics_file import KEY
