@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from .errors import InputError
 from .options import QuantizeOptions
-from .precision import mixed, of_parts
+from .precision import Precision, mixed, of_parts
 from .quantizer import Quantizer
 from .ranges import METHODS
-from .readymade import quant_of
+from .readymade import ANEW, quant_of
 from .rotation import Rotation
 from .scheme import GPTQ, SMOOTHQUANT, Scheme, scheme_of
 from .source import Source
@@ -113,10 +113,7 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
     base = scheme_of(algo, options.kv_cache, group_size, options.sm)
     layers = [layer_scheme(text, base, group_size, options.sm) for text in options.quant_layer]
-    precision = mixed(source.model, base, options.exclude, layers)
-    if ready:
-        left = dict.fromkeys(source.left_in_float(), scheme_of(None, options.kv_cache))
-        precision = of_parts(source.model, base, left)
+    precision = as_it_is(source, base) if ready else mixed(source.model, base, options.exclude, layers)
     if options.symmetric and ready is None and all(scheme.form != GPTQ for scheme in precision.schemes):
         raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
     choices = QuantizeOptions(
@@ -129,6 +126,15 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     )
     rotation = Rotation(source.model.hidden_size, options.seed) if rotate else None
     return Quantizer(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
+
+
+def as_it_is(source: Source, base: Scheme) -> Precision:
+    """The precision of a folder that is quantized already: linears that its tool left in float stay so."""
+    left = dict.fromkeys(source.left_in_float(), Scheme(kv_cache=base.kv_cache))
+    try:
+        return of_parts(source.model, base, left)
+    except InputError as error:
+        raise InputError(f"{error}; {ANEW}") from None
 
 
 def layer_scheme(text: str, base: Scheme, group_size: int, sm: int) -> tuple[str, Scheme]:

@@ -190,7 +190,7 @@ def left_in_float(folder: Folder) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(act_order, "model.layers.0.self_attn.q_proj: act-order"), (left_in_float, f"{PART} is not quantized")],
+    [(act_order, "model.layers.0.self_attn.q_proj: act-order"), (left_in_float, "self_attn.k_proj floating point; ")],
 )
 def test_what_cannot_be_kept_can_be_requantized(
     spoil: Callable[[Folder], None], words: str, tmp_path: Path, converted: Converted
@@ -203,6 +203,24 @@ def test_what_cannot_be_kept_can_be_requantized(
     assert "--requantize" in str(refused.value)
     checkpoint = converted(folder.path, quant="W8A16", requantize=True)
     assert measure(checkpoint, folder.path, str(tmp_path / "ids.safetensors"), 4, 24).kl < 0.01
+
+
+def test_linears_left_in_float_stay_so(tmp_path: Path, converted: Converted) -> None:
+    folder = Folder(tmp_path / "hf", "gptq")
+    for linear in [
+        name for name in folder.linears if name.endswith(("layers.0.mlp.down_proj", "layers.1.self_attn.o_proj"))
+    ]:
+        gone: dict[str, torch.Tensor | None] = {f"{linear}.{name}": None for name in folder.linears[linear].gptq()}
+        shape = folder.linears[linear].integers.shape
+        folder.change(**gone, **{f"{linear}.weight": torch.randn(shape).half() / 16})
+    checkpoint = converted(folder.path)
+    excluded = json.loads((checkpoint.folder / "config.json").read_text())["quantization"]["exclude_modules"]
+    assert excluded[6:] == ["transformer.layers.0.mlp.proj", "transformer.layers.1.attention.dense"]
+    assert structure_problems(checkpoint) == []
+    assert measure(checkpoint, folder.path, str(tmp_path / "ids.safetensors"), 4, 24).kl < 1e-3
+    for flag in ({"exclude": ("*.o_proj",)}, {"quant_layer": ("*.mlp=FP8",)}):
+        with pytest.raises(InputError, match="a folder that is quantized already keeps its integers"):
+            converted(folder.path, **flag)
 
 
 def test_scales_must_be_exact_in_the_engines_dtype(tmp_path: Path, converted: Converted) -> None:
