@@ -97,7 +97,7 @@ class Source:
         """
         assert self.ready is not None
         prefix = self.model.family.layer.format(i=index)
-        names = [name for name in self.packed if name.startswith(prefix)]
+        names = [name for name in self._linears() if name.startswith(prefix) and name in self.packed]
         return {name[len(prefix) :]: self.ready.exact(self.quantized(name), group_size, dtype) for name in names}
 
     def left_in_float(self) -> list[tuple[int, str]]:

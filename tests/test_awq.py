@@ -117,7 +117,7 @@ def test_clipping_lowers_the_error_of_every_group(symmetric: bool) -> None:
 def test_clipping_in_pieces_equals_clipping_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, _, gram = layer()
     whole = clip(weight, gram, Grid.of(weight, SIZE, 4, False))
-    monkeypatch.setattr("enginesmith.convert.awq.CLIPPED_AT_ONCE", 25 * 256)
+    monkeypatch.setattr("enginesmith.convert.awq.CLIPPED_AT_ONCE", {"cpu": 25 * 256})
     torch.testing.assert_close(clip(weight, gram, Grid.of(weight, SIZE, 4, False)).scale, whole.scale)
 
 
