@@ -83,6 +83,15 @@ def write_model(folder: Path, weights: dict[str, torch.Tensor] | None = None, to
     return folder
 
 
+def assert_same_layers(whole: Checkpoint, many: Checkpoint) -> None:
+    """Every tensor of every layer is the same once ranks are put together."""
+    for index in range(whole.model.num_hidden_layers):
+        one, joined = whole.layer(index), many.layer(index)
+        assert one.keys() == joined.keys()
+        for name in one:
+            assert torch.equal(one[name].float(), joined[name].float()), name
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Path]:
     """tiny(**config changes) -> a random model's folder."""

@@ -17,7 +17,7 @@ from enginesmith.convert.scheme import SCHEMES, SMOOTHQUANT, scheme_of
 from enginesmith.convert.source import Source
 from enginesmith.convert.verify import measure, structure_problems
 from tests.command import run
-from tests.conftest import TINY, random_weights, write_model
+from tests.conftest import TINY, assert_same_layers, random_weights, write_model
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]
@@ -49,11 +49,7 @@ def test_ranks_put_together_are_the_whole(algo: str, tiny: Tiny, converted: Conv
     model = tiny(**WIDE | {"intermediate_size": 512, "hidden_size": 256, "num_key_value_heads": 4})
     whole, many = (converted(model, quant=algo, group_size=group_size(algo), tp_size=tp) for tp in (1, 2))
     assert structure_problems(many) == []
-    for index in range(2):
-        one, joined = whole.layer(index), many.layer(index)
-        assert one.keys() == joined.keys()
-        for name in one:
-            assert torch.equal(one[name].float(), joined[name].float()), name
+    assert_same_layers(whole, many)
 
 
 @pytest.mark.parametrize("algo", ["W8A16", "W4A16", "W4A16_GPTQ"])

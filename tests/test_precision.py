@@ -26,7 +26,7 @@ from enginesmith.convert.scheme import SCHEMES, scheme_of
 from enginesmith.convert.source import Source
 from enginesmith.convert.verify import measure, structure_problems
 from tests.command import run
-from tests.conftest import TINY
+from tests.conftest import TINY, assert_same_layers
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]
@@ -182,11 +182,7 @@ def test_ranks_of_a_mixture_put_together_are_the_whole(case: str, tiny: Tiny, co
     source, options = tiny(**WIDE), {"exclude": tuple(exclude), "quant_layer": tuple(layers), "group_size": 64}
     whole, many = (converted(source, quant=quant, kv_cache="INT8", tp_size=tp, **options) for tp in (1, 2))
     assert structure_problems(many) == []
-    for index in range(4):
-        one, joined = whole.layer(index), many.layer(index)
-        assert one.keys() == joined.keys()
-        for name in one:
-            assert torch.equal(one[name].float(), joined[name].float()), name
+    assert_same_layers(whole, many)
 
 
 def test_excluded_linears_hold_the_source_weights(tiny: Tiny, converted: Converted) -> None:
