@@ -20,7 +20,7 @@ from ..convert.compare import compare as run
 from ..convert.convert_options import ConvertOptions
 from ..convert.converter import check_apart
 from ..convert.errors import InputError
-from ..convert.report import page
+from ..convert.report import cells, page
 from ..convert.scheme import KV_CACHE, SCHEMES
 from ..convert.source import Source
 from . import options as shared
@@ -57,22 +57,16 @@ def entries(text: str) -> list[str]:
     help="Quantize the KV cache, with every algorithm.",
 )
 @shared.group_size
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float16", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="The engine's.",
-)
+@shared.dtype
 @shared.exclude
 @shared.calib
-@click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
+@shared.calib_size
 @click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
 @shared.text
 @shared.chunks
 @shared.seq_len
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
+@shared.seed
 @click.option("--html", metavar="FILE", help="Also write a page with charts; it needs no other file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
 def compare(
@@ -134,15 +128,6 @@ def print_comparison(comparison: Comparison) -> None:
     for name in ("MB", "bits", "perplexity", "increase", "mean KL", "top-1", "adds most"):
         table.add_column(name, justify="right", no_wrap=name != "adds most")
     for result in comparison.results:
-        accuracy = result.accuracy
-        table.add_row(
-            result.name,
-            f"{result.size.bytes / 1e6:,.1f}",
-            f"{result.size.bits:.2f}",
-            f"{accuracy.perplexity:.4f}",
-            f"{accuracy.increase_percent:+.2f} %",
-            f"{accuracy.kl:.5f}",
-            f"{100 * accuracy.top1:.2f} %",
-            " ".join(map(str, adding_most(accuracy)[:SHOWN_LAYERS])),
-        )
+        layers = " ".join(map(str, adding_most(result.accuracy)[:SHOWN_LAYERS]))
+        table.add_row(result.name, *cells(result), layers)
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)

@@ -39,13 +39,7 @@ def alpha_value(value: str) -> float | str:
 @click.command(cls=Command, short_help="Convert a Hugging Face folder into a TensorRT-LLM checkpoint.")
 @click.option("--model_dir", required=True, metavar="DIR", help="Hugging Face folder (safetensors).")
 @click.option("--output_dir", required=True, metavar="DIR", help="Checkpoint folder to make; must not exist.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float16", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="The engine's dtype; auto is the source's, float32 becoming float16.",
-)
+@shared.dtype
 @click.option(
     "--quant",
     "--qformat",
@@ -130,7 +124,7 @@ def alpha_value(value: str) -> float | str:
     help="Quantize these linears otherwise than --quant says (MIXED_PRECISION); patterns as for --exclude, a later one "
     "counts more. May be given several times.",
 )
-@click.option("--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences.")
+@shared.calib_size
 @click.option(
     "--calib_seq_len",
     "--calib_max_seq_length",
@@ -140,7 +134,7 @@ def alpha_value(value: str) -> float | str:
     help="Tokens in each.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
+@shared.seed
 @click.option(
     "--save_stats", metavar="FILE", help="Also gather every statistic of the calibration text, and save them here."
 )

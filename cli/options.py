@@ -49,6 +49,17 @@ group_size = click.option(
     help="Input channels that share a scale, for AWQ and GPTQ; 64 where 128 does not divide the model's sizes.  "
     "[default: 128, or what a quantized folder has]",
 )
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="The engine's dtype; auto is the source's, float32 becoming float16.",
+)
+calib_size = click.option(
+    "--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences."
+)
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 exclude = click.option(
     "--exclude",
     multiple=True,

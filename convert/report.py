@@ -58,17 +58,7 @@ def figures_table(comparison: Comparison) -> str:
     head = ("algorithm", "MB", "bits a weight", "perplexity", "increase", "mean KL (nats)", "top-1")
     rows = ["".join(f"<th>{name}</th>" for name in head)]
     for result in comparison.results:
-        accuracy = result.accuracy
-        cells = (
-            escape(result.name),
-            f"{result.size.bytes / 1e6:,.1f}",
-            f"{result.size.bits:.2f}",
-            f"{accuracy.perplexity:.4f}",
-            f"{accuracy.increase_percent:+.2f} %",
-            f"{accuracy.kl:.5f}",
-            f"{100 * accuracy.top1:.2f} %",
-        )
-        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+        rows.append("".join(f"<td>{cell}</td>" for cell in (escape(result.name), *cells(result))))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     conditions = comparison.conditions
     text = (
@@ -78,6 +68,19 @@ def figures_table(comparison: Comparison) -> str:
         "which stay in 16 bits; bits a weight do not."
     )
     return f'<section><p>{escape(text)}</p>\n<div class="wide"><table>\n{body}\n</table></div></section>'
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    """Size and accuracy of one algorithm as tables show them: MB to top-1."""
+    size, accuracy = result.size, result.accuracy
+    return (
+        f"{size.bytes / 1e6:,.1f}",
+        f"{size.bits:.2f}",
+        f"{accuracy.perplexity:.4f}",
+        f"{accuracy.increase_percent:+.2f} %",
+        f"{accuracy.kl:.5f}",
+        f"{100 * accuracy.top1:.2f} %",
+    )
 
 
 def made_with(by: Conditions) -> str:
