@@ -88,7 +88,9 @@ class Quantizer:
         seen = statistics.only(self.wanted)
         schemes, dtype = self.precision.layer(index), getattr(torch, self.dtype)
         tensors, chosen = quantize_layer(layer, seen, schemes, self.choices, dtype, ready)
-        return Quantized(layer, self.stored(index, tensors), chosen)
+        stored = self.stored(index, tensors)
+        layer.set_common(stored)
+        return Quantized(layer, stored, chosen)
 
     def stored(self, index: int, tensors: Tensors) -> Tensors:
         """A layer's tensors in the dtypes that its file holds; packed integers are left logical."""

@@ -41,14 +41,14 @@ class Grid:
         scale: float32 [out, groups]; group g scales in / groups neighbouring input channels.
         zero: float32 [out, groups], whole numbers; None where every zero is 0.
         low, high: the range of k.
-        dtype: what offsets are kept in.
+        dtype: what offsets are kept in; None for float32.
     """
 
     scale: torch.Tensor
     zero: torch.Tensor | None
     low: int
     high: int
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None
 
     @staticmethod
     def of(weight: torch.Tensor, group_size: int, bits: int, symmetric: bool) -> Grid:
@@ -75,7 +75,7 @@ class Grid:
     @property
     def offset(self) -> torch.Tensor | None:
         """-zero * scale as it is kept, float32 [out, groups]; None where every zero is 0."""
-        return None if self.zero is None else (-self.zero * self.scale).to(self.dtype).float()
+        return None if self.zero is None else (-self.zero * self.scale).to(self.dtype or torch.float32).float()
 
     def round(self, weight: torch.Tensor) -> Grouped:
         """Round float32 [out, in] to the nearest k, half to even."""

@@ -137,7 +137,7 @@ def measure(
     ids = held_out(source, text, chunks, length)
     reference_model = Reference(source, ids, where)
     runtime = Runtime.of(checkpoint, length, where)
-    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
+    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint), decoding=True)
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
         reference_model.layer(source.layer(index, where))
@@ -176,8 +176,10 @@ def figures(accuracy: Accuracy) -> dict[str, Any]:
         "mean_kl": accuracy.kl,
         "top1_agreement": accuracy.top1,
         "layer_errors": accuracy.layer_errors,
+        "few_tokens_error": accuracy.few_tokens_error,
+        "many_tokens_error": accuracy.many_tokens_error,
     }
-    return {name: finite(value) for name, value in values.items()}
+    return {name: finite(value) for name, value in values.items() if value is not None}
 
 
 def finite(value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from . import few_tokens, fp8
 from .identity import GROUPWISE, INTEGER, Plugin
 from .lazy import torch
@@ -22,33 +20,9 @@ PLUGIN = Plugin(
 BIAS, ZERO, PRE_QUANT_SCALE, FP8_ALPHA, INT8_WEIGHT = 1, 2, 4, 8, 16
 
 
-class FP8Scales(NamedTuple):
-    """What the loader makes of W4A8_AWQ's tensors.
-
-    Attributes:
-        scale: float16 [in / group, out], of weights that will pass through FP8.
-        prequant: [in] in the engine's dtype, divided by the activation's scale.
-        alpha: float32 [1], what the product is multiplied by.
-    """
-
-    scale: torch.Tensor
-    prequant: torch.Tensor
-    alpha: torch.Tensor
-
-    @staticmethod
-    def of(
-        weights_scaling_factor: torch.Tensor,
-        prequant_scaling_factor: torch.Tensor,
-        activation_scaling_factor: torch.Tensor,
-        weights_scaling_factor_2: torch.Tensor,
-    ) -> FP8Scales:
-        """The first two in the engine's dtype, the others float32 [1]."""
-        prequant = prequant_scaling_factor.float() / activation_scaling_factor
-        return FP8Scales(
-            (weights_scaling_factor.float() / weights_scaling_factor_2).half(),
-            prequant.to(prequant_scaling_factor.dtype),
-            activation_scaling_factor * weights_scaling_factor_2,
-        )
+def fp8_scale(weights_scaling_factor: torch.Tensor, weights_scaling_factor_2: torch.Tensor) -> torch.Tensor:
+    """W4A8_AWQ's scale as the loader hands it on, for weights that pass through FP8: float16 [in / group, out]."""
+    return (weights_scaling_factor.float() / weights_scaling_factor_2).half()
 
 
 def dequantized(
