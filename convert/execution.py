@@ -34,7 +34,7 @@ class Accuracy:
         top1: share of tokens for which both give the same most likely token.
         layer_errors: after each layer, ||hidden - source's|| / ||source's||, over all tokens.
         few_tokens_error, many_tokens_error: root mean square over the weight-only linears of ``rounding_errors``, if
-            there are any and they were measured.
+            there are any.
     """
 
     tokens: int
@@ -83,23 +83,15 @@ class Execution:
     Args:
         embedding: [vocab_size, hidden_size], in the engine's dtype.
         rotation: of its residual stream, or None.
-        decoding: measure rounding errors too, on the last tokens of the first sequence.
 
     Attributes:
         hidden: [chunks, tokens, hidden_size], in the engine's dtype.
         errors: one number a layer, as in ``Accuracy.layer_errors``.
-        roundings: those of ``rounding_errors``, one pair a weight-only linear.
+        roundings: ``rounding_errors`` of each weight-only linear, on the first sequence.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        ids: torch.Tensor,
-        embedding: torch.Tensor,
-        rotation: Rotation | None,
-        decoding: bool = False,
-    ):
-        self.runtime, self.rotation, self.decoding = runtime, rotation, decoding
+    def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: torch.Tensor, rotation: Rotation | None):
+        self.runtime, self.rotation = runtime, rotation
         self.hidden = functional.embedding(ids, embedding).to(runtime.device)
         self.errors: list[float] = []
         self.roundings: list[tuple[float, float]] = []
@@ -110,7 +102,7 @@ class Execution:
         difference = energy = 0.0
         for chunk in range(len(self.hidden)):
             piece = slice(chunk, chunk + 1)
-            self.runtime.watch = self.measure_rounding if self.decoding and chunk == 0 else None
+            self.runtime.watch = None if chunk else self.measure_rounding
             self.hidden[piece] = self.runtime.layer(tensors, schemes, self.hidden[piece])
             ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
             difference += float((ours - reference[piece]).square().sum())

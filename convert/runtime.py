@@ -60,8 +60,9 @@ class Activation:
 class Runtime:
     """Executes the layers of a quantized model on whole sequences.
 
-    Hidden states are in the engine's dtype between operations, as in an engine. Tensors are a layer's by name inside
-    the layer, as ``Checkpoint.layer`` gives them, on the runtime's device.
+    Hidden states are in the engine's dtype between operations, as in an engine. Plugins see all tokens at once; of no
+    more than four they compute what an engine does while it generates. Tensors are a layer's by name inside the layer,
+    as ``Checkpoint.layer`` gives them, on the runtime's device.
 
     Args:
         dtype: the engine's, "float16" or "bfloat16".

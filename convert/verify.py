@@ -137,7 +137,7 @@ def measure(
     ids = held_out(source, text, chunks, length)
     reference_model = Reference(source, ids, where)
     runtime = Runtime.of(checkpoint, length, where)
-    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint), decoding=True)
+    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
         reference_model.layer(source.layer(index, where))
