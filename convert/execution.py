@@ -9,13 +9,12 @@ import torch
 from torch.nn import functional
 
 from ..plugins.rmsnorm_quantization import rms_norm
-from .errors import InputError
 from .forward import LayerForward
 from .rotation import Rotation
 from .runtime import Runtime, Tensors
 from .scheme import LayerSchemes
 from .source import Source
-from .text import read_tokens
+from .text import check_length, read_tokens
 
 
 @dataclass
@@ -119,9 +118,7 @@ def held_out(source: Source, text: str, chunks: int, length: int) -> torch.Tenso
     Raises:
         InputError: the text cannot be used, or the sequences are longer than the model's.
     """
-    limit = source.model.sliding_window or source.model.max_position_embeddings
-    if length > limit:
-        raise InputError(f"--seq_len {length} is longer than the model's {limit} positions")
+    check_length(source.model, length, "--seq_len")
     return read_tokens(text, source.folder, chunks, length, source.model.vocab_size, "--text").ids
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -41,6 +43,24 @@ def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
         raise InputError(f"{path.name}: not a whole safetensors file ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read; is it there, and is reading permitted? ({error})") from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened for reading; a pipe or a device is refused at once instead of waited for.
+
+    Raises:
+        InputError: it is not a regular file, or cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise InputError(f"{path}: not a regular file")
+    return os.fdopen(handle, "rb")
 
 
 def read_json(path: Path) -> dict[str, Any]:
