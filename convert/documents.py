@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import SHOWN, InputError, printable, reason, shown
 from .files import open_regular
-from .reasons import brief, reason
 from .records import ARROW, JSON, records
 
 # Every Python carries its own reference topics; the first half calibrates, the second is held out.
@@ -102,11 +101,11 @@ def written(record: Any, where: str) -> str:
     if isinstance(record, str):
         return checked(record, where)
     if not isinstance(record, dict):
-        raise InputError(f"{where}: holds {brief(record)}, which is no record")
+        raise InputError(f"{where}: holds {shown(record)}, which is no record")
     known = [field for field in FIELDS if field in record]
     if not known:
         raise InputError(
-            f"{where}: no known field; it has {brief(', '.join(map(str, record)) or 'none')}. Text is read from text, "
+            f"{where}: no known field; it has {printable(', '.join(map(str, record)) or 'none', 2 * SHOWN)}. Text is read from text, "
             "from messages, or from prompt or instruction, input, and completion, output or response"
         )
     given = [field for field in known if record[field] not in (None, "", [])]

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import SHOWN, InputError, printable, reason, shown
 from .files import open_regular, read_json
-from .reasons import brief, reason
 
 JSON, ARROW = (".json", ".jsonl", ".ndjson"), (".parquet", ".arrow")
 # Characters of one JSON value.
@@ -46,7 +45,7 @@ def dataset_files(folder: Path, name: str) -> list[Path]:
     in the folder or its data/."""
     if (folder / "dataset_dict.json").exists():
         splits = read_json(folder / "dataset_dict.json").get("splits")
-        raise InputError(f"{name} holds several splits; give the folder of one: {brief(splits)}")
+        raise InputError(f"{name} holds several splits; give the folder of one: {shown(splits)}")
     if (folder / "state.json").exists():
         return [folder / plain(file, name) for file in listed(read_json(folder / "state.json"), name)]
     endings = (*ARROW, ".jsonl", ".ndjson")
@@ -55,7 +54,9 @@ def dataset_files(folder: Path, name: str) -> list[Path]:
         raise InputError(f"{name}: no data set in this folder (parquet or jsonl files, or what save_to_disk writes)")
     found = {split[1] for path in files if (split := SHARD.match(path.name) or SPLIT.match(path.name))}
     if len(found) > 1:
-        raise InputError(f"{name} holds several splits ({brief(', '.join(sorted(found)))}); give one of its files")
+        raise InputError(
+            f"{name} holds several splits ({printable(', '.join(sorted(found)), SHOWN)}); give one of its files"
+        )
     return sorted(files)
 
 
@@ -68,7 +69,7 @@ def listed(state: dict[str, Any], name: str) -> list[Any]:
 
 def plain(file: Any, name: str) -> str:
     if not isinstance(file, str) or file != Path(file).name or "\0" in file:
-        raise InputError(f"{name}: state.json names {brief(file)}, which is not a file of this folder")
+        raise InputError(f"{name}: state.json names {shown(file)}, which is not a file of this folder")
     return file
 
 

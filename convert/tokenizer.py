@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .bounded import processor_limit
-from .errors import InputError
-from .reasons import reason
+from .errors import InputError, reason
 
 ENDINGS, LARGEST_FILE = (".json", ".jinja", ".model", ".txt"), 2**28
 # For one chat; templates are programs.
