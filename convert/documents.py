@@ -104,13 +104,14 @@ def written(record: Any, where: str) -> str:
         raise InputError(f"{where}: holds {shown(record)}, which is no record")
     known = [field for field in FIELDS if field in record]
     if not known:
+        fields = printable(", ".join(map(str, record)) or "none", 2 * SHOWN)
         raise InputError(
-            f"{where}: no known field; it has {printable(', '.join(map(str, record)) or 'none', 2 * SHOWN)}. Text is read from text, "
-            "from messages, or from prompt or instruction, input, and completion, output or response"
+            f"{where}: no text in its fields ({fields}); text is read from text, from messages, or from prompt or "
+            "instruction, input, and completion, output or response"
         )
     given = [field for field in known if record[field] not in (None, "", [])]
     for field in given:
-        if not isinstance(record[field], str):
+        if field == "messages" or not isinstance(record[field], str):
             form = "a list of objects with role and content" if field == "messages" else "text"
             raise InputError(f"{where}: {field} is not {form}")
     if "text" in given:

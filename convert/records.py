@@ -134,8 +134,8 @@ class JsonValues:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
+                line = self.line + self.text.count("\n", self.at, error.pos)
                 if len(self.text) - self.at > LONGEST or not self.more():
-                    line = self.line + self.text.count("\n", self.at, error.pos)
                     raise InputError(f"{self.name}, line {line}: not JSON ({error.msg})") from None
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{self.name}, line {self.line}: not JSON ({reason(error)})") from None

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from .bounded import in_child
 from .documents import BUILT_IN, blocks, built_in, documents
 from .errors import InputError
-from .files import headers, open_regular, text_digest
+from .files import headers, open_regular, shown_path, text_digest
 from .model import Model
 from .records import dataset_files
 from .tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def read_tokens(source: str, tokenizer_dir: Path, sequences: int, length: int, v
     if sequences < 1 or length < 2:
         raise InputError(f"{flag}: at least 1 sequence of 2 tokens is needed, not {sequences} of {length}")
     if source not in BUILT_IN and not os.path.exists(source):
-        raise InputError(f"{flag}: no such file {source}; built-in texts: {', '.join(BUILT_IN)}")
+        raise InputError(f"{flag}: no such file {shown_path(source)}; built-in texts: {', '.join(BUILT_IN)}")
     ready = source.endswith(".safetensors")
     if ready:
         ids = ready_made(Path(source), sequences, length, flag)
@@ -69,9 +69,11 @@ def read_tokens(source: str, tokenizer_dir: Path, sequences: int, length: int, v
     if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
         odd = int(ids.max()) if int(ids.max()) >= vocab_size else int(ids.min())
         if ready:
-            raise InputError(f"{flag}: {source} holds token id {odd}, outside the vocabulary of {vocab_size}")
+            raise InputError(
+                f"{flag}: {shown_path(source)} holds token id {odd}, outside the vocabulary of {vocab_size}"
+            )
         raise InputError(
-            f"{tokenizer_dir}: its tokenizer gives token id {odd}, but the model's vocabulary has {vocab_size}; "
+            f"{shown_path(tokenizer_dir)}: its tokenizer gives token id {odd}, outside the model's vocabulary of {vocab_size}; "
             "the tokenizer files are another model's"
         )
     return Tokens(ids, source, hashlib.sha256(ids.numpy().tobytes()).hexdigest())
@@ -91,7 +93,7 @@ def encoded(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag
     def work() -> bytes:
         return pieces(source, tokenizer, sequences, length, flag).tobytes()
 
-    blamed = f"{tokenizer.folder}: its tokenizer, reading {flag} {source},"
+    blamed = f"{shown_path(tokenizer.folder)}: its tokenizer, reading {flag} {shown_path(source)},"
     seconds = SECONDS + SECONDS_PER_TOKEN * min(sequences * length, 10**8)
     data = in_child(work, seconds, blamed)
     return torch.frombuffer(bytearray(data), dtype=torch.int64).view(-1, length)
@@ -99,7 +101,7 @@ def encoded(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag
 
 def pieces(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag: str) -> array[int]:
     """Tokens of at most ``sequences`` pieces, one after the other; the text is read until there are enough."""
-    ids, characters, name = array("q"), 0, f"{flag}: {source}"
+    ids, characters, name = array("q"), 0, f"{flag}: {shown_path(source)}"
     for block in blocks(documents(source, name, tokenizer.render)):
         if not block.isspace():
             ids.extend(tokenizer.ids(block))
@@ -130,9 +132,11 @@ def ready_made(path: Path, sequences: int, length: int, flag: str) -> torch.Tens
         found = {name: (shape, dtype) for name, shape, dtype in headers(path)}
         shape, dtype = found.get("input_ids", ([], ""))
         if len(shape) != 2 or dtype not in ("I32", "I64") or shape[0] == 0:
-            raise InputError(f"{path} needs an integer tensor input_ids [sequences, tokens]")
+            raise InputError(f"{shown_path(path)} needs an integer tensor input_ids [sequences, tokens]")
         if shape[1] < length:
-            raise InputError(f"{path} has sequences of {shape[1]} tokens, fewer than the {length} asked for")
+            raise InputError(
+                f"{shown_path(path)} has sequences of {shape[1]} tokens, fewer than the {length} asked for"
+            )
         with safe_open(path, framework="pt") as file:
             ids: torch.Tensor = file.get_slice("input_ids")[: min(sequences, shape[0]), :length]
     except InputError as error:
@@ -146,9 +150,9 @@ def content_hash(source: str) -> str:
         return hashlib.sha256(built_in(source).encode()).hexdigest()
     path = Path(source)
     if not os.path.exists(path):
-        raise InputError(f"text {source}: no such file; give a file, or one of: {', '.join(BUILT_IN)}")
+        raise InputError(f"text {shown_path(source)}: no such file; give a file, or one of: {', '.join(BUILT_IN)}")
     if path.is_dir():
-        return text_digest({file.name: file_hash(file) for file in dataset_files(path, f"text {source}")})
+        return text_digest({file.name: file_hash(file) for file in dataset_files(path, f"text {shown_path(source)}")})
     return file_hash(path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .bounded import processor_limit
 from .errors import InputError, reason
+from .files import shown_path
 
 ENDINGS, LARGEST_FILE = (".json", ".jinja", ".model", ".txt"), 2**28
 # For one chat; templates are programs.
@@ -60,8 +61,8 @@ class Tokenizer:
         """
         if not self.loaded.chat_template:
             raise InputError(
-                f"{where}: holds messages, and the tokenizer in {self.folder} has no chat template; add its "
-                "chat_template.jinja, or give records with text"
+                f"{where}: holds messages, and the tokenizer in {shown_path(self.folder)} has no chat template; add "
+                "its chat_template.jinja, or give records with text"
             )
         with self._one_line(f"its chat template does not render {where}"), processor_limit(RENDERING_SECONDS):
             text = str(self.loaded.apply_chat_template(messages, tokenize=False))
@@ -84,4 +85,6 @@ class Tokenizer:
         except (InputError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:
-            raise InputError(f"{self.folder}: {what} ({reason(error)}){'; ' + remedy if remedy else ''}") from None
+            raise InputError(
+                f"{shown_path(self.folder)}: {what} ({reason(error)}){'; ' + remedy if remedy else ''}"
+            ) from None
