@@ -66,15 +66,13 @@ def read_tokens(source: str, tokenizer_dir: Path, sequences: int, length: int, v
         ids = ready_made(Path(source), sequences, length, flag)
     else:
         ids = encoded(source, Tokenizer(tokenizer_dir, flag), sequences, length, flag)
-    if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
-        odd = int(ids.max()) if int(ids.max()) >= vocab_size else int(ids.min())
-        if ready:
-            raise InputError(
-                f"{flag}: {shown_path(source)} holds token id {odd}, outside the vocabulary of {vocab_size}"
-            )
+    odd = next((one for one in (int(ids.max()), int(ids.min())) if not 0 <= one < vocab_size), None)
+    if odd is not None and ready:
+        raise InputError(f"{flag}: {shown_path(source)} holds token id {odd}, outside the vocabulary of {vocab_size}")
+    if odd is not None:
         raise InputError(
-            f"{shown_path(tokenizer_dir)}: its tokenizer gives token id {odd}, outside the model's vocabulary of {vocab_size}; "
-            "the tokenizer files are another model's"
+            f"{shown_path(tokenizer_dir)}: its tokenizer gives token id {odd}, outside the vocabulary of {vocab_size} "
+            "that config.json states; are its files another model's?"
         )
     return Tokens(ids, source, hashlib.sha256(ids.numpy().tobytes()).hexdigest())
 

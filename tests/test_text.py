@@ -334,7 +334,7 @@ def test_ids_beyond_the_embedding_are_the_tokenizers_fault(plain: Path, tmp_path
     source = written(tmp_path / "text.txt", "def f(x):\n    return x, 123")
     message = refusal(source, plain, vocabulary=3)
     assert "tokenizer gives token id" in message
-    assert "outside the model's vocabulary of 3" in message
+    assert "outside the vocabulary of 3" in message
     assert "text.txt" not in message
     save_file({"input_ids": torch.tensor([[1, 2, 3, 9]])}, tmp_path / "ids.safetensors")
     assert "ids.safetensors holds token id 9" in refusal(tmp_path / "ids.safetensors", plain, vocabulary=9)
