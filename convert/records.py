@@ -113,9 +113,8 @@ class JsonValues:
         separator = "["
         while self.peek() == separator:
             self.at += 1
-            if separator == "[" and self.peek() == "]":
+            if self.peek() == "]" and separator == "[":
                 break
-            self.peek()
             yield f"{self.name}, line {self.line}", self.value()
             separator = ","
         if self.peek() != "]":

@@ -99,17 +99,20 @@ def encoded(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag
 
 def pieces(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag: str) -> array[int]:
     """Tokens of at most ``sequences`` pieces, one after the other; the text is read until there are enough."""
-    ids, characters, name = array("q"), 0, f"{flag}: {shown_path(source)}"
+    ids, characters, blank, name = array("q"), 0, True, f"{flag}: {shown_path(source)}"
     for block in blocks(documents(source, name, tokenizer.render)):
+        characters += len(block)
         if not block.isspace():
             ids.extend(tokenizer.ids(block))
-        characters += len(block)
+            blank = False
         if len(ids) >= sequences * length:
             break
         if characters > CHARACTERS + CHARACTERS_PER_TOKEN * sequences * length:
             raise InputError(f"{name} has {len(ids)} tokens in {characters} characters; give text that has more")
-    if not ids:
+    if blank:
         raise InputError(f"{name} is empty")
+    if not ids:
+        raise InputError(f"{shown_path(tokenizer.folder)}: its tokenizer gives no token for the text of {name}")
     front = tokenizer.front
     share = length - len(front)
     if len(ids) < share:

@@ -42,7 +42,7 @@ class Tokenizer:
     @cached_property
     def front(self) -> list[int]:
         """The token that begins every prompt, where the tokenizer adds one."""
-        with self._one_line(f"its tokenizer does not read the empty text, which {self.flag} begins with"):
+        with self._one_line(f"its tokenizer cannot read what {self.flag} begins with"):
             bos = self.loaded.bos_token_id
             empty = self.loaded("")["input_ids"]
             adds = getattr(self.loaded, "add_bos_token", False) is True or empty[:1] == [bos]

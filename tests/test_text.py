@@ -302,7 +302,7 @@ def test_a_broken_tokenizer_is_one_line(
 
 
 def test_tokenizers_that_cannot_work_are_blamed(tmp_path: Path) -> None:
-    for fault in ("WordLevel", "WordPiece", "Unigram", "backtracking", "model_max_length"):
+    for fault in ("WordLevel", "WordPiece", "Unigram", "empty", "backtracking", "model_max_length"):
         folder = write_tokenizer(tmp_path / fault, "byte_level")
         BROKEN[fault](folder)
         source = written(tmp_path / "text.txt", "a quick brown " + "a" * 5000 + "!\n")
