@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import select
@@ -88,6 +89,7 @@ def _received(reading: int, deadline: float) -> bytes | None:
 def _run(work: Callable[[], bytes], seconds: int, writing: int) -> NoReturn:
     """The copy's whole life."""
     try:
+        writing = fcntl.fcntl(writing, fcntl.F_DUPFD, 3)  # where our standard streams are closed, the pipe may be one
         _restrict(seconds)
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(_outcome(work))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from enginesmith.build import pipeline
-from enginesmith.convert import documents, text, tokenizer
+from enginesmith.convert import bounded, documents, text, tokenizer
 from enginesmith.convert.convert_options import ConvertOptions
 from enginesmith.convert.converter import convert
 from enginesmith.convert.documents import blocks
@@ -370,16 +371,31 @@ def test_a_tokenizer_that_crashes_is_one_line(plain: Path, tmp_path: Path, monke
     assert "crashes" in refusal(written(tmp_path / "a.txt", "hello"), plain)
 
 
+def test_memory_is_bounded(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "MEMORY", 2**26)
+    monkeypatch.setattr(tokenizer.Tokenizer, "ids", lambda *_: bytes(2**28))
+    assert "takes more than" in refusal(written(tmp_path / "a.txt", "hello"), plain)
+
+
+def test_closed_standard_streams_are_no_matter(plain: Path, tmp_path: Path) -> None:
+    words = "import os; os.closerange(0, 3); from enginesmith.convert.bounded import in_child; "
+    words += "os._exit(in_child(lambda: bytes([42]), 60, 'it')[0])"
+    assert subprocess.run([sys.executable, "-c", words]).returncode == 42
+
+
 def test_a_fault_of_ours_is_no_bad_input(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "plain_text", lambda *_: 1 / 0)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         ids_of(written(tmp_path / "a.txt", "hello"), plain)
 
 
-def test_a_pipe_among_the_tokenizers_files(tmp_path: Path) -> None:
+def test_odd_files_among_the_tokenizers(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path / "tokenizer", "byte_level")
     os.mkfifo(folder / "added_tokens.json")
     assert "added_tokens.json: not a regular file" in refusal(written(tmp_path / "a.txt", "hello"), folder)
+    (folder / "added_tokens.json").unlink()
+    os.truncate(folder / "tokenizer.json", 2**29)
+    assert "tokenizer.json: larger than any tokenizer's file" in refusal(tmp_path / "a.txt", folder)
 
 
 def test_only_the_rows_that_are_needed_are_read(plain: Path, tmp_path: Path) -> None:
