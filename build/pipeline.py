@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.convert_options import ConvertOptions, quantizer_of
-from ..convert.converter import convert
+from ..convert.converter import convert, versions
 from ..convert.errors import InputError
 from ..convert.files import read_json, sha256, text_digest, write_json
 from ..convert.joined import Checkpoint
 from ..convert.source import Source
 from ..convert.staging import MARK, Staging
-from ..convert.text import BUILT_IN
+from ..convert.text import content_hash
 from ..convert.verify import gate_failures, measure, structure_problems, summary
 from . import engines, gpus, releases
 from .algorithms import refusal
@@ -126,9 +126,8 @@ class Run:
         options = ConvertOptions(str(self.recipe.model_dir), str(self.checkpoint), **self.recipe.convert)
         source = Source(options.model_dir)
         choices = {k: v for k, v in asdict(options).items() if k not in ("model_dir", "output_dir")}
-        versions = {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")}
         files = [*source.paths(), *tokenizer_files(source.folder)]
-        inputs = [choices, versions, hashes(files), text_hash(options.calib)]
+        inputs = [choices, versions(), hashes(files), content_hash(options.calib)]
         if not self.is_current("convert", self.checkpoint, inputs):
             for later in (self.verdict, self.plan_dir, self.engine, self.repository):
                 remove(later)
@@ -143,7 +142,7 @@ class Run:
         """Measure, unless that was done before; the gate is judged anew each time."""
         measured = {key: value for key, value in asdict(options).items() if key != "max_ppl_increase"}
         files = hashes(tokenizer_files(self.recipe.model_dir))
-        inputs = [measured, tree(self.checkpoint), text_hash(options.text), files, metadata.version("enginesmith")]
+        inputs = [measured, tree(self.checkpoint), content_hash(options.text), files, versions()]
 
         def work() -> dict[str, Any]:
             checkpoint = Checkpoint(self.checkpoint)
@@ -295,15 +294,6 @@ def tree(output: Path) -> str:
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(sha256, files))
     return text_digest({str(path.relative_to(output)): one for path, one in zip(files, digests, strict=True)})
-
-
-def text_hash(source: str) -> str:
-    """What identifies a text: its file's hash, or the name of a built-in one."""
-    if source in BUILT_IN:
-        return source
-    if not Path(source).is_file():
-        raise InputError(f"text {source}: no such file; give a file, or one of: {', '.join(BUILT_IN)}")
-    return sha256(Path(source))
 
 
 def write_whole(path: Path, value: dict[str, Any]) -> None:
