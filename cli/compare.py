@@ -23,6 +23,7 @@ from ..convert.errors import InputError
 from ..convert.report import cells, page
 from ..convert.scheme import KV_CACHE, SCHEMES
 from ..convert.source import Source
+from ..convert.staging import whole_file
 from . import options as shared
 from .display import Bar, adding_most
 from .options import Command, interrupt
@@ -86,7 +87,8 @@ def compare(
     with Bar("compare", layers, quiet=as_json) as bar:
         comparison = run(options, quant, text, chunks, seq_len, bar.update)
     if html is not None:
-        write_page(Path(html), page(comparison))
+        with whole_file(html, "--html") as file:
+            file.write_text(page(comparison), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(summary(comparison)))
     else:
@@ -102,16 +104,6 @@ def check_page(path: Path, model: Path) -> None:
         raise InputError(f"--html: {path} exists and its name does not end in .html; choose another")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--html: {path} cannot be written")
-
-
-def write_page(path: Path, text: str) -> None:
-    """The page appears whole, or not at all."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        hidden.write_text(text, encoding="utf-8")
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ from .readymade import ANEW, ReadyMade
 from .rounding import Grouped
 from .scheme import WEIGHT_ONLY
 from .source import Source
-from .staging import MARK, Staging
+from .staging import Partial, Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
 from .text import Tokens
 
@@ -58,17 +58,31 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
     Raises:
         InputError: any input that cannot be converted, or a disk that cannot hold the result.
     """
-    job = Job(options)
-    with Staging(options.output_dir) as staging, Hashes() as hashes, torch.inference_mode(), plain_disk_errors(options):
+    return convert_job(Job(options), on_progress)
+
+
+def convert_job(job: Job, on_progress: OnProgress) -> Converted:
+    """Do what was checked; the folder, and the file of statistics if one is asked for, get their names together."""
+    options = job.options
+    saved = Partial(options.save_stats, "--save_stats") if options.save_stats else nullcontext()
+    with (
+        saved as place,
+        Staging(options.output_dir) as staging,
+        Hashes() as hashes,
+        torch.inference_mode(),
+        plain_disk_errors(options),
+    ):
         hashes.add("source", job.source.paths())
-        with job.statistics(hashes) as save:
+        with job.statistics(hashes, place) as save:
             layers = job.run(staging.folder, save, on_progress)
         on_progress(job.model.num_hidden_layers, "hash", 0)
         for name, content in job.configs().items():
             write_json(staging.folder / name, content)
-        hashes.add("files", sorted(path for path in staging.folder.iterdir() if path.name != MARK))
+        hashes.add("files", sorted(staging.folder.iterdir()))
         manifest = job.manifest(layers) | hashes.wait()
         write_json(staging.folder / MANIFEST, manifest)
+        if place is not None:
+            place.commit()
         staging.commit()
     return Converted(Path(options.output_dir), manifest)
 
@@ -143,14 +157,14 @@ class Job:
         )
 
     @contextmanager
-    def statistics(self, hashes: Hashes) -> Iterator[Save]:
+    def statistics(self, hashes: Hashes, place: Partial | None) -> Iterator[Save]:
         """Check the statistics that were given, or store those that are gathered."""
         if self.saved is not None:
             self.saved.check(self.origin(hashes.of("source")))
-        if self.options.save_stats is None:
+        if place is None:
             yield lambda index, statistics: None
             return
-        with saving(self.options.save_stats, self.model, self.origin(hashes.of("source"))) as save:
+        with saving(place, self.model, self.origin(hashes.of("source"))) as save:
             yield save
 
     def run(self, folder: Path, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:

@@ -258,7 +258,7 @@ def test_a_run_that_is_stopped_leaves_nothing(sent: int, code: int, tmp_path: Pa
     output = tmp_path / "out"
     # A test run in the background has Ctrl-C ignored, which children inherit.
     process = subprocess.Popen(command(model, output), stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts)
-    partial = tmp_path / ".out.partial" / "rank0.safetensors"
+    partial = tmp_path / ".out.partial" / "out" / "rank0.safetensors"
     deadline = time.monotonic() + 120
     while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -269,7 +269,7 @@ def test_a_run_that_is_stopped_leaves_nothing(sent: int, code: int, tmp_path: Pa
     assert not output.exists()
     if sent != signal.SIGKILL:
         assert error.strip().endswith("interrupted; nothing unfinished stands under its name")
-        assert not partial.parent.exists()
+        assert not partial.parent.parent.exists()
     shutil.rmtree(model)
     again = subprocess.run(command(write_model(tmp_path / "hf"), output), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -142,7 +142,7 @@ def test_a_failed_build_goes_on_with_the_missing_rank(folders: Words, machine: M
     failed = enginesmith("build", *folders, "--workers", 1, env={**machine, "FAKE_FAIL_RANK": "1"}, expect=1)
     assert "out of tactics" in failed.stderr
     assert not (tmp_path / "out").exists()
-    first = (tmp_path / ".out.partial" / "rank0.json").read_bytes()
+    first = (tmp_path / ".out.partial" / "out" / "rank0.json").read_bytes()
     again = enginesmith("build", *folders, "--workers", 1, env=machine)
     assert "rank 0: finished before" in again.stderr
     assert "rank 0: building" not in again.stderr
@@ -163,7 +163,7 @@ def test_a_killed_build_keeps_finished_ranks(folders: Words, machine: Machine, t
     command = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "build", *map(str, folders)]
     slow = {**machine, "FAKE_SLOW": "1"}
     process = subprocess.Popen([*command, "--workers", "1"], env=slow, stderr=subprocess.DEVNULL)
-    record = tmp_path / ".out.partial" / "rank0.json"
+    record = tmp_path / ".out.partial" / "out" / "rank0.json"
     deadline = time.monotonic() + 60
     while not record.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -228,7 +228,7 @@ def test_ranks_die_with_the_build(folders: Words, machine: Machine, tmp_path: Pa
     command = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "build", *map(str, folders)]
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(command, env={**machine, "FAKE_SLOW": "60"}, stderr=subprocess.DEVNULL)
-        log = tmp_path / ".out.partial" / "logs" / "rank1.log"
+        log = tmp_path / ".out.partial" / "out" / "logs" / "rank1.log"
         deadline = time.monotonic() + 60
         while not (log.exists() and "building rank" in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -256,13 +256,13 @@ def children_of(folder: Path) -> list[str]:
 def test_resume_looks_at_what_it_resumes(folders: Words, machine: Machine, tmp_path: Path) -> None:
     """Ranks of other weights, or files that were damaged meanwhile, are built again."""
     fails = {**machine, "FAKE_FAIL_RANK": "1"}
-    for damage in (tmp_path / "ck" / "rank0.safetensors", tmp_path / ".out.partial" / "rank0.engine"):
+    for damage in (tmp_path / "ck" / "rank0.safetensors", tmp_path / ".out.partial" / "out" / "rank0.engine"):
         enginesmith("build", *folders, "--workers", 1, env=fails, expect=1)
         whole = damage.read_bytes()
         damage.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         again = enginesmith("build", *folders, "--workers", 1, env=fails, expect=1)
         assert "rank 0: building" in again.stderr
-    (tmp_path / ".out.partial" / "config.json").unlink()
+    (tmp_path / ".out.partial" / "out" / "config.json").unlink()
     assert "rank 0: building" in enginesmith("build", *folders, env=machine).stderr
 
 
