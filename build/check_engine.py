@@ -11,7 +11,8 @@ from importlib import metadata, util
 from typing import Any
 
 from ..convert.errors import InputError
-from ..convert.files import MANIFEST, read_json, section
+from ..convert.files import MANIFEST, is_there, read_json
+from ..convert.reader import Reader
 from . import gpus
 from .build_engine import same_release
 from .engine_folder import EngineFolder
@@ -60,11 +61,11 @@ def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
         InputError: the engine's manifest is not readable.
     """
     path = engine.folder / MANIFEST
-    if not path.exists():
+    if not is_there(path):
         known = versions(engine.version, None, machine) + enough_gpus(engine, machine)
         return [*known, f"no {MANIFEST} beside it: nothing says for which GPU and TensorRT it was built"]
     manifest = read_json(path)
-    built = section(manifest, "machine")
+    built = Reader(manifest, str(path)).section("machine").values
     sm = built.get("sm")
     if not isinstance(sm, int) or not isinstance(built.get("tensorrt"), str):
         raise InputError(f"{path}: no machine.sm and machine.tensorrt in it; is it the manifest of an engine?")
@@ -86,7 +87,7 @@ def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
 def memory_needed(engine: EngineFolder, manifest: dict[str, Any], rank: int) -> int:
     """Bytes of GPU memory before the first request: the engine, and what its plan says besides."""
     size = (engine.folder / f"rank{rank}.engine").stat().st_size
-    planned = section(manifest, "plan").get("memory")
+    planned = Reader(manifest, MANIFEST).section("plan").values.get("memory")
     if not isinstance(planned, list) or rank >= len(planned) or not isinstance(planned[rank], dict):
         return size
     besides = [planned[rank].get(key) for key in ("activations", "reserve")]

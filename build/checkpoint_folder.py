@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.architectures import COLUMNS, FAMILIES, Family
-from ..convert.errors import InputError
+from ..convert.errors import InputError, shown
 from ..convert.files import (
     DTYPE_NAMES,
     MANIFEST,
@@ -21,14 +21,14 @@ from ..convert.files import (
     manifest_problems,
     read_json,
     read_manifest,
-    section,
     sha256,
     text_digest,
 )
 from ..convert.layout import Mapping, rank_size, rank_tensors
-from ..convert.model import MOST_LAYERS, flag, model_of_checkpoint, positive
+from ..convert.model import MOST_LAYERS, model_of_checkpoint
 from ..convert.precision import MIXED_PRECISION, Precision
 from ..convert.quant_config import QUANT_CFG, read_precision, read_quant_cfg
+from ..convert.reader import Reader
 from ..convert.scheme import SCHEMES
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -73,29 +73,28 @@ class CheckpointFolder:
         self.architecture = str(config["architecture"])
         self.dtype = str(config["dtype"])
         self.logits_dtype = str(config.get("logits_dtype", "float32"))
-        quantization = section(config, "quantization")
-        unknown = sorted(quantization.keys() - QUANTIZATION_KEYS)
-        if unknown:
-            raise InputError(f"{self.folder}/config.json: quantization.{unknown[0]} is no key that TensorRT-LLM reads")
+        said = Reader(config)
+        quantization = said.section("quantization")
+        quantization.check_keys(QUANTIZATION_KEYS)
         for key, value, words in (("dtype", self.dtype, DTYPES), ("logits_dtype", self.logits_dtype, DTYPES[::2])):
             if value not in words:
-                raise InputError(f"{self.folder}/config.json: {key} {value!r} is not one of {', '.join(words)}")
-        self.algorithm: str | None = name_or_none(quantization, "quant_algo")
-        self.kv_cache: str | None = name_or_none(quantization, "kv_cache_quant_algo")
-        self.layers = positive(config, "num_hidden_layers", largest=MOST_LAYERS)
-        self.hidden_size = positive(config, "hidden_size")
-        self.heads = positive(config, "num_attention_heads")
-        self.kv_heads = positive(config, "num_key_value_heads", self.heads)
-        self.head_size = positive(config, "head_size", self.hidden_size // self.heads)
-        self.intermediate_size = positive(config, "intermediate_size", 4 * self.hidden_size)
+                raise InputError(f"{self.folder}/config.json: {key} {shown(value)} is not one of {', '.join(words)}")
+        self.algorithm: str | None = name_or_none(quantization.values, "quant_algo")
+        self.kv_cache: str | None = name_or_none(quantization.values, "kv_cache_quant_algo")
+        self.layers = said.integer("num_hidden_layers", largest=MOST_LAYERS)
+        self.hidden_size = said.integer("hidden_size")
+        self.heads = said.integer("num_attention_heads")
+        self.kv_heads = said.integer("num_key_value_heads", self.heads)
+        self.head_size = said.integer("head_size", self.hidden_size // self.heads)
+        self.intermediate_size = said.integer("intermediate_size", 4 * self.hidden_size)
         if self.heads % self.kv_heads:
             raise InputError(f"config.json: {self.heads} heads are no multiple of {self.kv_heads} KV heads")
-        self.vocab_size = positive(config, "vocab_size")
-        self.parallel_embedding = flag(config, "use_parallel_embedding")
-        self.positions = positive(config, "max_position_embeddings", 2**31)
-        parallel = {"tp_size": 1, "pp_size": 1, "cp_size": 1, **section(config, "mapping")}
+        self.vocab_size = said.integer("vocab_size")
+        self.parallel_embedding = said.flag("use_parallel_embedding")
+        self.positions = said.integer("max_position_embeddings", 2**31)
+        parallel = said.section("mapping")
         self.mapping = Mapping(
-            positive(parallel, "tp_size", largest=MOST_RANKS), positive(parallel, "pp_size", largest=MOST_RANKS)
+            parallel.integer("tp_size", 1, largest=MOST_RANKS), parallel.integer("pp_size", 1, largest=MOST_RANKS)
         )
         self.world_size = self.mapping.world_size
         self.check_ranks(parallel)
@@ -145,14 +144,14 @@ class CheckpointFolder:
             sizes.append((linear.name, *((whole_out, cut) if linear.cut == COLUMNS else (cut, whole_in))))
         return sizes
 
-    def check_ranks(self, parallel: dict[str, Any]) -> None:
+    def check_ranks(self, parallel: Reader) -> None:
         """Raise InputError unless there is exactly one file for each rank of the mapping."""
         where = f"{self.folder}/config.json"
-        if positive(parallel, "cp_size") != 1:
+        if parallel.integer("cp_size", 1) != 1:
             raise InputError(f"{where}: context parallelism (cp_size) is not supported; convert with cp_size 1")
-        stated = parallel.get("world_size", self.world_size)
+        stated = parallel.integer("world_size", self.world_size)
         if stated != self.world_size:
-            raise InputError(f"{where}: world_size {stated!r} is not tp_size * pp_size = {self.world_size}")
+            raise InputError(f"{where}: world_size {stated} is not tp_size * pp_size = {self.world_size}")
         if self.layers % self.mapping.pp_size:
             raise InputError(f"{where}: {self.layers} layers cannot be cut into {self.mapping.pp_size} equal stages")
         names = {path.name for path in self.folder.glob("rank*.safetensors") if path.is_file()}
@@ -201,7 +200,7 @@ class CheckpointFolder:
         """SHA-256 of the configuration and of every rank's file: as the manifest recorded them, else computed now."""
         mixed = [QUANT_CFG] if self.algorithm == MIXED_PRECISION else []
         names = ["config.json", *mixed, *(self.rank_file(rank).name for rank in range(self.world_size))]
-        recorded = section(read_manifest(self.folder), "files")
+        recorded = Reader(read_manifest(self.folder), MANIFEST).section("files").values
         if all(isinstance(recorded.get(name), str) for name in names):
             return {name: recorded[name] for name in names}
         with ThreadPoolExecutor() as pool:
@@ -229,7 +228,5 @@ def named_algorithms(folder: Path) -> tuple[str | None, ...]:
 
 
 def name_or_none(quantization: dict[str, Any], key: str) -> str | None:
-    value = quantization.get(key)
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"config.json: quantization.{key} must be a name or null, not {value!r}")
-    return None if value in (None, "NO_QUANT") else value
+    name = Reader(quantization, prefix="quantization.").text_or_none(key)
+    return None if name == "NO_QUANT" else name

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
-from ..convert.errors import InputError
+from ..convert.errors import InputError, shown
+from ..convert.files import is_there, read_json
+from ..convert.reader import Reader
 from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20
@@ -37,30 +37,31 @@ class EngineFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"{flag}: {self.folder} is not a folder")
-        config = Reader(read_config(self.folder / "config.json"), self.folder / "config.json")
+        path = self.folder / "config.json"
+        config = Reader(read_json(path, CONFIG_LIMIT), str(path))
         pretrained, built = config.section("pretrained_config"), config.section("build_config")
         self.version = config.text("version")
         self.release = release_of(self.version, self.folder)
         self.architecture = pretrained.text("architecture")
         self.dtype = pretrained.text("dtype")
         self.logits_dtype = pretrained.text("logits_dtype", "float32")
-        self.vocab_size = pretrained.count("vocab_size")
-        quantization = pretrained.section("quantization", {})
+        self.vocab_size = pretrained.integer("vocab_size")
+        quantization = pretrained.section("quantization")
         self.quant_algo = quantization.text_or_none("quant_algo")
         self.kv_cache_quant_algo = quantization.text_or_none("kv_cache_quant_algo")
-        self.max_batch_size = built.count("max_batch_size")
-        self.max_beam_width = built.count("max_beam_width", 1)
-        self.max_input_len = built.count("max_input_len")
-        self.max_seq_len = built.count("max_seq_len")
-        self.max_num_tokens = built.count("max_num_tokens")
+        self.max_batch_size = built.integer("max_batch_size")
+        self.max_beam_width = built.integer("max_beam_width", 1)
+        self.max_input_len = built.integer("max_input_len")
+        self.max_seq_len = built.integer("max_seq_len")
+        self.max_num_tokens = built.integer("max_num_tokens")
         self.gather_context_logits = built.values.get("gather_context_logits") is True
-        self.plugin_config = built.section("plugin_config", {}).values
-        mapping = pretrained.section("mapping", {})
-        self.tp_size, self.pp_size = mapping.count("tp_size", 1), mapping.count("pp_size", 1)
-        ranks = self.tp_size * self.pp_size * mapping.count("cp_size", 1)
-        self.world_size = mapping.count("world_size", ranks)
+        self.plugin_config = built.section("plugin_config").values
+        mapping = pretrained.section("mapping")
+        self.tp_size, self.pp_size = mapping.integer("tp_size", 1), mapping.integer("pp_size", 1)
+        ranks = self.tp_size * self.pp_size * mapping.integer("cp_size", 1)
+        self.world_size = mapping.integer("world_size", ranks)
         if self.world_size != ranks:
-            raise InputError(f"{config.path}: world_size {self.world_size} is not tp * pp * cp = {ranks}")
+            raise InputError(f"{path}: world_size {self.world_size} is not tp * pp * cp = {ranks}")
         self._check_rank_files()
 
     def why_no_paged_context(self) -> str | None:
@@ -88,7 +89,7 @@ class EngineFolder:
             InputError: the file is broken.
         """
         path = self.folder / MANIFEST
-        return Reader(read_config(path) if path.exists() else {}, path).section("plan", {})
+        return Reader(read_json(path, CONFIG_LIMIT) if is_there(path) else {}, str(path)).section("plan")
 
     def _check_rank_files(self) -> None:
         numbers = {int(found[1]): path for path in self.folder.iterdir() if (found := RANK_FILE.fullmatch(path.name))}
@@ -106,73 +107,9 @@ class EngineFolder:
             )
 
 
-class Reader:
-    """A JSON object whose values are asked for by type; errors name the file and the key."""
-
-    def __init__(self, values: dict[str, Any], path: Path, name: str = ""):
-        self.values, self.path, self.name = values, path, name
-
-    def section(self, key: str, default: dict[str, Any] | None = None) -> Reader:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if not isinstance(value, dict):
-            raise InputError(f"{self.path}: no {self.name}{key} in it; is this the folder that trtllm-build wrote?")
-        return Reader(value, self.path, f"{self.name}{key}.")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.values.get(key, default)
-        if not isinstance(value, str) or not value:
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a string is needed")
-        return value
-
-    def text_or_none(self, key: str) -> str | None:
-        return None if self.values.get(key) is None else self.text(key)
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a positive number is needed")
-        return value
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, true or false is needed")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self.values.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a number is needed")
-        return value
-
-
 def release_of(version: str, folder: Path) -> tuple[int, int]:
     """ "1.2.0rc3" -> (1, 2)."""
     numbers = VERSION.fullmatch(version)
     if numbers is None:
-        raise InputError(f"{folder / 'config.json'}: version {version!r} is no version of TensorRT-LLM")
+        raise InputError(f"{folder / 'config.json'}: version {shown(version)} is no version of TensorRT-LLM")
     return int(numbers[1]), int(numbers[2])
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size."""
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a regular file")
-        with path.open("rb") as file:
-            data = file.read(CONFIG_LIMIT + 1)
-        if len(data) > CONFIG_LIMIT:
-            raise InputError(f"{path}: larger than any config.json ({CONFIG_LIMIT // 2**20} MiB)")
-        value = json.loads(data.decode("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (RecursionError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return value

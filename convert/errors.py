@@ -1,7 +1,33 @@
-"""The one exception that means: the input is wrong, and here is what would work."""
+"""The one exception that means: the input is wrong, and here is what would work; and what such a line may hold."""
 
 from __future__ import annotations
+
+from typing import Any
+
+# Characters of one value from a file, and of a whole line on a terminal.
+SHOWN, LINE = 60, 400
 
 
 class InputError(ValueError):
     """Bad usage or bad input; one line that names the file, tensor or flag (exit code 2)."""
+
+
+def shown(value: Any) -> str:
+    """A value from a file, short and printable enough for an error line."""
+    if isinstance(value, str):
+        text = repr(value[: SHOWN + 1])
+    elif isinstance(value, (list, tuple, dict)) and len(value) > SHOWN:
+        text = f"a {type(value).__name__} of {len(value)}"
+    else:
+        try:
+            text = repr(value)
+        except (ValueError, RecursionError):  # an integer of thousands of digits, or nested without end
+            text = "a value too large to show"
+    return printable(text, SHOWN)
+
+
+def printable(text: str, limit: int = LINE) -> str:
+    """Text as one line of at most ``limit`` characters; names come from files, which may hold anything."""
+    words = " ".join(text[: 4 * limit].split())
+    line = "".join(character if character.isprintable() else "?" for character in words)
+    return line if len(line) <= limit and len(text) <= 4 * limit else f"{line[: limit - 3]}..."

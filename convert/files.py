@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError
+from .errors import InputError, shown
+from .reader import Reader
 
 # Beside a checkpoint's config.json: how it was made, and the SHA-256 of every file.
 MANIFEST = "enginesmith.json"
 LARGEST_JSON = 2**26
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # safetensors dtype names
 DTYPE_NAMES = {
     "int8": "I8",
@@ -43,21 +49,96 @@ def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
         raise InputError(f"{path}: cannot be read; is it there, and is reading permitted? ({error})") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a regular file of bounded size."""
+def open_regular(path: Path, what: str = "") -> BinaryIO:
+    """A regular file, open for reading: no folder, no pipe that would never end, no device.
+
+    Args:
+        what: how to speak of the file, where its path does not say enough ("--calib").
+
+    Raises:
+        InputError: there is none, or it may not be read.
+    """
+    name = f"{what}: {shown_path(path)}" if what else shown_path(path)
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST_JSON):
-            raise InputError(f"{path}: not a regular file of at most {LARGEST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+        reason = "a link that leads nowhere" if os.path.islink(path) else "no such file"
+        raise InputError(f"{name}: {reason}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{name}: not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def shown_path(path: Path | str) -> str:
+    """A path for an error line: its end, where it is long."""
+    text = str(path)
+    return text if len(text) <= 120 else f"...{text[-117:]}"
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name, a link that leads nowhere or in a circle too."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a null character: no file has such a name
+        return False
+
+
+def read_text(path: Path, largest: int, what: str = "") -> str:
+    """The text of a regular UTF-8 file of at most ``largest`` bytes."""
+    with open_regular(path, what) as file:
+        try:
+            data = file.read(largest + 1)
+        except OSError as error:
+            raise InputError(f"{shown_path(path)}: cannot be read ({error.strerror})") from None
+    if len(data) > largest:
+        raise InputError(f"{shown_path(path)}: larger than the {largest / 2**20:g} MiB that such a file may have")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{shown_path(path)}: not UTF-8 text") from None
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in a regular file of bounded size.
+
+    Raises:
+        InputError: no such file, no JSON object, a key that is given twice, or a value that no JSON file can hold
+            (NaN, infinity, half of a surrogate pair).
+    """
+    text = read_text(path, largest)
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        reason = "half of a surrogate pair in a text" if isinstance(error, UnicodeEncodeError) else str(error)
+        raise InputError(f"{shown_path(path)}: not readable as JSON ({reason})") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object")
+        raise InputError(f"{shown_path(path)}: holds no JSON object")
     return value
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs; readers differ in which value of a repeated key they take."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counted = Counter(key for key, _ in pairs)
+        raise ValueError(f"{shown(counted.most_common(1)[0][0])} is given twice")
+    return made
+
+
+def refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{shown(digits)} is beyond any number")
+    return number
 
 
 def sha256(path: Path) -> str:
@@ -71,14 +152,6 @@ def _sha256(file: Any) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def section(config: dict[str, Any], key: str, file: str = "config.json") -> dict[str, Any]:
-    """An object in a config, empty where there is none; file: the one it was read from, for messages."""
-    value = config.get(key, {})
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: {key} must be an object, not {value!r}")
-    return value
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -116,13 +189,13 @@ def text_digest(value: Any) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """enginesmith.json; empty for a checkpoint that another converter made."""
     path = folder / MANIFEST
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def manifest_problems(folder: Path, suspect: Callable[[Path], bool] = lambda path: True) -> list[str]:
     """Files of a checkpoint that are no longer the ones its manifest recorded; only suspects are hashed."""
     problems = []
-    for name, digest in section(read_manifest(folder), "files", MANIFEST).items():
+    for name, digest in Reader(read_manifest(folder), MANIFEST).section("files").values.items():
         path = folder / name
         if not re.fullmatch(MANIFEST_FILES, name):
             problems.append(f"{MANIFEST}: {name[:60]!r} is no file of a checkpoint")

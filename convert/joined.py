@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError
-from .files import read_json, read_manifest, section
+from .errors import InputError, shown
+from .files import read_json, read_manifest
 from .forward import rotary_frequencies
 from .layout import Mapping, Tensor, check_kernels, layer_tensors
-from .model import Model, model_of_checkpoint, positive
+from .model import Model, model_of_checkpoint
 from .precision import LAYER
 from .quant_config import read_precision
+from .reader import Reader
 
 
 class Checkpoint:
@@ -31,17 +32,17 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = read_json(self.folder / "config.json")
         self.model: Model = model_of_checkpoint(self.config)
-        parallel = {"tp_size": 1, "pp_size": 1, **section(self.config, "mapping")}
-        self.mapping = Mapping(positive(parallel, "tp_size"), positive(parallel, "pp_size"))
+        parallel = Reader(self.config).section("mapping")
+        self.mapping = Mapping(parallel.integer("tp_size", 1), parallel.integer("pp_size", 1))
         self.mapping.check(self.model)
-        if parallel.get("world_size", self.mapping.world_size) != self.mapping.world_size:
-            raise InputError(f"config.json: world_size {parallel['world_size']!r} is not tp_size * pp_size")
+        if parallel.integer("world_size", self.mapping.world_size) != self.mapping.world_size:
+            raise InputError(f"config.json: world_size {parallel.values['world_size']} is not tp_size * pp_size")
         self.stages = self.mapping.stages(self.model.num_hidden_layers)
         self.precision = read_precision(self.folder, self.config, self.model, self.stages, arranged_for(self.folder))
         check_kernels(self.precision, self.mapping)
         self.dtype = str(self.config.get("dtype"))
         if self.dtype not in ("float16", "bfloat16"):
-            raise InputError(f"{self.folder}/config.json: dtype {self.dtype!r} is not supported")
+            raise InputError(f"{self.folder}/config.json: dtype {shown(self.dtype)} is not supported")
 
     def rank_file(self, rank: int) -> Path:
         return self.folder / f"rank{rank}.safetensors"

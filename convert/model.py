@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .architectures import FAMILIES, Family
-from .errors import InputError
+from .errors import InputError, shown
+from .reader import Reader
 
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 # Types whose frequencies TensorRT-LLM computes wrongly at load, unless the checkpoint brings its own tables.
 TABLED_ROPE_TYPES = ("dynamic", "yarn")
-LARGEST, MOST_LAYERS = 2**31, 10_000
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,15 @@ def read_model(config: dict[str, Any]) -> Model:
     Raises:
         InputError: an architecture, activation, rope type or value that this version cannot convert.
     """
-    architectures = config.get("architectures")
+    said, architectures = Reader(config), config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
     family = family_of(architecture)
     if config.get("hidden_act", "silu") != "silu":
-        raise InputError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; supported: silu")
-    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+        raise InputError(f"config.json: hidden_act {shown(config['hidden_act'])} is not supported; supported: silu")
+    hidden, heads = said.integer("hidden_size"), said.integer("num_attention_heads")
     if hidden % heads:
         raise InputError(f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
-    positions = positive(config, "max_position_embeddings")
+    positions = said.integer("max_position_embeddings")
     base, scaling = read_rope(config, positions)
     mistral = architecture == "MistralForCausalLM"
     window = mistral and config.get("sliding_window") is not None
@@ -91,21 +92,21 @@ def read_model(config: dict[str, Any]) -> Model:
         family=family,
         dtype=config.get("dtype") or config.get("torch_dtype"),
         hidden_size=hidden,
-        intermediate_size=positive(config, "intermediate_size"),
-        num_hidden_layers=positive(config, "num_hidden_layers", largest=MOST_LAYERS),
+        intermediate_size=said.integer("intermediate_size"),
+        num_hidden_layers=said.integer("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=positive(config, "num_key_value_heads", heads),
-        head_size=positive(config, "head_dim", hidden // heads),
-        vocab_size=positive(config, "vocab_size"),
+        num_key_value_heads=said.integer("num_key_value_heads", heads),
+        head_size=said.integer("head_dim", hidden // heads),
+        vocab_size=said.integer("vocab_size"),
         max_position_embeddings=positions,
-        norm_epsilon=number(config, "rms_norm_eps", 1e-6, largest=1.0),
+        norm_epsilon=float(said.number("rms_norm_eps", 1e-6, largest=1.0)),
         hidden_act="silu",
         rotary_base=base,
         rotary_scaling=scaling,
-        attn_bias=flag(config, "attention_bias") and not mistral,
-        mlp_bias=flag(config, "mlp_bias") and not mistral,
-        tied=flag(config, "tie_word_embeddings"),
-        sliding_window=positive(config, "sliding_window") if window else None,
+        attn_bias=said.flag("attention_bias") and not mistral,
+        mlp_bias=said.flag("mlp_bias") and not mistral,
+        tied=said.flag("tie_word_embeddings"),
+        sliding_window=said.integer("sliding_window") if window else None,
     )
     check_heads(model)
     return model
@@ -115,7 +116,7 @@ def family_of(architecture: Any) -> Family:
     family = next((f for f in FAMILIES if architecture in f.architectures), None)
     if family is None:
         known = ", ".join(name for f in FAMILIES for name in f.architectures)
-        raise InputError(f"config.json: architecture {architecture!r} is not supported; supported: {known}")
+        raise InputError(f"config.json: architecture {shown(architecture)} is not supported; supported: {known}")
     return family
 
 
@@ -133,31 +134,32 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
     Raises:
         InputError: an architecture that this version cannot execute, or a missing or wrong value.
     """
-    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    positions = positive(config, "max_position_embeddings")
+    said = Reader(config)
+    hidden, heads = said.integer("hidden_size"), said.integer("num_attention_heads")
+    positions = said.integer("max_position_embeddings")
     rope = {"rope_theta": config.get("rotary_base"), "rope_scaling": config.get("rotary_scaling")}
     base, scaling = read_rope(rope, positions)
     for key, known in (("hidden_act", "silu"), ("position_embedding_type", "rope_gpt_neox")):
         if config.get(key) != known:
-            raise InputError(f"config.json: {key} {config.get(key)!r} is not supported; supported: {known}")
+            raise InputError(f"config.json: {key} {shown(config.get(key))} is not supported; supported: {known}")
     model = Model(
         architecture=str(config.get("architecture")),
         family=family_of(config.get("architecture")),
         dtype=config.get("dtype"),
         hidden_size=hidden,
-        intermediate_size=positive(config, "intermediate_size", 4 * hidden),
-        num_hidden_layers=positive(config, "num_hidden_layers", largest=MOST_LAYERS),
+        intermediate_size=said.integer("intermediate_size", 4 * hidden),
+        num_hidden_layers=said.integer("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=positive(config, "num_key_value_heads", heads),
-        head_size=positive(config, "head_size", hidden // heads),
-        vocab_size=positive(config, "vocab_size"),
+        num_key_value_heads=said.integer("num_key_value_heads", heads),
+        head_size=said.integer("head_size", hidden // heads),
+        vocab_size=said.integer("vocab_size"),
         max_position_embeddings=positions,
-        norm_epsilon=number(config, "norm_epsilon", 1e-5, largest=1.0),
+        norm_epsilon=float(said.number("norm_epsilon", 1e-5, largest=1.0)),
         hidden_act="silu",
         rotary_base=base,
         rotary_scaling=scaling,
-        attn_bias=flag(config, "attn_bias"),
-        mlp_bias=flag(config, "mlp_bias"),
+        attn_bias=said.flag("attn_bias"),
+        mlp_bias=said.flag("mlp_bias"),
         tied=False,
         sliding_window=None,
     )
@@ -168,74 +170,35 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
 def read_rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling): scaling is None for plain rope, else a dictionary with ``rope_type`` and every number that
     type reads, defaults written out, since TensorRT-LLM's defaults are not transformers'."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(given, dict):
-        raise InputError(f"config.json: rope scaling must be an object, not {given!r}")
-    scaling = dict(given)
+    said = Reader(config)
+    parameters = said.section("rope_parameters" if said.has("rope_parameters") else "rope_scaling")
+    scaling = dict(parameters.values)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     in_scaling = scaling.pop("rope_theta", None)
-    theta = number({"rope_theta": config.get("rope_theta") if in_scaling is None else in_scaling}, "rope_theta", 1e4)
-    fraction = number(scaling if "partial_rotary_factor" in scaling else config, "partial_rotary_factor", 1.0)
+    theta = float((said if in_scaling is None else parameters).number("rope_theta", 1e4))
+    fraction = (parameters if parameters.has("partial_rotary_factor") else said).number("partial_rotary_factor", 1.0)
     scaling.pop("partial_rotary_factor", None)
     if fraction != 1.0:
         raise InputError(f"config.json: partial_rotary_factor {fraction} is not supported; supported: 1.0")
     if kind == "default":
         if scaling:
-            raise InputError(f"config.json: rope scaling has {', '.join(scaling)} but no rope_type; state one")
+            raise InputError(f"config.json: rope scaling has {shown(', '.join(scaling))} but no rope_type; state one")
         return theta, None
     if kind not in ROPE_TYPES:
         raise InputError(
-            f"config.json: rope type {kind!r} is not supported; supported: default, {', '.join(ROPE_TYPES)}"
+            f"config.json: rope type {shown(kind)} is not supported; supported: default, {', '.join(ROPE_TYPES)}"
         )
-    if number(scaling, "factor") < 1:
-        raise InputError(f"config.json: rope type {kind!r} needs a factor of at least 1, not {scaling['factor']}")
+    if parameters.number("factor") < 1:
+        raise InputError(f"config.json: rope type {kind} needs a factor of at least 1, not {shown(scaling['factor'])}")
     if kind == "llama3":
-        low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
+        low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
         if low >= high:
             raise InputError(f"config.json: low_freq_factor {low} must be less than high_freq_factor {high}")
-        scaling.setdefault("original_max_position_embeddings", positions)
-        positive(scaling, "original_max_position_embeddings")
+        scaling["original_max_position_embeddings"] = parameters.integer("original_max_position_embeddings", positions)
     elif kind == "yarn":
-        scaling.setdefault("original_max_position_embeddings", positions)
-        positive(scaling, "original_max_position_embeddings")
+        scaling["original_max_position_embeddings"] = parameters.integer("original_max_position_embeddings", positions)
         for key in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
             if scaling.get(key) is not None:
-                number(scaling, key)
+                parameters.number(key)
     return theta, {"rope_type": kind, **scaling}
-
-
-def positive(
-    config: dict[str, Any], key: str, default: int | None = None, largest: int = LARGEST, file: str = "config.json"
-) -> int:
-    """A positive integer of a config; file: the one it was read from, for messages."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
-        raise InputError(f"{file}: {key} must be an integer from 1 to {largest}, not {shown(value)}")
-    return value
-
-
-def number(config: dict[str, Any], key: str, default: float | None = None, largest: float = 1e30) -> float:
-    """A positive finite number of a config."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= largest:
-        raise InputError(f"config.json: {key} must be a positive number of at most {largest:g}, not {shown(value)}")
-    return float(value)
-
-
-def flag(config: dict[str, Any], key: str, file: str = "config.json") -> bool:
-    """True or false in a config; file: the one it was read from, for messages."""
-    value = config.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise InputError(f"{file}: {key} must be true or false, not {shown(value)}")
-    return bool(value)
-
-
-def shown(value: Any) -> str:
-    """A value from a file, short enough for an error line."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**18 else "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .architectures import Group
-from .errors import InputError
-from .model import Model, shown
+from .errors import InputError, shown
+from .model import Model
 from .scheme import FLOAT, FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP, SMOOTHQUANT_PLUGIN, LayerSchemes, Scheme
 
 MIXED_PRECISION = "MIXED_PRECISION"

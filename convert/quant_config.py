@@ -11,15 +11,15 @@ quantize.py).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .architectures import Group
-from .errors import InputError
-from .files import read_json, section
-from .model import Model, flag, positive
+from .errors import InputError, printable, shown
+from .files import read_json
+from .model import Model
 from .precision import LAYER, MIXED_PRECISION, WHOLE_BLOCKS, Precision, module_of
+from .reader import Reader
 from .scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, WEIGHT_ONLY, Scheme, scheme_of
 
 QUANT_CFG = "quant_cfg.json"
@@ -111,19 +111,25 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
     Raises:
         InputError: an algorithm or a mixture that this version does not know.
     """
-    said = section(config, "quantization")
+    said = Reader(config).section("quantization").values
     if said.get("quant_algo") == MIXED_PRECISION:
         in_config, said = said.get("kv_cache_quant_algo"), read_quant_cfg(folder)
         kv_cache = said.get("kv_cache_quant_algo")
         if kv_cache != in_config:
-            raise InputError(f"{QUANT_CFG}: kv_cache_quant_algo is {kv_cache!r}, config.json's is {in_config!r}")
+            raise InputError(
+                f"{QUANT_CFG}: kv_cache_quant_algo is {shown(kv_cache)}, config.json's is {shown(in_config)}"
+            )
         base = scheme_of(None, kv_cache)
         entries = said["quantized_layers"].items()
-        places = {name: scheme_from(entry, kv_cache, sm, f"{QUANT_CFG}: {name}") for name, entry in entries}
+        places = {
+            name: scheme_from(entry, kv_cache, sm, f"{QUANT_CFG}: {printable(name, 80)}") for name, entry in entries
+        }
         check_names(places, model, stages[0])
     else:
         base = scheme_from(said, said.get("kv_cache_quant_algo"), sm, "config.json")
-        places = dict.fromkeys(patterns(said), Scheme(kv_cache=base.kv_cache))
+        places = dict.fromkeys(
+            Reader(said, prefix="quantization.").texts("exclude_modules"), Scheme(kv_cache=base.kv_cache)
+        )
     others = {}
     for layers in stages:
         for local, index in enumerate(layers):
@@ -168,7 +174,7 @@ def check_names(places: dict[str, Scheme], model: Model, layers: range) -> None:
         taken = name in known or any(fnmatch.fnmatchcase(one, name) for one in known)
         if not taken or any(fnmatch.fnmatchcase(one, name) for one in OUTSIDE):
             raise InputError(
-                f"{QUANT_CFG}: {name[:80]!r} names more or less than modules of this model's decoder layers"
+                f"{QUANT_CFG}: {shown(name)} names more or less than modules of this model's decoder layers"
             )
 
 
@@ -179,26 +185,16 @@ def scheme_from(entry: Any, kv_cache: Any, sm: int, where: str) -> Scheme:
         where: file and module, for messages.
     """
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: a module's entry must be an object, not {entry!r}")
-    size = positive(entry, "group_size", 128, file=where)
+        raise InputError(f"{where}: a module's entry must be an object, not {shown(entry)}")
+    size = Reader(entry, where).integer("group_size", 128)
     try:
         scheme = scheme_of(entry.get("quant_algo"), kv_cache, size, sm)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     for key, implied in (("has_zero_point", scheme.form == GPTQ), ("pre_quant_scale", scheme.form == AWQ)):
-        if scheme.grouped and flag(entry, key, where) != implied:
+        if scheme.grouped and Reader(entry, where).flag(key) != implied:
             raise InputError(f"{where}: {key} must be {str(implied).lower()} for {scheme.algo} as it is written here")
     return scheme
-
-
-def patterns(said: dict[str, Any]) -> Sequence[str]:
-    """exclude_modules, a list of names or none."""
-    value = said.get("exclude_modules")
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"config.json: quantization.exclude_modules must be a list of names, not {value!r}")
-    return value
 
 
 def read_quant_cfg(folder: Path) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from . import repack
-from .errors import InputError
-from .files import read_json, section
-from .model import flag, positive, shown
+from .errors import InputError, shown
+from .files import is_there, read_json
+from .reader import Reader
 from .repack import Quantized
 from .rounding import GROUP_SIZES, Grouped
 
@@ -196,9 +196,9 @@ def read_ready_made(folder: Path, config: dict[str, Any]) -> ReadyMade | None:
     """
     said = []
     if config.get("quantization_config"):
-        said.append(interpret(folder / "config.json", section(config, "quantization_config")))
+        said.append(interpret(folder / "config.json", Reader(config).section("quantization_config").values))
     for name, method in (("quantize_config.json", GPTQ), ("quant_config.json", AWQ)):
-        if (folder / name).exists():
+        if is_there(folder / name):
             said.append(interpret(folder / name, {"quant_method": method, **read_json(folder / name)}))
     for other in said[1:]:
         if other != said[0]:
@@ -222,17 +222,17 @@ def interpret(file: Path, config: dict[str, Any]) -> ReadyMade:
 
 
 def _gptq(file: Path, config: dict[str, Any]) -> ReadyMade:
-    stored = "marlin" if flag(config, "is_marlin_format", file.name) else _format(file, config, "gptq")
+    stored = "marlin" if Reader(config, file.name).flag("is_marlin_format") else _format(file, config, "gptq")
     versions = {"gptq": 1, "gptq_v2": 2}
     if stored not in versions:
         raise _unreadable(file, "checkpoint_format", stored, 'save the model with checkpoint_format "gptq_v2"')
     if config.get("pack_dtype") not in (None, "int32"):
         raise _unreadable(file, "pack_dtype", config["pack_dtype"], "pack the model in int32 words")
-    if flag(config, "lm_head", file.name):
+    if Reader(config, file.name).flag("lm_head"):
         raise _unreadable(file, "lm_head", True, "quantize the model without lm_head, which engines keep in float")
     _check_dynamic(file, config.get("dynamic"))
     bits, group_size = _bits(file, config, "bits"), _group(file, config)
-    reordered = flag(config, "desc_act", file.name)
+    reordered = Reader(config, file.name).flag("desc_act")
     return ReadyMade(file, GPTQ, bits, group_size, version=versions[stored], reordered=reordered)
 
 
@@ -255,17 +255,17 @@ def _awq(file: Path, config: dict[str, Any]) -> ReadyMade:
     version = _format(file, spelled, "gemm")
     if version != "gemm":
         raise _unreadable(file, "version", version, "save the model with version gemm")
-    zero_points = spelled.get("zero_point") is None or flag(spelled, "zero_point", file.name)
+    zero_points = spelled.get("zero_point") is None or Reader(spelled, file.name).flag("zero_point")
     if _bits(file, spelled, "bits") != 4:
         raise _unreadable(file, "bits", spelled["bits"], "AWQ's format has 4")
     return ReadyMade(file, AWQ, 4, _group(file, spelled), zero_points)
 
 
 def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
-    groups = section(config, "config_groups", file.name)
+    groups = Reader(config, file.name).section("config_groups").values
     if len(groups) != 1:
         raise _unreadable(file, "config_groups", list(groups), "quantize every linear with the same bits and groups")
-    group = section(groups, next(iter(groups)), file.name)
+    group = Reader(groups, file.name).section(next(iter(groups))).values
     stored = group.get("format") or config.get("format")
     if stored != "pack-quantized":
         raise _unreadable(file, "format", stored, "save the model as pack-quantized")
@@ -277,10 +277,10 @@ def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
             raise _unreadable(file, key, config[key], "make the model without it; --kv_cache quantizes the cache")
     if (
         config.get("sparsity_config")
-        and section(config, "sparsity_config", file.name).get("format", "dense") != "dense"
+        and Reader(config, file.name).section("sparsity_config").values.get("format", "dense") != "dense"
     ):
         raise _unreadable(file, "sparsity_config", config["sparsity_config"], "save the model without sparsity")
-    weights = section(group, "weights", file.name)
+    weights = Reader(group, file.name).section("weights").values
     if weights.get("type", "int") != "int":
         raise _unreadable(file, "weights type", weights["type"], "int does")
     strategy = weights.get("strategy")
@@ -288,14 +288,14 @@ def _compressed(file: Path, config: dict[str, Any]) -> ReadyMade:
         raise _unreadable(file, "weights strategy", strategy, "group and channel do")
     size = _group(file, weights) if strategy == "group" else WHOLE_ROW
     reordered = weights.get("actorder") in (True, "group", "dynamic")
-    zero_points = weights.get("symmetric") is not None and not flag(weights, "symmetric", file.name)
+    zero_points = weights.get("symmetric") is not None and not Reader(weights, file.name).flag("symmetric")
     return ReadyMade(file, COMPRESSED, _bits(file, weights, "num_bits"), size, zero_points, reordered=reordered)
 
 
 def _bits(file: Path, config: dict[str, Any], key: str) -> int:
     if config.get(key) not in (4, 8):
         raise _unreadable(file, key, config.get(key), "4 and 8 do")
-    return positive(config, key, file=file.name)
+    return Reader(config, file.name).integer(key)
 
 
 def _group(file: Path, config: dict[str, Any]) -> int:
@@ -304,7 +304,7 @@ def _group(file: Path, config: dict[str, Any]) -> int:
         return WHOLE_ROW
     if not isinstance(size, int) or size <= 0 or size % min(GROUP_SIZES):
         raise _unreadable(file, "group_size", size, "multiples of 64, and -1, do")
-    return positive(config, "group_size", file=file.name)
+    return Reader(config, file.name).integer("group_size")
 
 
 def _unreadable(file: Path, key: str, value: Any, works: str) -> InputError:

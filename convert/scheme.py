@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .errors import InputError
+from .errors import InputError, shown
 
 FLOAT, SMOOTHQUANT_PLUGIN, SMOOTHQUANT_QDQ = "float", "smoothquant plugin", "smoothquant qdq"
 WEIGHT_ONLY, AWQ, GPTQ = "weight only", "awq", "gptq"
@@ -112,11 +112,11 @@ def scheme_of(algo: str | None, kv_cache: str | None = None, group_size: int = 1
         InputError: a name that this version does not write, or a group size or GPU that its kernels do not know.
     """
     if kv_cache is not None and not (isinstance(kv_cache, str) and kv_cache in KV_CACHE):
-        raise InputError(f"KV cache type {kv_cache!r} is not supported; use one of: {', '.join(KV_CACHE)}")
+        raise InputError(f"KV cache type {shown(kv_cache)} is not supported; use one of: {', '.join(KV_CACHE)}")
     if algo is None:
         return Scheme(kv_cache=kv_cache)
     if not isinstance(algo, str) or algo not in SCHEMES:
-        raise InputError(f"quantization {algo!r} is not supported; use one of: {', '.join(SCHEMES)}")
+        raise InputError(f"quantization {shown(algo)} is not supported; use one of: {', '.join(SCHEMES)}")
     scheme = replace(SCHEMES[algo], kv_cache=kv_cache, sm=sm)
     scheme = replace(scheme, group_size=group_size) if scheme.grouped else scheme
     sizes = (128,) if scheme.fp8_activations else GROUP_SIZES

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .errors import InputError
+from .errors import InputError, printable, shown
 from .files import headers, read_json
 from .layout import hugging_face_shapes
 from .model import Model, read_model
@@ -188,7 +188,7 @@ class Source:
         if stated is not None:
             name = str(stated).removeprefix("torch.")
             if name not in DTYPES:
-                raise InputError(f"config.json: dtype {stated!r} is not supported; use {', '.join(DTYPES)}")
+                raise InputError(f"config.json: dtype {shown(stated)} is not supported; use {', '.join(DTYPES)}")
             return name
         embedding = self.model.family.embedding
         with safe_open(self.where[embedding], framework="pt") as file:
@@ -206,9 +206,9 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
             if name != Path(name).name or name in ("", ".", ".."):
-                raise InputError(f"{index.name}: {name!r} points outside the folder")
+                raise InputError(f"{index.name}: {shown(name)} points outside the folder")
             if not (folder / name).is_file():
-                raise InputError(f"{index.name}: shard {name} is missing from {folder}")
+                raise InputError(f"{index.name}: shard {printable(name, 80)} is missing from {folder}")
         return [folder / name for name in names]
     # The second is AutoGPTQ's older name.
     for single in (folder / "model.safetensors", *sorted(folder.glob("gptq_model-*bit-*g.safetensors"))):

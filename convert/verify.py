@@ -13,10 +13,11 @@ import torch
 from .device import pick_device
 from .errors import InputError
 from .execution import Accuracy, Execution, Reference, held_out
-from .files import MANIFEST, headers, manifest_problems, read_manifest, section, sha256
+from .files import MANIFEST, headers, manifest_problems, read_manifest, sha256
 from .joined import Checkpoint
 from .layout import layer_tensors, rank_tensors
 from .precision import LAYER
+from .reader import Reader
 from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source
@@ -110,7 +111,7 @@ def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
         if ours != theirs:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
-    recorded = section(read_manifest(checkpoint.folder), "source")
+    recorded = Reader(read_manifest(checkpoint.folder), MANIFEST).section("source").values
     for file in source.paths():
         if file.name in recorded and recorded[file.name] != sha256(file):
             raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
@@ -152,9 +153,7 @@ def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
     manifest = read_manifest(checkpoint.folder)
     if manifest.get("rotated") is not True:
         return None
-    seed = section(manifest, "options").get("seed")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InputError(f"{MANIFEST}: a rotated checkpoint needs options.seed")
+    seed = Reader(manifest, MANIFEST).section("options").integer("seed", least=0, largest=2**63 - 1)
     return Rotation(checkpoint.model.hidden_size, seed)
 
 

@@ -201,10 +201,10 @@ def test_prompts_of_several_chunks_as_planned(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("[", "not readable as JSON"),
-        ('{"plan": []}', "no plan in it"),
-        ('{"plan": {"chunked_context": "yes"}}', "plan.chunked_context is 'yes', true or false is needed"),
-        ('{"plan": {"kv_cache_free_gpu_mem_fraction": "most"}}', "fraction is 'most', a number is needed"),
-        ('{"plan": {"kv_cache_free_gpu_mem_fraction": NaN}}', "above 0, at most 1"),
+        ('{"plan": []}', "plan must be an object"),
+        ('{"plan": {"chunked_context": "yes"}}', "plan.chunked_context must be true or false, not 'yes'"),
+        ('{"plan": {"kv_cache_free_gpu_mem_fraction": "most"}}', "fraction must be a positive number"),
+        ('{"plan": {"kv_cache_free_gpu_mem_fraction": NaN}}', "NaN is no number of JSON"),
     ],
 )
 def test_a_broken_plan(content: str, words: str, tmp_path: Path) -> None:
@@ -230,8 +230,11 @@ def test_an_engine_with_pipeline_parallelism(tmp_path: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not readable as JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "not readable as JSON"),
-        (lambda folder: (folder / "config.json").write_text('{"version": "1.0.0"}'), "no pretrained_config"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "not UTF-8 text"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"version": "1.0.0"}'),
+            "pretrained_config.architecture must be a text",
+        ),
         (lambda folder: (folder / "rank1.engine").unlink(), "rank1.engine is missing"),
         (lambda folder: (folder / "rank2.engine").touch(), "rank2.engine belongs to another build"),
         (lambda folder: (folder / "rank0.engine").write_bytes(b""), "rank0.engine: is empty"),
@@ -251,11 +254,11 @@ def test_broken_engine_folders(damage: Any, words: str, tmp_path: Path) -> None:
         ({"version": ""}, "version"),
         ({"version": "latest"}, "'latest' is no version"),
         ({"version": "0.16.0; echo"}, "'0.16.0; echo' is no version"),
-        ({"max_batch_size": True}, "max_batch_size is True"),
-        ({"max_input_len": -1}, "max_input_len is -1"),
-        ({"vocab_size": "many"}, "pretrained_config.vocab_size is 'many'"),
+        ({"max_batch_size": True}, "max_batch_size must be an integer from 1 to 2147483648, not True"),
+        ({"max_input_len": -1}, "max_input_len must be an integer from 1 to 2147483648, not -1"),
+        ({"vocab_size": "many"}, "pretrained_config.vocab_size must be an integer from 1 to 2147483648, not 'many'"),
         ({"mapping": {"world_size": 3, "tp_size": 2}}, "world_size 3 is not"),
-        ({"quantization": "none"}, "no pretrained_config.quantization"),
+        ({"quantization": "none"}, "pretrained_config.quantization must be an object"),
     ],
 )
 def test_engine_configs_that_make_no_sense(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
