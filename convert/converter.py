@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from .apart import check_apart
 from .calibrate import EVERYTHING, LayerStatistics, Wanted
 from .calibration import Calibration, calibration_dtype, check_range
 from .checkpoint import RankFile, checkpoint_config
@@ -92,11 +93,11 @@ class Job:
 
     def __init__(self, options: ConvertOptions):
         check_options(options)
+        check_apart(options.reads(), options.writes())
         self.options = options = settled(options)
         self.device = pick_device(options.device)
         self.source = Source(options.model_dir)
         self.model = self.source.model
-        check_apart(self.source.folder, Path(options.output_dir))
         self.mapping = Mapping(options.tp_size, options.pp_size)
         self.mapping.check(self.model)
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
@@ -113,7 +114,6 @@ class Job:
         self.requantized = self.propagates_quantized()
         self.saved = StatisticsFile(options.stats, self.model, self.device) if options.stats else None
         if options.save_stats:
-            check_apart(self.source.folder, Path(options.save_stats), "--save_stats")
             check_new(Path(options.save_stats))
 
     def check_repackable(self) -> None:
@@ -302,12 +302,6 @@ def write_layer(files: list[RankFile], local: int, tensors: Tensors, specs: dict
         for tp_rank, file in enumerate(files):
             piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
             file.write(f"transformer.layers.{local}.{name}", piece)
-
-
-def check_apart(source: Path, output: Path, flag: str = "--output_dir") -> None:
-    resolved, inside = output.resolve(), source.resolve()
-    if resolved == inside or inside in resolved.parents:
-        raise InputError(f"{flag}: {output} lies in --model_dir, which is never written to")
 
 
 @contextmanager
