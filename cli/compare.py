@@ -78,8 +78,8 @@ def compare(
     """
     options = ConvertOptions(output_dir="", propagate="float", **given)
     if html is not None:
-        check_apart(options.reads() | {"--text": None if text in BUILT_IN else text}, {"--html": html})
         check_page(Path(html))
+        check_apart(options.reads() | {"--text": None if text in BUILT_IN else text}, {"--html": html})
     layers = Source(options.model_dir).model.num_hidden_layers
     with Bar("compare", layers, quiet=as_json) as bar:
         comparison = run(options, quant, text, chunks, seq_len, bar.update)

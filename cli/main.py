@@ -59,9 +59,9 @@ def cli() -> None:
 def main() -> None:
     """Run the command; every error is one line on standard error, and has an exit code of its own kind."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    with standard_streams(), Interrupts() as interrupts:
+    with standard_streams(), Interrupts() as interrupts, warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
         try:
             code, line = outcome(sys.argv[1:])
         except (click.Abort, KeyboardInterrupt):

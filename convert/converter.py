@@ -65,10 +65,10 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
 def convert_job(job: Job, on_progress: OnProgress) -> Converted:
     """Do what was checked; the folder, and the file of statistics if one is asked for, get their names together."""
     options = job.options
-    saved = Partial(options.save_stats, "--save_stats") if options.save_stats else nullcontext()
+    folder, saved = Staging(options.output_dir), options.save_stats
     with (
-        saved as place,
-        Staging(options.output_dir) as staging,
+        Partial(saved, "--save_stats") if saved else nullcontext() as place,
+        folder as staging,
         Hashes() as hashes,
         torch.inference_mode(),
         plain_disk_errors(options),

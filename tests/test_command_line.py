@@ -86,7 +86,7 @@ def test_verify_notices_another_config(inputs: list[object], tmp_path: Path) -> 
         ({"quantization": {"quant_algo": "NVFP4"}}, "quantization 'NVFP4' is not supported"),
         ({"quantization": {"quant_algo": []}}, "is not supported"),
         ({"norm_epsilon": "x"}, "norm_epsilon must be a positive number"),
-        ({"rotary_scaling": "x"}, "rope scaling must be an object"),
+        ({"rotary_scaling": "x"}, "rope_scaling must be an object"),
         ({"num_attention_heads": 10**30}, "num_attention_heads must be an integer"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"dtype": "int8"}, "dtype 'int8' is not supported"),
