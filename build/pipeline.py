@@ -195,9 +195,8 @@ class Run:
             return summary(accuracy, problems)
 
         step = self.step("verify", self.verdict, inputs, work)
-        found = step.result.get("accuracy") or {}
         failures = [*step.result["structure"]["problems"]]
-        failures += gate_failures(found.get("perplexity"), found.get("ppl_increase_percent"), options.max_ppl_increase)
+        failures += gate_failures(step.result.get("accuracy") or {}, options.max_ppl_increase)
         step.result = step.result | {"ok": not failures, "failures": failures}
         if failures:
             step.status = FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -18,8 +19,10 @@ from ..convert.source import Source
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar
+from .lines import note
 from .options import Command, Value, option_of
 
+SHOWN_SCALES = 4
 WEIGHT_ONLY_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
 
 
@@ -121,6 +124,8 @@ def convert(as_json: bool, **given: Any) -> None:
     layers = Source(options.model_dir).model.num_hidden_layers
     with Bar("convert", layers, quiet=as_json) as bar:
         done = run(options, bar.update)
+    for text in notes(done):
+        note(text)
     click.echo(json.dumps(done.manifest) if as_json else summary(done, options))
 
 
@@ -148,6 +153,20 @@ def read_options(given: dict[str, Any]) -> ConvertOptions:
                 raise InputError(f"--{name.lower()}_kv_cache and --kv_cache {given['kv_cache']} contradict each other")
             given["kv_cache"] = name
     return ConvertOptions(**given)
+
+
+def notes(done: Converted) -> Iterator[str]:
+    """What a conversion chose or left out, where one might expect otherwise."""
+    if done.manifest["float16_range"] == "not looked at":
+        yield (
+            "nothing was calibrated, so what layers make was not held against float16's range: enginesmith verify "
+            "--reference does, and bfloat16 needs none of it"
+        )
+    if done.manifest["options"]["kv_cache"] == "FP8":
+        scales = [layer["kv_cache"]["scale"] for layer in done.manifest["layers"]]
+        if others := [f"{scale:g} in layer {index}" for index, scale in enumerate(scales) if scale != 1]:
+            more = f" and in {len(others) - SHOWN_SCALES} more" if len(others) > SHOWN_SCALES else ""
+            yield f"FP8 KV cache: its scale is {', '.join(others[:SHOWN_SCALES])}{more}, as keys or values need; else 1"
 
 
 def summary(done: Converted, options: ConvertOptions) -> str:

@@ -69,6 +69,12 @@ class Family:
     def group_of(self, linear: str) -> Group:
         return next(group for group in self.groups if linear in group.linears)
 
+    @property
+    def attention(self) -> tuple[str, str, str]:
+        """The Hugging Face linears that make queries, keys and values."""
+        query, key, value = next(linear.parts for linear in self.linears if linear.cut == HEADS)
+        return query, key, value
+
     def parts(self, group: Group) -> list[str]:
         """The Hugging Face linears that read a group's input."""
         return [part for name in group.linears for part in self.linear(name).parts]

@@ -29,8 +29,8 @@ class Wanted:
         tokens: a sample of whole input rows, with the ranges.
         gram: Gram matrices and mean magnitudes.
         ranges: the largest |x| of each channel.
-        outputs: the largest |output| of each linear.
-        cache: ranges of keys and values.
+        outputs: the largest |output| of each linear's channels, and of what each norm reads.
+        cache: ranges of keys and values, and of the queries that meet them.
     """
 
     tokens: bool = False
@@ -92,16 +92,21 @@ class LayerStatistics:
 
     Attributes:
         inputs: by group name.
-        output_amax: the largest |output| of each linear, by Hugging Face part; empty unless asked for.
+        output_amax: the largest |output| of each linear's channels, float32 [out], by Hugging Face part; empty unless
+            asked for.
+        stream_amax: the largest |hidden state| that each norm reads, by TensorRT-LLM name; empty unless asked for.
         key_amax: float32 [kv_size], of the keys after the rotary embedding; None unless asked for.
         value_amax: float32 [kv_size], of the values; None unless asked for.
+        query_amax: float32 [query_size], of the queries before the rotary embedding; None unless asked for.
         hidden_amax: the largest |hidden state| behind the layer (before it, where hidden states stay).
     """
 
     inputs: dict[str, InputStatistics]
-    output_amax: dict[str, float] = field(default_factory=dict)
+    output_amax: dict[str, torch.Tensor] = field(default_factory=dict)
+    stream_amax: dict[str, float] = field(default_factory=dict)
     key_amax: torch.Tensor | None = None
     value_amax: torch.Tensor | None = None
+    query_amax: torch.Tensor | None = None
     hidden_amax: float = 0.0
 
     def only(self, wanted: Wanted) -> LayerStatistics:
@@ -109,8 +114,10 @@ class LayerStatistics:
         inputs = self.inputs if wanted.inputs else {}
         if not wanted.gram:
             inputs = {name: replace(of, gram=None, magnitude=None) for name, of in inputs.items()}
-        cache = (self.key_amax, self.value_amax) if wanted.cache else (None, None)
-        return LayerStatistics(inputs, self.output_amax if wanted.outputs else {}, *cache, self.hidden_amax)
+        seen = replace(self, inputs=inputs)
+        if not wanted.outputs:
+            seen = replace(seen, output_amax={}, stream_amax={})
+        return seen if wanted.cache else replace(seen, key_amax=None, value_amax=None, query_amax=None)
 
 
 class _InputWatcher:
@@ -185,12 +192,14 @@ def calibrate_layer(
             watchers[group.name] = _InputWatcher(kept, wanted.gram)
             part = model.family.linear(group.linears[0]).parts[0]
             handles.append(layer.watch(part, watchers[group.name]))
-    outputs: dict[str, float] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    stream: dict[str, float] = {}
     if wanted.outputs:
         for part in (part for linear in model.family.linears for part in linear.parts):
-            outputs[part] = 0.0
             handles.append(layer.watch_output(part, partial(_see_output, outputs, part)))
-    ranges = _CacheRanges(layer) if wanted.cache else None
+        for ours, theirs in model.family.norms.items():
+            handles.append(layer.watch(theirs, partial(_see_stream, stream, ours)))
+    ranges = _CacheRanges(layer, model) if wanted.cache else None
     if stay:
         last = model.family.linear(model.family.groups[-1].linears[0]).parts[0]
         handles.append(layer.watch(last, _end_pass))
@@ -207,8 +216,8 @@ def calibrate_layer(
             ranges.remove()
     inputs = {name: watcher.statistics(length) for name, watcher in watchers.items()}
     if ranges is None:
-        return LayerStatistics(inputs, outputs)
-    return LayerStatistics(inputs, outputs, ranges.key, ranges.value)
+        return LayerStatistics(inputs, outputs, stream)
+    return LayerStatistics(inputs, outputs, stream, ranges.key, ranges.value, ranges.query)
 
 
 class _PassEnds(Exception):
@@ -219,21 +228,24 @@ def _end_pass(x: torch.Tensor) -> None:
     raise _PassEnds
 
 
-def _see_output(outputs: dict[str, float], part: str, y: torch.Tensor) -> None:
-    outputs[part] = max(outputs[part], float(torch.maximum(y.max(), -y.min())))
+def _see_output(outputs: dict[str, torch.Tensor], part: str, y: torch.Tensor) -> None:
+    outputs[part] = _running_amax(outputs.get(part), y)
+
+
+def _see_stream(stream: dict[str, float], norm: str, x: torch.Tensor) -> None:
+    stream[norm] = max(stream.get(norm, 0.0), float(torch.maximum(x.max(), -x.min())))
 
 
 class _CacheRanges:
-    """Largest |key| (after the rotary embedding) and |value| per channel: what a KV cache holds."""
+    """Largest |key| (after the rotary embedding) and |value| per channel, which a KV cache holds, and |query|."""
 
-    def __init__(self, layer: LayerForward):
+    def __init__(self, layer: LayerForward, model: Model):
         self.layer = layer
         self.key: torch.Tensor | None = None
         self.value: torch.Tensor | None = None
-        self.handles = [
-            layer.watch_output("self_attn.k_proj", self.see_key),
-            layer.watch_output("self_attn.v_proj", self.see_value),
-        ]
+        self.query: torch.Tensor | None = None
+        watchers = zip(model.family.attention, (self.see_query, self.see_key, self.see_value), strict=True)
+        self.handles = [layer.watch_output(part, see) for part, see in watchers]
 
     def see_key(self, key: torch.Tensor) -> None:
         rotated = self.layer.rotate(key)
@@ -241,6 +253,9 @@ class _CacheRanges:
 
     def see_value(self, value: torch.Tensor) -> None:
         self.value = _running_amax(self.value, value)
+
+    def see_query(self, query: torch.Tensor) -> None:
+        self.query = _running_amax(self.query, query)
 
     def remove(self) -> None:
         for handle in self.handles:

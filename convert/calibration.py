@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from ..plugins.rmsnorm_quantization import rms_norm
 from .calibrate import LayerStatistics, Wanted, calibrate_layer
 from .device import fast_dtype
 from .errors import InputError
@@ -61,6 +62,11 @@ class Calibration:
         self.forward.load(layer.computed())
         calibrate_layer(self.forward, self.hidden, self.model, Wanted(), self.seed, self.batch)
         return self.largest()
+
+    def largest_normed(self, weight: torch.Tensor) -> float:
+        """The largest |output| of the model's last norm, of which this is the weight [hidden_size]."""
+        weight, epsilon = weight.to(self.hidden.device), self.model.norm_epsilon
+        return max(float(rms_norm(one, weight, epsilon).abs().max()) for one in self.hidden)
 
     def largest(self) -> float:
         """The largest |hidden state|."""

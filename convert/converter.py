@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from . import half_range
 from .apart import check_apart
 from .calibrate import EVERYTHING, LayerStatistics, Wanted
 from .calibration import Calibration, calibration_dtype, check_range
@@ -195,7 +196,10 @@ class Job:
                     specs = layer_tensors(model, self.precision.layer(index), self.quantizer.dtype)
                     write_layer(ranks, local, quantized.tensors, specs, self)
             on_progress(model.num_hidden_layers, "head", 0)
-            self.write_head(files[-mapping.tp_size :])
+            norm, head = self.quantizer.head(self.source)
+            if calibration is not None and self.quantizer.dtype == "float16":
+                half_range.check_one("the last norm's output", calibration.largest_normed(norm))
+            self.write_head(files[-mapping.tp_size :], norm, head)
             for file in files:
                 file.close()
         return report
@@ -227,6 +231,12 @@ class Job:
             check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
         return quantized
 
+    def float16_range(self) -> str | None:
+        """Whether what a layer makes was held against float16's range; None for an engine of another dtype."""
+        if self.quantizer.dtype != "float16":
+            return None
+        return "held against" if self.quantizer.wanted != Wanted() else "not looked at"
+
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
         asked, schemes = self.options.propagate, self.precision.quantized
@@ -253,9 +263,8 @@ class Job:
         for file in files[: self.mapping.tp_size]:
             file.write("transformer.vocab_embedding.weight", stored)
 
-    def write_head(self, files: list[RankFile]) -> None:
+    def write_head(self, files: list[RankFile], norm: torch.Tensor, head: torch.Tensor) -> None:
         """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
-        norm, head = self.quantizer.head(self.source)
         share = padded_vocab(self.model, self.mapping.tp_size) // self.mapping.tp_size
         for tp_rank, file in enumerate(files):
             rows = head[tp_rank * share : (tp_rank + 1) * share]
@@ -291,6 +300,7 @@ class Job:
             "repacked_from": self.ready.method if self.ready else None,
             "rotated": self.quantizer.rotation is not None,
             "packed_for_sm": self.precision.packed_for_sm,
+            "float16_range": self.float16_range(),
             "layers": layers if any(layers) else [],
         }
 

@@ -28,6 +28,7 @@ class Accuracy:
         kl: mean over tokens of KL(source || checkpoint), in nats.
         top1: share of tokens for which both give the same most likely token.
         layer_errors: after each layer, ||hidden - source's|| / ||source's||, over all tokens.
+        beyond: the first value that the engine's dtype could not hold; None where it held all.
     """
 
     tokens: int
@@ -36,6 +37,7 @@ class Accuracy:
     kl: float
     top1: float
     layer_errors: list[float] = field(default_factory=list)
+    beyond: str | None = None
 
     @property
     def increase_percent(self) -> float:
@@ -78,12 +80,14 @@ class Execution:
     Attributes:
         hidden: [chunks, tokens, hidden_size], in the engine's dtype.
         errors: one number a layer, as in ``Accuracy.layer_errors``.
+        beyond: as in ``Accuracy.beyond``.
     """
 
     def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: torch.Tensor, rotation: Rotation | None):
         self.runtime, self.rotation = runtime, rotation
         self.hidden = functional.embedding(ids, embedding).to(runtime.device)
         self.errors: list[float] = []
+        self.beyond: str | None = None
 
     def layer(self, tensors: Tensors, schemes: LayerSchemes, reference: torch.Tensor) -> None:
         """Advance by one layer of a checkpoint; reference: the source's hidden states behind it."""
@@ -95,7 +99,15 @@ class Execution:
             ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
             difference += float((ours - reference[piece]).square().sum())
             energy += float(reference[piece].square().sum())
+        self.look_for_overflow(f"layer {len(self.errors)}")
         self.errors.append(math.sqrt(difference / energy) if energy else 0.0)
+
+    def look_for_overflow(self, where: str) -> None:
+        """Remember the first value that the engine's dtype does not hold."""
+        first = next(iter(self.runtime.beyond), None)
+        if first is not None and self.beyond is None:
+            self.beyond = f"{where}: {first} is beyond {str(self.runtime.dtype).removeprefix('torch.')}"
+        self.runtime.beyond.clear()
 
     def accuracy(self, reference: Reference, norm: torch.Tensor, head: torch.Tensor) -> Accuracy:
         """Behind the last layer: the distance of what both predict; norm and head are this model's."""
@@ -108,9 +120,10 @@ class Execution:
             wanted = rms_norm(reference.hidden[chunk], true_norm, epsilon) @ true_head.t()
             got = self.runtime.logits(self.hidden[chunk], norm, head)
             totals += compare_logits(wanted, got, reference.ids[chunk].to(device)).cpu()
+        self.look_for_overflow("behind the last layer")
         count = chunks * (length - 1)
         nll, our_nll, kl, same = (totals / count).tolist()
-        return Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors)
+        return Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors, self.beyond)
 
 
 def held_out(source: Source, text: str, chunks: int, length: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import direct, groupwise, smoothquant
+from . import direct, groupwise, half_range, kv_cache, smoothquant
 from .architectures import Group
 from .calibrate import LayerStatistics, Wanted
 from .layer import Layer, Tensors
@@ -23,7 +23,7 @@ def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
         gram=(scheme.grouped and not options.repacks) or options.gptq(scheme),
         ranges=scheme.static,
         outputs=scheme.plugin and scheme.static,
-        cache=scheme.kv_cache == "INT8",
+        cache=scheme.kv_cache is not None,
     )
 
 
@@ -39,10 +39,13 @@ def quantize_layer(
 
     Args:
         layer: the layer; afterwards it computes what weight-only schemes' tensors do.
-        dtype: the engine's.
+        dtype: the engine's; what an engine of float16 could not hold is refused.
         ready: each Hugging Face linear as someone else quantized it, where it is kept so.
     """
     family, report, tensors = layer.model.family, dict[str, Any](), Tensors()
+    cache = schemes[family.groups[0].name].kv_cache
+    if cache == "INT8" and options.fold and ready is None:
+        statistics = balanced(layer, statistics, schemes, dtype)
     for scheme in dict.fromkeys(schemes.values()):
         groups = [group for group in family.groups if schemes[group.name] == scheme]
         chosen: dict[str, Any] = {}
@@ -58,14 +61,24 @@ def quantize_layer(
             made, chosen = direct.quantize_groups(layer, groups, statistics, scheme, options, dtype)
         tensors |= made
         report |= chosen
-    kv_cache = schemes[family.groups[0].name].kv_cache
-    if kv_cache == "INT8":
-        tensors["attention.kv_cache_scaling_factor"] = smoothquant.cache_scale(
-            statistics, layer.folded.get(smoothquant.VALUE, 1.0)
-        )
-    elif kv_cache == "FP8":
-        tensors["attention.kv_cache_scaling_factor"] = torch.ones(1)
+    if cache is not None:
+        scale = kv_cache.cache_scale(cache, statistics, layer.folded.get(family.attention[2], 1.0))
+        tensors["attention.kv_cache_scaling_factor"] = scale
+        report["kv_cache"] = {"scale": float(scale)}
+    if dtype == torch.float16:
+        half_range.check(layer, statistics)
     return layer.common() | tensors, report
+
+
+def balanced(layer: Layer, statistics: LayerStatistics, schemes: LayerSchemes, dtype: torch.dtype) -> LayerStatistics:
+    """Values that reach as far as keys, where SmoothQuant will not see to it by itself."""
+    family = layer.model.family
+    dense = next(group for group in family.groups if group.feeder == family.attention[2])
+    together = [group for group in family.groups if schemes[group.name] == schemes[dense.name]]
+    if schemes[dense.name].smoothquant and layer.may_fold(dense, together):
+        return statistics
+    floating = [part for group in family.groups if schemes[group.name].form == FLOAT for part in family.parts(group)]
+    return kv_cache.balance(layer, dense, statistics, floating, dtype)
 
 
 def floating(layer: Layer, groups: Sequence[Group]) -> Tensors:

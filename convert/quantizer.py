@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from typing import Any
 
 import torch
 
+from . import half_range
 from .calibrate import LayerStatistics, Wanted
 from .errors import InputError
 from .forward import rotary_frequencies
@@ -65,8 +67,9 @@ class Quantizer:
 
     @property
     def wanted(self) -> Wanted:
-        """What calibration must learn."""
-        return reduce(or_, (wanted(scheme, self.choices) for scheme in self.precision.schemes))
+        """What calibration must learn; where it runs at all, also whether float16 holds what a layer makes."""
+        needed = reduce(or_, (wanted(scheme, self.choices) for scheme in self.precision.schemes))
+        return needed | half_range.WANTED if needed != Wanted() and self.dtype == "float16" else needed
 
     def check(self, mapping: RankMapping) -> None:
         """Raise InputError where a rank's weight fits no kernel, or stages that TensorRT-LLM cannot tell apart."""
@@ -85,9 +88,10 @@ class Quantizer:
             ready: each linear as someone else quantized it, where it is kept so.
         """
         layer = Layer.of(with_attention_scaling(source, self.model), self.model)
-        seen = statistics.only(self.wanted)
+        seen = with_scaled_queries(statistics.only(self.wanted), self.model)
         schemes, dtype = self.precision.layer(index), getattr(torch, self.dtype)
-        tensors, chosen = quantize_layer(layer, seen, schemes, self.choices, dtype, ready)
+        with naming_layer(index):
+            tensors, chosen = quantize_layer(layer, seen, schemes, self.choices, dtype, ready)
         return Quantized(layer, self.stored(index, tensors), chosen)
 
     def stored(self, index: int, tensors: Tensors) -> Tensors:
@@ -131,8 +135,27 @@ def with_attention_scaling(source: Tensors, model: Model) -> Tensors:
     scaling = rotary_frequencies(model)[1]
     if scaling == 1:
         return source
-    names = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
+    names = (f"{model.family.attention[0]}.{kind}" for kind in ("weight", "bias"))
     return source | {name: source[name].float() * scaling**2 for name in names if name in source}
+
+
+def with_scaled_queries(statistics: LayerStatistics, model: Model) -> LayerStatistics:
+    """What calibration saw of queries, as they are behind ``with_attention_scaling``."""
+    scaling, query = rotary_frequencies(model)[1] ** 2, model.family.attention[0]
+    if scaling == 1:
+        return statistics
+    outputs = {part: y * (scaling if part == query else 1) for part, y in statistics.output_amax.items()}
+    queries = None if statistics.query_amax is None else statistics.query_amax * scaling
+    return replace(statistics, output_amax=outputs, query_amax=queries)
+
+
+@contextmanager
+def naming_layer(index: int) -> Iterator[None]:
+    """What is refused inside is told with the layer's number."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"layer {index}: {error}") from None
 
 
 def to_dtype(tensor: torch.Tensor, dtype: str, name: str, way: str = WIDER) -> torch.Tensor:

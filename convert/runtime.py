@@ -66,12 +66,16 @@ class Runtime:
         dtype: the engine's, "float16" or "bfloat16".
         frequencies: inverse frequencies of the rotary embedding, float32 [head_size / 2].
         tokens: sequence length.
+
+    Attributes:
+        beyond: what did not fit the engine's dtype since this was last emptied; infinite or no number from there on.
     """
 
     def __init__(self, model: Model, dtype: str, frequencies: torch.Tensor, tokens: int, device: torch.device):
         self.model, self.device = model, device
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.cos, self.sin = (table.to(device) for table in rotary_tables(frequencies, tokens))
+        self.beyond: dict[str, None] = {}
 
     @staticmethod
     def of(checkpoint: Checkpoint, tokens: int, device: torch.device) -> Runtime:
@@ -86,22 +90,29 @@ class Runtime:
         attention, dense, mlp, proj = (schemes[group.name] for group in self.model.family.groups)
         qkv = self.linear(tensors, attention, "attention.qkv", self.norm(tensors, attention, "input_layernorm", x))
         attended = self.attention(tensors, qkv.view(batch, length, -1), dense.kv_cache).view(batch * length, -1)
-        x = x + self.linear(
-            tensors, dense, "attention.dense", self.smoothed(tensors, dense, "attention.dense", attended)
-        )
+        read = self.smoothed(tensors, dense, "attention.dense", attended)
+        x = self.held("the hidden state behind attention", x + self.linear(tensors, dense, "attention.dense", read))
         y = self.norm(tensors, mlp, "post_layernorm", x)
         gated = functional.silu(self.linear(tensors, mlp, "mlp.fc", y).float()).to(self.dtype)
-        product = gated * self.linear(tensors, mlp, "mlp.gate", y)
+        product = self.held("the input of mlp.proj", gated * self.linear(tensors, mlp, "mlp.gate", y))
         x = x + self.linear(tensors, proj, "mlp.proj", self.smoothed(tensors, proj, "mlp.proj", product))
-        return x.view(batch, length, width)
+        return self.held("the hidden state behind the layer", x).view(batch, length, width)
+
+    def held(self, what: str, x: torch.Tensor) -> torch.Tensor:
+        """A value as the engine keeps it; one that its dtype cannot hold is remembered."""
+        if not x.isfinite().all():
+            self.beyond[what] = None
+        return x
 
     def norm(self, tensors: Tensors, scheme: Scheme, name: str, x: torch.Tensor) -> Activation:
         """A layer norm, its output quantized where the linears behind it want it so."""
         weight, eps = tensors[f"{name}.weight"], self.model.norm_epsilon
         if scheme.form == SMOOTHQUANT_PLUGIN:
             scale = tensors[f"{name}.scale_to_int"]
+            self.held(f"the output of {name}", rmsnorm_quantization.rms_norm(x, weight, eps))
             return Activation(*rmsnorm_quantization.reference(x, weight, scale, eps, scheme.per_token))
-        return self.quantized(scheme, rmsnorm_quantization.rms_norm(x, weight, eps))
+        y = rmsnorm_quantization.rms_norm(x, weight, eps)
+        return self.quantized(scheme, self.held(f"the output of {name}", y))
 
     def quantized(self, scheme: Scheme, y: torch.Tensor) -> Activation:
         """Quantize per token, where the scheme's activations are and no smoother comes first."""
@@ -117,13 +128,14 @@ class Runtime:
         if kv_cache:
             cache = (kv_cache, tensors["attention.kv_cache_scaling_factor"])
         heads, kv_heads = self.model.num_attention_heads, self.model.num_key_value_heads
-        return gpt_attention.reference(qkv, self.cos, self.sin, heads, kv_heads, cache)
+        attended = gpt_attention.reference(qkv, self.cos, self.sin, heads, kv_heads, cache)
+        return self.held("the output of attention", attended)
 
     def smoothed(self, tensors: Tensors, scheme: Scheme, linear: str, x: torch.Tensor) -> Activation:
         """Divide by the runtime smoother and quantize, where the scheme does."""
         if scheme.form != SMOOTHQUANT_PLUGIN:
             return self.quantized(scheme, x)
-        x = x / tensors[f"{linear}.smoother"].to(self.dtype)
+        x = self.held(f"the smoothed input of {linear}", x / tensors[f"{linear}.smoother"].to(self.dtype))
         if scheme.per_token:
             return Activation(*quantize_per_token.reference(x))
         module = linear.split(".")[0]
@@ -133,7 +145,7 @@ class Runtime:
         """One linear; tensors hold logical integers [out, in], unpacked."""
         own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
         y = self.product(own, scheme, read)
-        return y if "bias" not in own else y + own["bias"]
+        return self.held(f"the output of {name}", y if "bias" not in own else y + own["bias"])
 
     def product(self, own: Tensors, scheme: Scheme, read: Activation) -> torch.Tensor:
         """The plugin that executes a linear, by the scheme's form; ``own`` are the linear's tensors by suffix."""
@@ -180,4 +192,7 @@ class Runtime:
 
     def logits(self, hidden: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden_size] -> float32 [tokens, vocab_size], by the final norm and a float32 output projection."""
-        return rmsnorm_quantization.rms_norm(hidden, norm, self.model.norm_epsilon).float() @ head.t()
+        y = self.held("the last norm's output", rmsnorm_quantization.rms_norm(hidden, norm, self.model.norm_epsilon))
+        logits = y.float() @ head.t()
+        self.held("a logit", logits.abs().amax().to(self.dtype))
+        return logits

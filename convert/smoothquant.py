@@ -15,13 +15,12 @@ from .architectures import HEADS, Group, Linear
 from .awq import scaled_gram
 from .calibrate import LayerStatistics
 from .gptq import gptq
+from .kv_cache import value_over_key
 from .layer import Layer, Tensors
 from .options import QuantizeOptions
-from .rounding import SMALLEST, Grid, row_amax, to_int8
+from .rounding import Grid, row_amax, to_int8
 from .scheme import Scheme
 from .smoothing import Block, Smoothing, choose
-
-VALUE = "self_attn.v_proj"
 
 
 def quantize_groups(
@@ -91,20 +90,9 @@ def smooth(
         feeder = layer.weights[group.feeder]
         free_rows = not row_scaled(layer.model.family.linear_of_part(group.feeder), scheme, options)
         folded = equalizer(feeder) if free_rows else chosen.factor / chosen.factor.log().mean().exp()
-        if group.feeder == VALUE:
-            folded = folded * cache_balance(statistics, folded)
+        if group.feeder == layer.model.family.attention[2]:
+            folded = folded * value_over_key(statistics, folded)
     layer.scale_input(group, chosen.factor, folded)
-
-
-def cache_balance(statistics: LayerStatistics, folded: torch.Tensor) -> float:
-    """What to divide smoothed values by besides, so that they reach as far as the keys.
-
-    An INT8 cache has one scale for both; the runtime smoother takes the common factor back.
-    """
-    if statistics.key_amax is None or statistics.value_amax is None:
-        return 1.0
-    key, value = float(statistics.key_amax.max()), float((statistics.value_amax / folded).max())
-    return value / key if key > 0 and value > 0 else 1.0
 
 
 def equalizer(weight: torch.Tensor) -> torch.Tensor:
@@ -155,25 +143,10 @@ def round_linear(
         scale = stored / 127
         if range_ is not None:
             # The plugin multiplies by act_scale * per_channel_scale = (X / 127) (w / 127); Y cancels.
-            output = max(statistics.output_amax[part] for part in linear.parts) or 1.0
+            output = max(float(statistics.output_amax[part].max()) for part in linear.parts) or 1.0
             scale = scale * (range_ / output)
             tensors["act_scale"] = torch.tensor([[output / 127]])
         tensors["per_channel_scale"] = scale[None]
         if group.norm is None:
             tensors["smoother"] = smoother[None]
     return {f"{linear.name}.{suffix}": tensor for suffix, tensor in tensors.items()}
-
-
-def cache_scale(statistics: LayerStatistics, folded: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """kv_cache_scaling_factor of an INT8 cache: the largest |key| or |value| over 127, float32 [1].
-
-    Queries do not count, for the cache never holds them; keys count as the cache holds them, after the
-    rotary embedding.
-
-    Args:
-        folded: what smoothing divided the values by, [kv_size].
-    """
-    assert statistics.key_amax is not None
-    assert statistics.value_amax is not None
-    largest = torch.maximum(statistics.key_amax.max(), (statistics.value_amax / folded).max())
-    return torch.where(largest > SMALLEST, largest, 1.0)[None] / 127

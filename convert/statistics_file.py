@@ -27,7 +27,8 @@ from .model import Model
 from .staging import Partial
 
 # The key of our JSON in the safetensors header, and the version of the layout.
-KEY, VERSION = "enginesmith_statistics", 1
+KEY, VERSION = "enginesmith_statistics", 2
+CACHE = ("key_amax", "value_amax", "query_amax")
 # Beyond what any activation, or product of two, comes to.
 LARGEST = 1e30
 # Called with each layer's index and statistics.
@@ -146,16 +147,17 @@ def layout(model: Model, origin: Origin) -> dict[str, tuple[list[int], str]]:
             shapes |= {"gram": [width, width], "magnitude": [width]}
         one |= {f"{group.name}.{name}": shape for name, shape in shapes.items()}
     if wanted.outputs:
-        one["output_amax"] = [len(parts_of(model))]
+        one |= {"output_amax": [sum(rows_of(model).values())], "stream_amax": [len(model.family.norms)]}
     if wanted.cache:
-        one |= {"key_amax": [model.kv_size], "value_amax": [model.kv_size]}
+        one |= {"key_amax": [model.kv_size], "value_amax": [model.kv_size], "query_amax": [model.query_size]}
     layers = range(model.num_hidden_layers)
     return {f"layers.{i}.{name}": (shape, "float32") for i in layers for name, shape in one.items()}
 
 
-def parts_of(model: Model) -> list[str]:
-    """Every Hugging Face linear of a layer, in the order of ``output_amax``."""
-    return [part for linear in model.family.linears for part in linear.parts]
+def rows_of(model: Model) -> dict[str, int]:
+    """Output channels of every Hugging Face linear of a layer, in the order of ``output_amax``."""
+    linears = model.family.linears
+    return {part: rows for one in linears for part, rows in zip(one.parts, model.out_features(one.name), strict=True)}
 
 
 def named(statistics: LayerStatistics, model: Model) -> dict[str, torch.Tensor]:
@@ -165,8 +167,9 @@ def named(statistics: LayerStatistics, model: Model) -> dict[str, torch.Tensor]:
         of_group = {item.name: getattr(inputs, item.name) for item in fields(inputs)}
         tensors |= {f"{group}.{name}": tensor for name, tensor in of_group.items() if tensor is not None}
     if statistics.output_amax:
-        tensors["output_amax"] = torch.tensor([statistics.output_amax[part] for part in parts_of(model)])
-    for name in ("key_amax", "value_amax"):
+        tensors["output_amax"] = torch.cat([statistics.output_amax[part] for part in rows_of(model)])
+        tensors["stream_amax"] = torch.tensor([statistics.stream_amax[norm] for norm in model.family.norms])
+    for name in CACHE:
         if getattr(statistics, name) is not None:
             tensors[name] = getattr(statistics, name)
     return tensors
@@ -180,10 +183,13 @@ def unnamed(tensors: dict[str, torch.Tensor], model: Model) -> LayerStatistics:
         of_group = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         if of_group:
             inputs[group.name] = InputStatistics(**of_group)
-    outputs = tensors["output_amax"].tolist() if "output_amax" in tensors else []
-    output_amax = dict(zip(parts_of(model), outputs, strict=False))
-    largest = float(tensors["hidden_amax"])
-    return LayerStatistics(inputs, output_amax, tensors.get("key_amax"), tensors.get("value_amax"), largest)
+    seen = LayerStatistics(inputs, hidden_amax=float(tensors["hidden_amax"]))
+    if "output_amax" in tensors:
+        rows = rows_of(model)
+        seen.output_amax = dict(zip(rows, tensors["output_amax"].split(list(rows.values())), strict=True))
+        seen.stream_amax = dict(zip(model.family.norms, tensors["stream_amax"].tolist(), strict=True))
+    seen.key_amax, seen.value_amax, seen.query_amax = (tensors.get(name) for name in CACHE)
+    return seen
 
 
 def read_origin(path: Path) -> Origin:

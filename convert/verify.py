@@ -175,6 +175,7 @@ def figures(accuracy: Accuracy) -> dict[str, Any]:
         "mean_kl": accuracy.kl,
         "top1_agreement": accuracy.top1,
         "layer_errors": accuracy.layer_errors,
+        "beyond_range": accuracy.beyond,
     }
     return {name: finite(value) for name, value in values.items()}
 
@@ -183,17 +184,21 @@ def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, list):
         return [finite(item) for item in value]
-    return value if math.isfinite(value) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def accuracy_failures(accuracy: Accuracy | None, limit: float | None) -> list[str]:
     """What fails a gate of ``limit`` percent more perplexity; without one, only what is no number."""
     if accuracy is None:
         return []
-    return gate_failures(accuracy.perplexity, accuracy.increase_percent, limit)
+    return gate_failures(figures(accuracy), limit)
 
 
-def gate_failures(perplexity: float | None, increase: float | None, limit: float | None) -> list[str]:
+def gate_failures(figures: dict[str, Any], limit: float | None) -> list[str]:
+    """``accuracy_failures`` of the JSON object that ``figures`` made; an empty one has no perplexity."""
+    perplexity, increase = figures.get("perplexity"), figures.get("ppl_increase_percent")
+    if figures.get("beyond_range"):
+        return [f"{figures['beyond_range']}; convert with --dtype bfloat16"]
     if perplexity is None or increase is None or not math.isfinite(perplexity):
         return [f"perplexity is {perplexity}"]
     if limit is not None and not increase <= limit:

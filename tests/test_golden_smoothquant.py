@@ -44,11 +44,12 @@ def golden_statistics(ranges: dict[str, torch.Tensor], source: Source, layer: in
     for group in family.groups:
         amax = ranges[f"{prefix}{family.linear(group.linears[0]).parts[0]}.x"]
         inputs[group.name] = InputStatistics(amax[None], torch.zeros(0, amax.shape[0]), torch.zeros(0))
-    outputs = {part: float(ranges[f"{prefix}{part}.y"].max()) for linear in family.linears for part in linear.parts}
+    outputs = {part: ranges[f"{prefix}{part}.y"] for linear in family.linears for part in linear.parts}
     # The library counts the queries in, and keys before the rotary embedding.
     everything = torch.cat([ranges[f"{prefix}self_attn.{p}_proj.y"] for p in "qkv"])
     key = everything.max().expand(source.model.kv_size)
-    return LayerStatistics(inputs, outputs, key, torch.zeros(source.model.kv_size))
+    nothing = torch.zeros(source.model.kv_size)
+    return LayerStatistics(inputs, outputs, key_amax=key, value_amax=nothing, query_amax=nothing)
 
 
 def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:

@@ -125,10 +125,10 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
         (
             lambda made, tensors: (
                 made.update(has=["tokens", "ranges"]),
-                [tensors.pop(name) for name in list(tensors) if name.endswith(("gram", "magnitude", "t_amax", "_amax"))
+                [tensors.pop(name) for name in list(tensors) if name.endswith(("gram", "magnitude", "_amax"))
                  and not name.endswith("hidden_amax")],
             ),
-            "lacks gram; save it again with --save_stats",
+            "lacks gram, outputs; save it again with --save_stats",
         ),
     ],
 )  # fmt: skip
