@@ -94,7 +94,6 @@ class Job:
 
     def __init__(self, options: ConvertOptions):
         check_options(options)
-        check_apart(options.reads(), options.writes())
         self.options = options = settled(options)
         self.device = pick_device(options.device)
         self.source = Source(options.model_dir)
@@ -114,6 +113,7 @@ class Job:
             self.tokens = read_calibration(options, self.source)
         self.requantized = self.propagates_quantized()
         self.saved = StatisticsFile(options.stats, self.model, self.device) if options.stats else None
+        check_apart(options.reads(), options.writes())
         if options.save_stats:
             check_new(Path(options.save_stats))
 

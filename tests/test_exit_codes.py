@@ -37,7 +37,8 @@ def shell(words: list[object], redirected: str, unbuffered: bool = False) -> sub
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["plugins"], ["build", "--help"]])
 def test_output_that_is_lost(words: list[object], redirected: str, unbuffered: bool, tmp_path: Path) -> None:
     if words == ["plugins"]:
-        words = ["plugins", write_checkpoint(tmp_path / "ck", architecture="LlamaForCausalLM", hidden_act="silu")]
+        known = {"architecture": "LlamaForCausalLM", "hidden_act": "silu", "position_embedding_type": "rope_gpt_neox"}
+        words = ["plugins", write_checkpoint(tmp_path / "ck", **known)]
     if redirected.startswith("|"):  # a reader that is gone before anything is written
         gone, pipe = os.pipe()
         os.close(gone)
