@@ -198,8 +198,11 @@ def read_origin(path: Path) -> Origin:
     Raises:
         InputError: it is no statistics file, or one of another version.
     """
-    with safe_open(path, framework="np") as file:
-        text = (file.metadata() or {}).get(KEY)
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"--stats: {path} cannot be read ({error})") from None
     if text is None:
         raise InputError(f"--stats: {path} holds no statistics; make it with enginesmith convert --save_stats")
     try:

@@ -185,7 +185,10 @@ LATE: list[tuple[dict[str, Any], str]] = [
     ({"build": {"max_seq_len": 40, "max_output_len": 8}}, "build: --max_output_len and --max_seq_len"),
     ({"build": {"max_num_tokens": 8}}, "build: --max_num_tokens 8"),
     ({"build": {"use_paged_context_fmha": True}, "convert": {"kv_cache": "INT8"}}, "build: "),
-    ({"build": {"gpu": "H100"}, "convert": {"quant": "W8A16"}}, "its weights are arranged for"),
+    (
+        {"build": {"gpu": "H100"}, "convert": {"quant": "W8A16", "tp_size": 1, "exclude": ["*.mlp"]}},
+        "its weights are arranged for",
+    ),
     ({"triton": {"tokenizer_dir": "nowhere"}}, "triton: --tokenizer_dir: "),
     ({"triton": {"max_batch_size": 5}}, "triton: --max_batch_size 5: the engine was built for 1 to 4"),
     ({"triton": {"mount_dir": "relative"}}, "triton: --mount_dir relative"),
