@@ -56,8 +56,8 @@ class Flag:
             return value
         if isinstance(self.kind, tuple):
             return self.meaning(value, where)
-        if not usable(value) or not value.isprintable():
-            raise InputError(f"{where} is {shown(value)}; a text that is not empty and can be printed is needed")
+        if not usable(value):
+            raise InputError(f"{where} is {shown(value)}; a text that is not empty is needed")
         return value
 
     def meaning(self, word: Any, where: str) -> Any:

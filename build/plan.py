@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..convert.bounds import LARGEST
-from ..convert.errors import InputError
+from ..convert.errors import InputError, shown
 from ..plugins import catalog
 from . import algorithms
 from .build_config import FUSED_MLP, Given, build_config, quantization_plugins
@@ -133,6 +133,8 @@ def check_wishes(wishes: Wishes) -> None:
     for name, value in wishes.given.items():
         if isinstance(value, int) and not isinstance(value, bool) and value > LARGEST:
             raise InputError(f"--{name}: more than {LARGEST} is no size")
+        if isinstance(value, str) and not value.isprintable():
+            raise InputError(f"--{name} {shown(value)}: control characters cannot be passed on")
 
 
 def memory_of(checkpoint: CheckpointFolder, config: dict[str, Any], gpu: GPU, wishes: Wishes) -> list[Memory]:
