@@ -63,7 +63,7 @@ def write_plan(plan: Plan, folder: Path, final: Path) -> None:
         release=plan.release.version,
         gpu=f"{plan.gpu.name} (SM {plan.gpu.sm})",
         by_hand=shlex.join(trtllm_build(plan, "CHECKPOINT_DIR", "ENGINE_DIR")),
-        checkpoint=shlex.quote(os.path.relpath(plan.checkpoint.folder.resolve(), final.resolve())),
+        checkpoint=shlex.quote(os.path.relpath(os.path.realpath(plan.checkpoint.folder), os.path.realpath(final))),
         mark=MARK,
         resumable=RESUMABLE,
         image=shlex.quote(plan.release.build_image),

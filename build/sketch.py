@@ -15,9 +15,12 @@ from typing import Any
 from ..convert.checkpoint import RankFile
 from ..convert.converter import Job
 from ..convert.errors import InputError
-from ..convert.files import MANIFEST, write_json
+from ..convert.files import MANIFEST, sha256, write_json
 from ..convert.layout import rank_tensors
 from .plan import Plan
+
+# The SHA-256 of what has no values yet.
+UNKNOWN = "0" * 64
 
 
 @contextmanager
@@ -35,12 +38,16 @@ def sketched(made: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
 
 def checkpoint(job: Job, folder: Path) -> None:
     """Write the checkpoint that a conversion will make, its tensors without values."""
+    files = {}
     for name, content in job.configs().items():
         write_json(folder / name, content)
+        files[name] = sha256(folder / name)
     for rank in range(job.mapping.world_size):
+        name = f"rank{rank}.safetensors"
         tensors = rank_tensors(job.precision, job.mapping, rank, job.quantizer.dtype)
-        RankFile(folder / f"rank{rank}.safetensors", tensors, room=False).file.close()
-    write_json(folder / MANIFEST, job.manifest([]))
+        RankFile(folder / name, tensors, room=False).file.close()
+        files[name] = UNKNOWN
+    write_json(folder / MANIFEST, job.manifest([]) | {"files": files})
 
 
 def engine(plan: Plan, folder: Path) -> None:

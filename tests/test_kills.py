@@ -121,7 +121,7 @@ def test_a_repository(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("changed", "every"), [(False, 8), (True, 13)])
+@pytest.mark.parametrize(("changed", "every"), [(False, 3), (True, 7)])
 def test_a_run(changed: bool, every: int, tiny: Tiny, tmp_path: Path) -> None:
     """Also one that begins with removing what an earlier recipe made."""
     tiny(num_hidden_layers=1)
