@@ -38,9 +38,9 @@ def partial_of(final: str | Path) -> Path:
 class Partial:
     """A file or folder while it is being made: ``with Partial(final) as it: ... it.content ...; it.commit()``.
 
-    Leaving without commit removes it. What a killed run left behind is removed by the next one, and so is what that
-    run had just given its name: it ended before it could say so. The hidden folder itself is the lock that keeps two
-    runs apart: held from before its first file until after its last name.
+    Leaving without commit removes it. What a killed run left behind is removed by the next one, and so is what had its
+    name already when the block ended otherwise: the mark stays and says so. The hidden folder itself is the lock that
+    keeps two runs apart: held from before its first file until after its last name.
 
     Args:
         final: what to make.
@@ -60,6 +60,7 @@ class Partial:
         self.given, self.flag, self.resume, self.replace = final, flag, resume, replace
         self.final, self.hidden = Path(os.path.abspath(final)), partial_of(final)
         self.content, self.mark = self.hidden / self.final.name, self.hidden / MARK
+        self.has_its_name = False
         self.check_free()
 
     def check_free(self) -> None:
@@ -153,13 +154,14 @@ class Partial:
             raise InputError(f"{self.flag}: {self.final} appeared while it was being made")
         self.write_mark(committed(self.content))
         self.content.rename(self.final)
+        self.has_its_name = True
         sync(self.final.parent)
-        self.resume = False
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with uninterrupted():
             mine = os.path.lexists(self.hidden) and os.path.samestat(os.fstat(self.lock), os.lstat(self.hidden))
-            if mine and not self.resume:
+            kept = kind is not None if self.has_its_name else self.resume
+            if mine and not kept:
                 for path in sorted(self.hidden.iterdir(), key=lambda path: path.name == MARK):
                     with suppress(OSError):
                         remove(path)
@@ -173,9 +175,12 @@ class Staging(Partial):
 
     def __enter__(self) -> Staging:
         super().__enter__()
+        return self
+
+    def claim(self) -> None:
+        super().claim()
         self.folder = self.content
         self.folder.mkdir(exist_ok=True)
-        return self
 
 
 @contextmanager

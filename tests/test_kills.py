@@ -22,10 +22,9 @@ Tiny = Callable[..., Path]
 Words = list[object]
 # Calls that change what lies under which name.
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
-KILLED = 9
 
 
-def typed(words: Words, killed_at: int | None = None) -> int:
+def typed(words: Words, killed_at: int | None = None, by: int = signal.SIGKILL) -> int:
     """The exit code of a command in a process of its own, ended before its n-th change in the file system."""
     child = os.fork()
     if child:
@@ -38,7 +37,7 @@ def typed(words: Words, killed_at: int | None = None) -> int:
         sys.argv = ["enginesmith", *map(str, words)]
         os.fsync = lambda descriptor: None  # no power is lost here
         if killed_at is not None:
-            kill_at(killed_at)
+            kill_at(killed_at, by)
         main()
     except SystemExit as ended:
         os._exit(ended.code if isinstance(ended.code, int) else 99)
@@ -46,13 +45,13 @@ def typed(words: Words, killed_at: int | None = None) -> int:
         os._exit(98)
 
 
-def kill_at(number: int) -> None:
+def kill_at(number: int, by: int) -> None:
     left = iter(range(number))
 
     def ending(change: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **settings: Any) -> Any:
             if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), by)
             return change(*args, **settings)
 
         return call
@@ -62,27 +61,30 @@ def kill_at(number: int) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file that has its final name."""
+    seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [path for one in seen for path in [one, *sorted(one.rglob("*"))] if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def kills(words: Words, made: Path, every: int = 1) -> Iterator[int]:
+def kills(words: Words, made: Path, every: int = 1, by: int = signal.SIGKILL) -> Iterator[int]:
     """Kill the command before each of its changes in turn, and look at what is left and at what it makes then.
 
     Yields after each, for what has to be cleared besides ``made``.
     """
     assert typed(words) == 0
-    whole = content(made)
+    whole = content(made.parent)
     number = 0
     while True:
         shutil.rmtree(made)
         yield number
-        code = typed(words, killed_at=number)
+        code = typed(words, killed_at=number, by=by)
         if code == 0:
             break
-        assert code == -KILLED, number
+        assert code == (-signal.SIGKILL if by == signal.SIGKILL else 130), number
         again = typed(words)
-        assert again == 0 or (again == 2 and number > 5 and content(made) == whole), number
-        assert content(made) == whole, number
+        assert again == 0 or (again == 2 and number > 5 and content(made.parent) == whole), number
+        assert content(made.parent) == whole, number
         left = [path.name for path in made.parent.iterdir() if path.name.startswith(".")]
         assert again == 2 or not left, (number, left)
         for path in made.parent.glob(".*.partial"):
@@ -97,12 +99,13 @@ def test_convert(tiny: Tiny, tmp_path: Path) -> None:
         pass
 
 
-def test_convert_that_saves_statistics(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_convert_that_saves_statistics(by: int, tiny: Tiny, tmp_path: Path) -> None:
     model, made = tiny(num_hidden_layers=1), tmp_path / "made"
     words: Words = ["convert", "--model_dir", model, "--output_dir", made / "out", "--save_stats", made / "st"]
     words += ["--quant", "W8A8_SQ_PER_CHANNEL", "--calib", tmp_path / "ids.safetensors", "--calib_seq_len", 24]
     made.mkdir()
-    for _ in kills(words, made / "out", every=2):
+    for _ in kills(words, made / "out", every=2, by=by):
         (made / "st").unlink()
 
 
