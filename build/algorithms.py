@@ -13,6 +13,8 @@ from ..plugins.identity import ANY, INTEGER, Generations, within
 from .releases import RELEASES, Release, number
 
 FP8_GPUS: Generations = ((89, 90), (100, 121))
+# Until then the plugin had bfloat16 with FP8 for Ada alone (0.16's release notes, and its sources).
+W4A8_BFLOAT16_ON_HOPPER = "0.17.0"
 BLACKWELL_GUARD = "TensorRT-LLM's builder refuses INT8 and INT4 on SM 100 to 119"
 
 
@@ -113,6 +115,12 @@ def refusal_of(algorithm: str | None, kv_cache: str | None, dtype: str, release:
             return f"{what} begins with TensorRT-LLM {known.since}; {release.version} does not know it"
         if not within(sm, known.gpus):
             return f"{what} cannot be built for SM {sm}: {known.why}; use {known.instead}"
+    new_enough = number(release.version) >= number(W4A8_BFLOAT16_ON_HOPPER)
+    if (algorithm, dtype, sm) == ("W4A8_AWQ", "bfloat16", 90) and not new_enough:
+        return (
+            f"{algorithm} in bfloat16 cannot be built for SM 90 with TensorRT-LLM {release.version}, whose plugin has "
+            "that for SM 89 only; convert with --dtype float16, or use a later release"
+        )
     return None
 
 

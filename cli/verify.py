@@ -65,5 +65,11 @@ def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str
     click.echo("structure: " + (f"{len(problems)} problems" if problems else "every tensor as config.json implies"))
     if accuracy is not None:
         print_accuracy(accuracy)
+        few, many = accuracy.few_tokens_error, accuracy.many_tokens_error
+        if few is not None and many is not None:
+            click.echo(
+                f"decoding: weight-only kernels for 1 to 4 tokens sum in {checkpoint.dtype}: "
+                f"outputs are {100 * few:.2g} % off the exact product, {100 * many:.2g} % with more tokens"
+            )
     elif not problems:
         click.echo("accuracy: not measured; give --reference HF_DIR")

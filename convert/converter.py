@@ -29,7 +29,6 @@ from .quant_config import QUANT_CFG, quant_cfg
 from .quantizer import Quantized
 from .readymade import ANEW, ReadyMade
 from .rounding import Grouped
-from .scheme import WEIGHT_ONLY
 from .source import Source
 from .staging import Partial, Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
@@ -240,7 +239,7 @@ class Job:
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
         asked, schemes = self.options.propagate, self.precision.quantized
-        possible = bool(schemes) and all(scheme.grouped or scheme.form == WEIGHT_ONLY for scheme in schemes)
+        possible = bool(schemes) and all(scheme.weight_only for scheme in schemes)
         if asked == "quantized" and not possible:
             raise InputError(f"--propagate quantized is for weight-only schemes, not {self.precision.algo}")
         gptq = any(self.quantizer.choices.gptq(scheme) for scheme in schemes)

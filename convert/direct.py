@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..plugins import weight_only_quant_matmul
 from . import fp8, qserve
 from .architectures import Group, Linear
 from .calibrate import LayerStatistics
@@ -37,8 +38,7 @@ def quantize_groups(
             linear = layer.model.family.linear(name)
             made, computed = round_linear(layer, group, linear, statistics, scheme, options, dtype)
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in made.items()}
-            pieces = computed.split(layer.model.out_features(name))
-            layer.weights |= dict(zip(linear.parts, pieces, strict=True))
+            layer.set_weight(linear, computed)
     return tensors, {}
 
 
@@ -59,8 +59,9 @@ def round_linear(
             half = 2 ** (scheme.bits - 1)
             grid = Grid(stored(rounded.scale, dtype).float(), None, -half, half - 1)
             rounded = gptq(weight, statistics.inputs[group.name].gram_matrix(), grid, act_order=True)
-        made = {"weight": rounded.integers, "per_channel_scale": stored(rounded.scale[:, 0], dtype)}
-        return made, rounded.dequantize()
+        scale = stored(rounded.scale[:, 0], dtype)
+        computed = weight_only_quant_matmul.dequantized(rounded.integers, scale)
+        return {"weight": rounded.integers, "per_channel_scale": scale}, computed.float()
     if scheme.form == FP8:
         # Linears that read one input share a scale, so that a build may fuse gate and up without rounding again.
         amax = torch.stack([layer.weights[part].abs().amax() for part in layer.model.family.parts(group)]).amax()
@@ -77,5 +78,5 @@ def round_linear(
         return made | {"s2_zeros": -grouped.zero * grouped.s2}, grouped.dequantize()
     assert scheme.form == QSERVE_CHANNEL
     channels = qserve.per_channel(weight)
-    scaled_zero = channels.zero.float() * channels.s1.float()
-    return {"weight": channels.integers, "s1_scales": channels.s1, "s1_szeros": scaled_zero}, channels.dequantize()
+    made = {"weight": channels.integers, "s1_scales": channels.s1, "s1_szeros": channels.scaled_zero}
+    return made, channels.dequantize()

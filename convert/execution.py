@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
 
+from ..plugins import few_tokens
 from ..plugins.rmsnorm_quantization import rms_norm
 from .errors import InputError
 from .forward import LayerForward
 from .rotation import Rotation
-from .runtime import Runtime, Tensors
-from .scheme import LayerSchemes
+from .runtime import Activation, Runtime, Tensors
+from .scheme import LayerSchemes, Scheme
 from .source import Source
 from .text import read_tokens
+
+# Output rows of a linear that its rounding error is measured on, at most.
+SAMPLED_ROWS = 256
 
 
 @dataclass
@@ -29,6 +34,8 @@ class Accuracy:
         top1: share of tokens for which both give the same most likely token.
         layer_errors: after each layer, ||hidden - source's|| / ||source's||, over all tokens.
         beyond: the first value that the engine's dtype could not hold; None where it held all.
+        few_tokens_error, many_tokens_error: root mean square over the weight-only linears of ``rounding_errors``, if
+            there are any.
     """
 
     tokens: int
@@ -38,6 +45,8 @@ class Accuracy:
     top1: float
     layer_errors: list[float] = field(default_factory=list)
     beyond: str | None = None
+    few_tokens_error: float | None = None
+    many_tokens_error: float | None = None
 
     @property
     def increase_percent(self) -> float:
@@ -81,6 +90,7 @@ class Execution:
         hidden: [chunks, tokens, hidden_size], in the engine's dtype.
         errors: one number a layer, as in ``Accuracy.layer_errors``.
         beyond: as in ``Accuracy.beyond``.
+        roundings: ``rounding_errors`` of each weight-only linear, on the first sequence.
     """
 
     def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: torch.Tensor, rotation: Rotation | None):
@@ -88,6 +98,7 @@ class Execution:
         self.hidden = functional.embedding(ids, embedding).to(runtime.device)
         self.errors: list[float] = []
         self.beyond: str | None = None
+        self.roundings: list[tuple[float, float]] = []
 
     def layer(self, tensors: Tensors, schemes: LayerSchemes, reference: torch.Tensor) -> None:
         """Advance by one layer of a checkpoint; reference: the source's hidden states behind it."""
@@ -95,6 +106,7 @@ class Execution:
         difference = energy = 0.0
         for chunk in range(len(self.hidden)):
             piece = slice(chunk, chunk + 1)
+            self.runtime.watch = None if chunk else self.measure_rounding
             self.hidden[piece] = self.runtime.layer(tensors, schemes, self.hidden[piece])
             ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
             difference += float((ours - reference[piece]).square().sum())
@@ -108,6 +120,10 @@ class Execution:
         if first is not None and self.beyond is None:
             self.beyond = f"{where}: {first} is beyond {str(self.runtime.dtype).removeprefix('torch.')}"
         self.runtime.beyond.clear()
+
+    def measure_rounding(self, own: Tensors, scheme: Scheme, read: Activation) -> None:
+        if scheme.weight_only:
+            self.roundings.append(rounding_errors(self.runtime, own, scheme, read.x))
 
     def accuracy(self, reference: Reference, norm: torch.Tensor, head: torch.Tensor) -> Accuracy:
         """Behind the last layer: the distance of what both predict; norm and head are this model's."""
@@ -123,7 +139,40 @@ class Execution:
         self.look_for_overflow("behind the last layer")
         count = chunks * (length - 1)
         nll, our_nll, kl, same = (totals / count).tolist()
-        return Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors, self.beyond)
+        result = Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors, self.beyond)
+        if self.roundings:
+            few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
+            result.few_tokens_error, result.many_tokens_error = few, many
+        return result
+
+
+def rounding_errors(runtime: Runtime, own: Tensors, scheme: Scheme, x: torch.Tensor) -> tuple[float, float]:
+    """How far a weight-only linear's output is from the exact product of its input and its integers.
+
+    Args:
+        own: its tensors by suffix; some output rows are taken, evenly.
+        x: [tokens, in] in the engine's dtype, of which the last are taken.
+
+    Returns:
+        ||y - exact|| / ||exact|| of the kernel for few tokens, and of the one for many.
+    """
+    rows = slice(None, None, -(-len(own["weight"]) // SAMPLED_ROWS))
+    own = {"weight": own["weight"][rows]} | {
+        suffix: tensor[..., rows] if suffix in ("per_channel_scale", "weights_scaling_factor", "zero") else tensor
+        for suffix, tensor in own.items()
+        if suffix not in ("weight", "bias")
+    }
+    x = x[-few_tokens.MOST_TOKENS :]
+    exact, few, many = (
+        runtime.product(own, scheme, Activation(read))[: len(x)].float()
+        for read in (x.float(), x, x.repeat(few_tokens.MOST_TOKENS + 1, 1))
+    )
+    energy = float(exact.norm()) or 1.0
+    return float((few - exact).norm()) / energy, float((many - exact).norm()) / energy
+
+
+def root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values))
 
 
 def held_out(source: Source, text: str, chunks: int, length: int) -> torch.Tensor:

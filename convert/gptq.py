@@ -58,34 +58,35 @@ def gptq(
     u = (u / u.diagonal()[:, None]).contiguous()
     # Transposed, so that a channel is a contiguous row. Rows that are done hold their integers.
     w, scale = weight.t()[order], grid.scale.t().contiguous()
-    zero = torch.zeros_like(scale) if grid.zero is None else grid.zero.t().contiguous()
+    offset = torch.zeros_like(scale) if grid.offset is None else grid.offset.t().contiguous()
     group_of = order // (columns // groups)
     round_channels = compiled() if weight.is_cuda else one_by_one
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         group = group_of[start:end]
-        errors = round_channels(w[start:end], u[start:end, start:end], scale[group], zero[group], grid)
+        errors = round_channels(w[start:end], u[start:end, start:end], scale[group], offset[group], grid)
         w[end:].addmm_(u[start:end, end:].t(), errors, alpha=-1)
     integers = torch.empty_like(w)
     integers[order] = w
     return grid.take(integers.t().contiguous())
 
 
-def one_by_one(w: torch.Tensor, u: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Round neighbouring channels one after the other, each moving those behind it.
+def one_by_one(w: torch.Tensor, u: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Round neighbouring channels one after the other, half to even, each moving those behind it.
 
     Args:
         w: float32 [channels, out]; becomes their integers.
         u: their part of U, rows divided by its diagonal, float32 [channels, channels].
-        scale, zero: of each channel's group, float32 [channels, out].
+        scale, offset: of each channel's group, float32 [channels, out].
 
     Returns:
         w_j - q_j of each channel when it was reached, float32 [channels, out].
     """
     errors = torch.empty_like(w)
     for j in range(len(w)):
-        k = (w[j] / scale[j]).add_(zero[j]).round_().clamp_(grid.low, grid.high)
-        torch.addcmul(w[j], k - zero[j], scale[j], value=-1, out=errors[j])
+        from_offset = w[j] - offset[j]
+        k = (from_offset / scale[j]).round_().clamp_(grid.low, grid.high)
+        torch.addcmul(from_offset, k, scale[j], value=-1, out=errors[j])
         w[j:].addr_(u[j, j:], errors[j], alpha=-1)
         w[j] = k
     return errors

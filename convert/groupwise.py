@@ -10,12 +10,13 @@ exact; rows scale freely, for every row of every group has its own scale.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from ..plugins import fp8
+from ..plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale
 from . import awq
 from .architectures import Group, Linear
 from .calibrate import InputStatistics, LayerStatistics
@@ -30,14 +31,6 @@ from .smoothing import sampled
 
 # Rows of a rounded weight that its reported error is measured on.
 MEASURED_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A fused linear after rounding, and the error of its output over the output's energy."""
-
-    weight: Grouped
-    error: float
 
 
 def quantize_groups(
@@ -67,12 +60,17 @@ def quantize_groups(
         errors = []
         for name in group.linears:
             linear = family.linear(name)
-            rounded = round_linear(layer, linear, scaled, scheme, options, dtype)
-            errors.append(rounded.error)
-            tensors |= stored(layer, group, linear, rounded.weight, scheme)
+            weight = layer.weight(linear)
+            rounded = round_linear(weight, scaled, scheme, options, dtype)
+            own = stored(layer, group, linear, rounded, scheme)
             if scheme.fp8_activations:
-                tensors |= fp8_factors(layer, group, linear, rounded.weight, inputs, dtype)
-            write_back(layer, linear, rounded.weight)
+                own |= fp8_factors(layer, group, linear, rounded, inputs, dtype)
+            tensors |= own
+            computed = computed_weight(own, linear, scheme, dtype)
+            errors.append(relative_error(weight, computed, scaled))
+            layer.set_weight(linear, computed)
+        # Its reciprocal is what is stored.
+        layer.smoothers[group.name] = 1 / (1 / layer.smoothers[group.name]).to(dtype).float()
         report[group.name] = {"alpha": scaling.alpha, "error": max(errors)}
     return tensors, report
 
@@ -95,29 +93,36 @@ def search(
 
 
 def round_linear(
-    layer: Layer, linear: Linear, gram: torch.Tensor, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
-) -> Rounded:
-    """Clip and round a fused linear whose input has this Gram matrix."""
-    weight = layer.weight(linear)
+    weight: torch.Tensor, gram: torch.Tensor, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+) -> Grouped:
+    """Clip and round a fused weight, float32 [out, in], whose input has this Gram matrix."""
     grid = awq.clip(weight, gram, grid_of(weight, scheme, options)).stored(dtype)
-    rounded = gptq(weight, gram, grid, act_order=True) if options.gptq(scheme) else grid.round(weight)
+    return gptq(weight, gram, grid, act_order=True) if options.gptq(scheme) else grid.round(weight)
+
+
+def relative_error(weight: torch.Tensor, computed: torch.Tensor, gram: torch.Tensor) -> float:
+    """The squared error of a rounded linear's output over the output's energy, on a sample of its rows."""
     rows, times = sampled(weight, MEASURED_ROWS)
-    change = (rounded.dequantize() - weight)[rows]
     energy = float(times @ output_energy(weight[rows], gram)) or 1.0
-    return Rounded(rounded, float(times @ output_energy(change, gram)) / energy)
+    return float(times @ output_energy(computed[rows] - weight[rows], gram)) / energy
 
 
-def repacked(layer: Layer, groups: Sequence[Group], ready: Mapping[str, Grouped], scheme: Scheme) -> Tensors:
+def repacked(
+    layer: Layer, groups: Sequence[Group], ready: Mapping[str, Grouped], scheme: Scheme, dtype: torch.dtype
+) -> Tensors:
     """The tensors of linears that someone else has quantized: their integers and scales, nothing divided anywhere.
 
     Args:
         ready: each Hugging Face linear, in the scheme's groups of channels.
+        dtype: the engine's.
     """
     tensors = Tensors()
     for group in groups:
         for name in group.linears:
             linear = layer.model.family.linear(name)
-            tensors |= stored(layer, group, linear, fused([ready[part] for part in linear.parts]), scheme)
+            own = stored(layer, group, linear, fused([ready[part] for part in linear.parts]), scheme)
+            layer.set_weight(linear, computed_weight(own, linear, scheme, dtype))
+            tensors |= own
     return tensors
 
 
@@ -156,7 +161,16 @@ def fp8_factors(
     }
 
 
-def write_back(layer: Layer, linear: Linear, weight: Grouped) -> None:
-    """Make the layer hold what was rounded, so that it computes what the engine will."""
-    pieces = weight.dequantize().split(layer.model.out_features(linear.name))
-    layer.weights |= dict(zip(linear.parts, pieces, strict=True))
+def computed_weight(tensors: Tensors, linear: Linear, scheme: Scheme, dtype: torch.dtype) -> torch.Tensor:
+    """What the plugin multiplies the linear's input with, for many tokens: float32 [out, in].
+
+    Args:
+        tensors: of the linear, before they are cast.
+        dtype: the engine's.
+    """
+    own = {name.removeprefix(f"{linear.name}."): tensor for name, tensor in tensors.items()}
+    weight, scale, zero = own["weight"], own["weights_scaling_factor"].to(dtype), own.get("zero")
+    if scheme.fp8_activations:
+        second = own["weights_scaling_factor_2"]
+        return fp8.saturate(dequantized(weight, fp8_scale(scale, second)).float()).float() * second
+    return dequantized(weight, scale, None if zero is None else zero.to(dtype), scheme.sm).float()

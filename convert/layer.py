@@ -55,6 +55,10 @@ class Layer:
         """The fused weight, float32 [out, in]."""
         return torch.cat([self.weights[part] for part in linear.parts])
 
+    def set_weight(self, linear: Linear, weight: torch.Tensor) -> None:
+        """Replace the fused weight, float32 [out, in]."""
+        self.weights |= dict(zip(linear.parts, weight.split(self.model.out_features(linear.name)), strict=True))
+
     def common(self) -> Tensors:
         """The tensors that every scheme stores: norms and biases, by TensorRT-LLM name."""
         tensors = {f"{norm}.weight": weight for norm, weight in self.norms.items()}
@@ -62,6 +66,14 @@ class Layer:
             if self.model.has_bias(linear.name):
                 tensors[f"{linear.name}.bias"] = torch.cat([self.biases[part] for part in linear.parts])
         return tensors
+
+    def set_common(self, tensors: Tensors) -> None:
+        """Hold norms and biases as they are stored; the inverse of ``common``, in float32."""
+        self.norms = {norm: tensors[f"{norm}.weight"].float() for norm in self.norms}
+        for linear in self.model.family.linears:
+            if self.model.has_bias(linear.name):
+                pieces = tensors[f"{linear.name}.bias"].float().split(self.model.out_features(linear.name))
+                self.biases |= dict(zip(linear.parts, pieces, strict=True))
 
     def computed(self) -> Tensors:
         """Hugging Face tensors of a layer that computes what this one does, runtime divisions included."""

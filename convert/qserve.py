@@ -75,9 +75,14 @@ class PerChannel:
     s1: torch.Tensor
     zero: torch.Tensor
 
+    @property
+    def scaled_zero(self) -> torch.Tensor:
+        """z s1 as it is stored, float16 [out]."""
+        return (self.zero.float() * self.s1.float()).half()
+
     def dequantize(self) -> torch.Tensor:
-        """float32 [out, in]."""
-        return (self.integers - self.zero[:, None]).float() * self.s1.float()[:, None]
+        """What the kernel multiplies with: k4 s1 less the stored z s1, float32 [out, in]."""
+        return self.integers.float() * self.s1.float()[:, None] - self.scaled_zero.float()[:, None]
 
 
 def per_group(weight: torch.Tensor) -> PerGroup:
@@ -144,7 +149,7 @@ def stored_per_channel(weight: PerChannel) -> dict[str, torch.Tensor]:
     return {
         "weight": pack(weight.integers),
         "s1_scales": weight.s1,
-        "s1_szeros": (weight.zero.float() * weight.s1.float()).half(),
+        "s1_szeros": weight.scaled_zero,
     }
 
 

@@ -50,7 +50,7 @@ def quantize_layer(
         groups = [group for group in family.groups if schemes[group.name] == scheme]
         chosen: dict[str, Any] = {}
         if ready is not None and scheme.form != FLOAT:
-            made = groupwise.repacked(layer, groups, ready, scheme)
+            made = groupwise.repacked(layer, groups, ready, scheme, dtype)
         elif scheme.form == FLOAT:
             made = floating(layer, groups)
         elif scheme.smoothquant:

@@ -92,7 +92,9 @@ class Quantizer:
         schemes, dtype = self.precision.layer(index), getattr(torch, self.dtype)
         with naming_layer(index):
             tensors, chosen = quantize_layer(layer, seen, schemes, self.choices, dtype, ready)
-        return Quantized(layer, self.stored(index, tensors), chosen)
+        stored = self.stored(index, tensors)
+        layer.set_common(stored)
+        return Quantized(layer, stored, chosen)
 
     def stored(self, index: int, tensors: Tensors) -> Tensors:
         """A layer's tensors in the dtypes that its file holds; packed integers are left logical."""

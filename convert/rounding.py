@@ -35,18 +35,20 @@ def to_int8(weight: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that a weight may take: (k - zero) * scale for integers low <= k <= high.
+    """The values that a weight may take: k * scale + offset for integers low <= k <= high, offset = -zero * scale.
 
     Attributes:
         scale: float32 [out, groups]; group g scales in / groups neighbouring input channels.
         zero: float32 [out, groups], whole numbers; None where every zero is 0.
         low, high: the range of k.
+        dtype: what offsets are kept in; None for float32.
     """
 
     scale: torch.Tensor
     zero: torch.Tensor | None
     low: int
     high: int
+    dtype: torch.dtype | None = None
 
     @staticmethod
     def of(weight: torch.Tensor, group_size: int, bits: int, symmetric: bool) -> Grid:
@@ -66,25 +68,27 @@ class Grid:
         return Grid(scale, (-least / scale).round_() - half, -half, half - 1)
 
     def stored(self, dtype: torch.dtype) -> Grid:
-        """The grid that is left when scales are kept in a narrower dtype; integers should be chosen on this one."""
-        return replace(self, scale=stored(self.scale, dtype).float())
+        """The grid that is left when scales and offsets are kept in a narrower dtype; integers should be chosen on this
+        one."""
+        return replace(self, scale=stored(self.scale, dtype).float(), dtype=dtype)
+
+    @property
+    def offset(self) -> torch.Tensor | None:
+        """-zero * scale as it is kept, float32 [out, groups]; None where every zero is 0."""
+        return None if self.zero is None else (-self.zero * self.scale).to(self.dtype or torch.float32).float()
 
     def round(self, weight: torch.Tensor) -> Grouped:
         """Round float32 [out, in] to the nearest k, half to even."""
-        k: torch.Tensor = weight.unflatten(1, (self.scale.shape[1], -1)) / self.scale[..., None]
-        k = k.round_() if self.zero is None else k.add_(self.zero[..., None]).round_()
-        return self.take(k.clamp_(self.low, self.high).flatten(1))
+        offset, w = self.offset, weight.unflatten(1, (self.scale.shape[1], -1))
+        k: torch.Tensor = (w if offset is None else w - offset[..., None]) / self.scale[..., None]
+        return self.take(k.round_().clamp_(self.low, self.high).flatten(1))
 
     def snap(self, weight: torch.Tensor) -> torch.Tensor:
         """What ``round`` and ``dequantize`` make of float32 [out, in], without the integers between."""
-        scale = self.scale[..., None]
-        k: torch.Tensor = weight.unflatten(1, (self.scale.shape[1], -1)) / scale
-        if self.zero is None:
-            k = k.round_().clamp_(self.low, self.high)
-        else:
-            zero = self.zero[..., None]
-            k = k.add_(zero).round_().clamp_(self.low, self.high).sub_(zero)
-        return k.mul_(scale).flatten(1)
+        scale, offset, w = self.scale[..., None], self.offset, weight.unflatten(1, (self.scale.shape[1], -1))
+        k: torch.Tensor = (w if offset is None else w - offset[..., None]) / scale
+        k.round_().clamp_(self.low, self.high).mul_(scale)
+        return (k if offset is None else k.add_(offset[..., None])).flatten(1)
 
     def take(self, k: torch.Tensor) -> Grouped:
         """The weight of given k, whole numbers [out, in]."""

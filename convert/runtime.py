@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +60,9 @@ class Activation:
 class Runtime:
     """Executes the layers of a quantized model on whole sequences.
 
-    Hidden states are in the engine's dtype between operations, as in an engine. Tensors are a layer's by name inside
-    the layer, as ``Checkpoint.layer`` gives them, on the runtime's device.
+    Hidden states are in the engine's dtype between operations, as in an engine. Plugins see all tokens at once; of no
+    more than four they compute what an engine does while it generates. Tensors are a layer's by name inside the layer,
+    as ``Checkpoint.layer`` gives them, on the runtime's device.
 
     Args:
         dtype: the engine's, "float16" or "bfloat16".
@@ -69,7 +71,10 @@ class Runtime:
 
     Attributes:
         beyond: what did not fit the engine's dtype since this was last emptied; infinite or no number from there on.
+        watch: sees every linear before it is executed: its tensors by suffix, its scheme and what it reads.
     """
+
+    watch: Callable[[Tensors, Scheme, Activation], None] | None = None
 
     def __init__(self, model: Model, dtype: str, frequencies: torch.Tensor, tokens: int, device: torch.device):
         self.model, self.device = model, device
@@ -107,12 +112,11 @@ class Runtime:
     def norm(self, tensors: Tensors, scheme: Scheme, name: str, x: torch.Tensor) -> Activation:
         """A layer norm, its output quantized where the linears behind it want it so."""
         weight, eps = tensors[f"{name}.weight"], self.model.norm_epsilon
+        y = self.held(f"the output of {name}", rmsnorm_quantization.rms_norm(x, weight, eps))
         if scheme.form == SMOOTHQUANT_PLUGIN:
             scale = tensors[f"{name}.scale_to_int"]
-            self.held(f"the output of {name}", rmsnorm_quantization.rms_norm(x, weight, eps))
-            return Activation(*rmsnorm_quantization.reference(x, weight, scale, eps, scheme.per_token))
-        y = rmsnorm_quantization.rms_norm(x, weight, eps)
-        return self.quantized(scheme, self.held(f"the output of {name}", y))
+            return Activation(*rmsnorm_quantization.quantize(y, scale, scheme.per_token))
+        return self.quantized(scheme, y)
 
     def quantized(self, scheme: Scheme, y: torch.Tensor) -> Activation:
         """Quantize per token, where the scheme's activations are and no smoother comes first."""
@@ -144,11 +148,16 @@ class Runtime:
     def linear(self, tensors: Tensors, scheme: Scheme, name: str, read: Activation) -> torch.Tensor:
         """One linear; tensors hold logical integers [out, in], unpacked."""
         own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+        if self.watch is not None:
+            self.watch(own, scheme, read)
         y = self.product(own, scheme, read)
-        return self.held(f"the output of {name}", y if "bias" not in own else y + own["bias"])
+        return self.held(f"the output of {name}", y if "bias" not in own or scheme.grouped else y + own["bias"])
 
     def product(self, own: Tensors, scheme: Scheme, read: Activation) -> torch.Tensor:
-        """The plugin that executes a linear, by the scheme's form; ``own`` are the linear's tensors by suffix."""
+        """The plugin that executes a linear, by the scheme's form; ``own`` are the linear's tensors by suffix.
+
+        A bias is added to what it returns, but for group-wise plugins, which add it themselves.
+        """
         form, x, weight = scheme.form, read.x, own["weight"]
         if form == SMOOTHQUANT_PLUGIN:
             scale = own["act_scale"] if read.scale is None else read.scale
@@ -157,10 +166,17 @@ class Runtime:
             names = ("prequant_scaling_factor", "activation_scaling_factor", "weights_scaling_factor")
             return quantize_dequantize.reference(x, weight, *(own[suffix] for suffix in names))
         if form == WEIGHT_ONLY:
-            return weight_only_quant_matmul.reference(x, weight, own["per_channel_scale"])
+            return weight_only_quant_matmul.reference(x, weight, own["per_channel_scale"], scheme.bits, scheme.sm)
         if form == GPTQ:
-            scale = own["weights_scaling_factor"]
-            return weight_only_groupwise_quant_matmul.reference(x, weight, scale, zero=own["zero"])
+            return weight_only_groupwise_quant_matmul.reference(
+                x,
+                weight,
+                own["weights_scaling_factor"],
+                zero=own["zero"],
+                bias=own.get("bias"),
+                bits=scheme.bits,
+                sm=scheme.sm,
+            )
         if form == AWQ:
             return self.awq(own, scheme, x)
         if form == FP8:
@@ -185,10 +201,12 @@ class Runtime:
         scale, prequant, alpha = own["weights_scaling_factor"], own["prequant_scaling_factor"][0], None
         if scheme.fp8_activations:
             activation, second = own["activation_scaling_factor"], own["weights_scaling_factor_2"]
-            scale = (scale.float() / second).half()
+            scale = weight_only_groupwise_quant_matmul.fp8_scale(scale, second)
             prequant = (prequant.float() / activation).to(self.dtype)
             alpha = activation * second
-        return weight_only_groupwise_quant_matmul.reference(x, own["weight"], scale, prequant, alpha=alpha)
+        return weight_only_groupwise_quant_matmul.reference(
+            x, own["weight"], scale, prequant, alpha=alpha, bias=own.get("bias"), bits=scheme.bits, sm=scheme.sm
+        )
 
     def logits(self, hidden: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden_size] -> float32 [tokens, vocab_size], by the final norm and a float32 output projection."""

@@ -54,6 +54,11 @@ class Scheme:
         return self.form in (AWQ, GPTQ)
 
     @property
+    def weight_only(self) -> bool:
+        """Activations reach the plugin in the engine's dtype, which has a kernel of its own for few tokens."""
+        return self.form == WEIGHT_ONLY or self.grouped
+
+    @property
     def static(self) -> bool:
         """Activations are quantized with a scale found by calibration."""
         return (self.smoothquant and not self.per_token) or self.form == FP8 or self.fp8_activations

@@ -176,8 +176,10 @@ def figures(accuracy: Accuracy) -> dict[str, Any]:
         "top1_agreement": accuracy.top1,
         "layer_errors": accuracy.layer_errors,
         "beyond_range": accuracy.beyond,
+        "few_tokens_error": accuracy.few_tokens_error,
+        "many_tokens_error": accuracy.many_tokens_error,
     }
-    return {name: finite(value) for name, value in values.items()}
+    return {name: finite(value) for name, value in values.items() if value is not None}
 
 
 def finite(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import int8
+from . import fp8, int8
 from .identity import Plugin
 from .lazy import torch
 
@@ -13,7 +13,6 @@ PLUGIN = Plugin(
     "gpt_attention_plugin",
     "attention",
 )
-FP8_MAX = 448.0
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -26,7 +25,7 @@ def cached(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
     """What the KV cache gives back of x: INT8 rounds x / scale; FP8 casts it to e4m3. scale: float32 [1]."""
     if kind == "INT8":
         return int8.saturate(x / scale).float() * scale
-    return (x / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float() * scale
+    return fp8.saturate(x / scale).float() * scale
 
 
 def reference(

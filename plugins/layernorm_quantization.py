@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import quantize_per_token, quantize_tensor
+from .arithmetic import fma, warp_sum
 from .identity import SMOOTHQUANT, Plugin
 from .lazy import torch
 
@@ -13,13 +14,45 @@ PLUGIN = Plugin(
     "layernorm",
     SMOOTHQUANT,
 )
+WARP, MOST_THREADS = 32, 1024
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, in float32, stored in x's dtype. x: [tokens, hidden]."""
-    y = x.float()
-    y = y - y.mean(-1, keepdim=True)
-    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float() + bias.float()).to(x.dtype)
+    """(x - mean) / sqrt(variance + eps) * weight + bias, in float32, stored in x's dtype.
+
+    The network asks for the variance as mean(x^2) - mean^2. Where the mean is many deviations from 0 most of its digits
+    cancel, and what is left depends on the order of summation: that of the kernel, which takes channels in pairs.
+
+    Args:
+        x: [tokens, hidden], hidden even.
+        weight, bias: [hidden].
+    """
+    y, width = x.float(), x.shape[-1]
+    first, second = y[:, 0::2], y[:, 1::2]
+    count = torch.full_like(y[:, :1], width)
+    mean = block_sum(first + second, width) / count
+    mean_square = block_sum(fma(first, first, second * second), width) / count
+    factor = torch.rsqrt(fma(-mean, mean, mean_square) + eps)
+    return fma((y - mean) * factor, weight, bias.float()).to(x.dtype)
+
+
+def block_sum(terms: torch.Tensor, hidden: int) -> torch.Tensor:
+    """The sum of every row in the order of a thread block: each thread strides through the row, warps sum by halves.
+
+    Args:
+        terms: float32 [tokens, n].
+        hidden: channels of the layer, which decide the number of threads.
+
+    Returns:
+        float32 [tokens, 1].
+    """
+    threads = -(-min(hidden, MOST_THREADS) // WARP) * WARP
+    strides = torch.nn.functional.pad(terms, (0, -terms.shape[1] % threads)).unflatten(1, (-1, threads))
+    total = strides[:, 0]
+    for i in range(1, strides.shape[1]):
+        total = total + strides[:, i]
+    warps = warp_sum(total.unflatten(1, (-1, WARP))).squeeze(2)
+    return warp_sum(torch.nn.functional.pad(warps, (0, WARP - warps.shape[1])))
 
 
 def reference(

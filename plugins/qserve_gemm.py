@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import int8
+from .arithmetic import fma
 from .identity import INTEGER, QSERVE, Plugin
 from .lazy import torch
 
@@ -55,7 +56,9 @@ def reference_per_channel(
     s1_scales: torch.Tensor,
     s1_szeros: torch.Tensor,
 ) -> torch.Tensor:
-    """y = (x @ weight.T) * s1 * s_x - szeros * sum(x); the sum is that of the activations before rounding.
+    """y = (x @ weight.T) * s1 * s_x - szeros * sum(x), the last two operations one fused multiply-add.
+
+    The sum is that of the activations before they were rounded.
 
     Args:
         x: int8 [tokens, in].
@@ -68,5 +71,5 @@ def reference_per_channel(
     Returns:
         float16 [tokens, out].
     """
-    product = int8.matmul(x, weight).float()
-    return (product * s1_scales.float() * act_scales.float() - s1_szeros.float() * act_sums.float()).half()
+    product = int8.matmul(x, weight).float() * s1_scales.float()
+    return fma(product, act_scales, -s1_szeros.float() * act_sums.float()).half()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import int8
+from .arithmetic import quotients, row_range
 from .identity import FP8_ROWWISE, QSERVE, SMOOTHQUANT_PER_TOKEN, SMOOTHQUANT_STATIC, Plugin
 from .lazy import torch
 
@@ -18,14 +19,13 @@ PLUGIN = Plugin(
 
 
 def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """q = round(x * 127 / max|x|) and scale = max|x| / 127, row by row.
+    """q = round(x * (127 / max|x|)) and scale = max|x| / 127, row by row.
 
     Args:
-        x: [tokens, channels].
+        x: [tokens, channels] in the engine's dtype, which rounds the 1e-6 that stands for smaller maxima.
 
     Returns:
-        int8 [tokens, channels] and float32 [tokens, 1]; a row of zeros has scale 0.
+        int8 [tokens, channels] and float32 [tokens, 1].
     """
-    y = x.float()
-    largest = y.abs().amax(-1, keepdim=True)
-    return int8.saturate(y * (127 / largest.clamp_min(torch.finfo(torch.float32).tiny))), largest / 127
+    to_int8, scale = quotients(127, row_range(x))
+    return int8.saturate(x.float() * to_int8), scale

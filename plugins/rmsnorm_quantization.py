@@ -34,7 +34,11 @@ def reference(
     Returns:
         int8 [tokens, hidden], and float32 [tokens, 1] per-token scales or None.
     """
-    y = rms_norm(x, weight, eps)
+    return quantize(rms_norm(x, weight, eps), scale_to_int, per_token)
+
+
+def quantize(y: torch.Tensor, scale_to_int: torch.Tensor, per_token: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The second half of ``reference``, for an output y of the norm in the engine's dtype."""
     if per_token:
         return quantize_per_token.reference(y)
     return quantize_tensor.reference(y, scale_to_int), None

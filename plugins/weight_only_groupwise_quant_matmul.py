@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fp8
+from . import few_tokens, fp8
 from .identity import GROUPWISE, INTEGER, Plugin
 from .lazy import torch
 
@@ -20,6 +20,31 @@ PLUGIN = Plugin(
 BIAS, ZERO, PRE_QUANT_SCALE, FP8_ALPHA, INT8_WEIGHT = 1, 2, 4, 8, 16
 
 
+def fp8_scale(weights_scaling_factor: torch.Tensor, weights_scaling_factor_2: torch.Tensor) -> torch.Tensor:
+    """W4A8_AWQ's scale as the loader hands it on, for weights that pass through FP8: float16 [in / group, out]."""
+    return (weights_scaling_factor.float() / weights_scaling_factor_2).half()
+
+
+def dequantized(
+    weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None, sm: int | None = None
+) -> torch.Tensor:
+    """weight * scale + zero, [out, in] in the dtype of its scales, rounded once.
+
+    On SM 90 the kernel for many tokens rounds twice in bfloat16: after the product, and after the sum.
+
+    Args:
+        weight: int8 [out, in], unpacked.
+        scale, zero: [in / group, out].
+        sm: the GPU generation of that kernel; None for few tokens.
+    """
+    grouped: torch.Tensor = weight.float().unflatten(1, (scale.shape[0], -1)) * scale.float().t()[..., None]
+    if zero is not None:
+        if sm == 90 and scale.dtype == torch.bfloat16:
+            grouped = grouped.bfloat16()
+        grouped = grouped.float() + zero.float().t()[..., None]
+    return grouped.flatten(1).to(scale.dtype)
+
+
 def reference(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -28,12 +53,15 @@ def reference(
     zero: torch.Tensor | None = None,
     alpha: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    *,
+    bits: int,
+    sm: int,
 ) -> torch.Tensor:
     """y = alpha * (x p) @ (weight * scale + zero).T + bias.
 
-    The dequantized weight is rounded once, to the dtype of its scales. With alpha (W4A8_AWQ), x p and that weight
-    are then converted to FP8. This is the tensor-core kernel; for fewer than five tokens or so the plugin picks
-    one that leaves both in float16, which is at least as accurate.
+    The dequantized weight is rounded to the dtype of its scales (``dequantized``). With alpha (W4A8_AWQ), x p and that
+    weight are then converted to FP8. Sums are float32. Up to four tokens stay in the engine's dtype, sums included
+    (``few_tokens``); there alpha goes into the scales.
 
     Args:
         x: [tokens, in] in the engine's dtype.
@@ -44,18 +72,20 @@ def reference(
         zero: [in / group, out], in the dtype of the scales: what is added, hence -zero point * scale.
         alpha: float32 [1], activation scale times second weight scale.
         bias: [out] in the engine's dtype.
+        bits: of an integer as it is packed.
+        sm: the GPU generation that integers are arranged for.
 
     Returns:
         [tokens, out] in x's dtype.
     """
     scaled = x if prequant_scaling_factor is None else x * prequant_scaling_factor.view(1, -1)
-    grouped: torch.Tensor = weight.float().unflatten(1, (weights_scaling_factor.shape[0], -1))
-    grouped = grouped * weights_scaling_factor.float().t()[..., None]
-    if zero is not None:
-        grouped = grouped + zero.float().t()[..., None]
-    dequantized = grouped.flatten(1).to(weights_scaling_factor.dtype)
-    if alpha is None:
-        y = scaled.float() @ dequantized.float().t()
+    scale = weights_scaling_factor
+    if len(x) <= few_tokens.MOST_TOKENS:
+        scale = scale if alpha is None else (scale.float() * alpha).to(x.dtype)
+        threads = few_tokens.Threads.of(bits, sm, fp8=alpha is not None)
+        y = few_tokens.product(scaled, dequantized(weight, scale, zero), threads)
+    elif alpha is None:
+        y = scaled.float() @ dequantized(weight, scale, zero, sm).float().t()
     else:
-        y = alpha * fp8.matmul(fp8.saturate(scaled.float()), fp8.saturate(dequantized.float()))
+        y = alpha * fp8.matmul(fp8.saturate(scaled.float()), fp8.saturate(dequantized(weight, scale, zero, sm).float()))
     return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import few_tokens
 from .identity import INTEGER, WEIGHT_ONLY, Plugin
 from .lazy import torch
 
@@ -19,16 +20,29 @@ PLUGIN = Plugin(
 WEIGHT_TYPE = {8: 1, 4: 2}
 
 
-def reference(x: torch.Tensor, weight: torch.Tensor, per_channel_scale: torch.Tensor) -> torch.Tensor:
+def dequantized(weight: torch.Tensor, per_channel_scale: torch.Tensor) -> torch.Tensor:
+    """weight * scale, rounded to the scale's dtype: int8 [out, in] and [out] give [out, in]."""
+    return (weight.float() * per_channel_scale.float()[:, None]).to(per_channel_scale.dtype)
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, per_channel_scale: torch.Tensor, bits: int, sm: int
+) -> torch.Tensor:
     """y = x @ (weight * scale).T, the weight rounded to the engine's dtype before the product.
+
+    Sums are float32, but for up to four tokens (``few_tokens``).
 
     Args:
         x: [tokens, in] in the engine's dtype.
         weight: int8 [out, in], unpacked.
         per_channel_scale: [out] in the engine's dtype.
+        bits: of an integer as it is packed.
+        sm: the GPU generation that integers are arranged for.
 
     Returns:
         [tokens, out] in x's dtype.
     """
-    dequantized = (weight.float() * per_channel_scale.float()[:, None]).to(x.dtype)
-    return (x.float() @ dequantized.float().t()).to(x.dtype)
+    w = dequantized(weight, per_channel_scale)
+    if len(x) <= few_tokens.MOST_TOKENS:
+        return few_tokens.product(x, w, few_tokens.Threads.of(bits, sm)).to(x.dtype)
+    return (x.float() @ w.float().t()).to(x.dtype)

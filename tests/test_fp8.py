@@ -93,7 +93,7 @@ def test_fp8_products(dtype: torch.dtype) -> None:
 def test_weight_only_product(bits: int, dtype: torch.dtype) -> None:
     x, weight = draw(5, 96).to(dtype), draw(16, 96, seed=1)
     rounded = weight_only(weight, bits)
-    y = weight_only_quant_matmul.reference(x, rounded.integers, rounded.scale[:, 0].to(dtype))
+    y = weight_only_quant_matmul.reference(x, rounded.integers, rounded.scale[:, 0].to(dtype), bits, 80)
     expected = x.double() @ rounded.dequantize().double().t()
     assert y.dtype == dtype
     assert (y.double() - expected).norm() < 0.01 * expected.norm()
@@ -107,7 +107,7 @@ def test_groupwise_product(symmetric: bool, dtype: torch.dtype) -> None:
     zero = None if rounded.zero is None else (-rounded.zero * rounded.scale).t().to(dtype)
     prequant = draw(128, seed=3).abs().add(0.5).to(dtype)
     y = weight_only_groupwise_quant_matmul.reference(
-        x, rounded.integers, rounded.scale.t().to(dtype), prequant, zero, bias=bias
+        x, rounded.integers, rounded.scale.t().to(dtype), prequant, zero, bias=bias, bits=4, sm=80
     )
     expected = (x * prequant).double() @ rounded.dequantize().double().t() + bias.double()
     assert y.dtype == dtype
@@ -126,6 +126,8 @@ def test_w4a8_product(dtype: torch.dtype) -> None:
         (rounded.scale / second).t().half(),
         (torch.ones(128) / activation).to(dtype),
         alpha=activation * second,
+        bits=4,
+        sm=89,
     )
     expected = x.double() @ rounded.dequantize().double().t()
     assert y.dtype == dtype

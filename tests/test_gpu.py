@@ -12,7 +12,7 @@ from enginesmith.convert import gptq
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.rounding import Grid
 from enginesmith.convert.verify import measure
-from enginesmith.plugins import int8
+from enginesmith.plugins import few_tokens, fp8, int8, quantize_per_token
 
 from .conftest import ALGORITHMS
 from .test_formats import FORMATS, WIDE, group_size
@@ -55,6 +55,34 @@ def test_every_format_converts_and_executes_as_on_the_cpu(
         checkpoint = converted(model, quant=algo, group_size=group_size(algo), device=device)
         results[device] = measure(checkpoint, model, text, chunks=4, length=24, device=device)
     assert results["cuda"].kl == pytest.approx(results["cpu"].kl, rel=0.3, abs=2e-3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_rounds_halves_as_on_the_cpu(symmetric: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    scale = (torch.rand(40, 2, generator=draw) + 0.5).half().float()
+    zero = None if symmetric else torch.randint(-8, 8, (40, 2), generator=draw).float()
+    on_cpu = Grid(scale, zero, -8, 7).stored(torch.float16)
+    on_gpu = Grid(scale.cuda(), None if zero is None else zero.cuda(), -8, 7).stored(torch.float16)
+    halves = torch.randint(-9, 9, (40, 128), generator=draw) + 0.5
+    weight = halves.unflatten(1, (2, 64)) * scale[..., None]
+    weight = (weight if on_cpu.offset is None else weight + on_cpu.offset[..., None]).flatten(1)
+    expected = halves.round().clamp(-8, 7).to(torch.int8)
+    for grid, device in ((on_cpu, "cpu"), (on_gpu, "cuda")):
+        rounded = gptq.gptq(weight.to(device), torch.eye(128, device=device), grid)
+        assert torch.equal(rounded.integers.cpu(), expected), device
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_references_are_the_same_to_the_bit_as_on_the_cpu(dtype: torch.dtype) -> None:
+    x = torch.randn(40, 1536, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for quantize in (quantize_per_token.reference, fp8.quantize_per_token):
+        for ours, theirs in zip(quantize(x), quantize(x.cuda()), strict=True):
+            assert torch.equal(ours.float(), theirs.cpu().float())
+    weight = torch.randn(16, 1536, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for threads in (few_tokens.Threads.of(4, 80), few_tokens.Threads.of(8, 90)):
+        ours, theirs = (few_tokens.product(x[:4].to(d), weight.to(d), threads).cpu() for d in ("cpu", "cuda"))
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("shape", [(24, 128), (130, 192), (64, 4224)])

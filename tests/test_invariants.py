@@ -24,7 +24,7 @@ from enginesmith.convert.rotation import Rotation, hartley
 from enginesmith.convert.scheme import Scheme, scheme_of
 from enginesmith.convert.smoothing import Block, Smoothing
 from enginesmith.convert.smoothquant import smooth
-from enginesmith.plugins import gpt_attention, int8, quantize_per_token, rmsnorm_quantization
+from enginesmith.plugins import gpt_attention, int8, rmsnorm_quantization
 
 from .conftest import ALGORITHMS, TINY, random_weights
 
@@ -143,12 +143,6 @@ def test_integer_product_is_exact(m: int, k: int, n: int, seed: int) -> None:
     a = torch.randint(-128, 128, (m, k), generator=draw, dtype=torch.int8)
     b = torch.randint(-127, 128, (n, k), generator=draw, dtype=torch.int8)
     assert torch.equal(int8.matmul(a, b).long(), a.long() @ b.long().t())
-
-
-def test_a_row_of_zeros_quantizes_to_zeros() -> None:
-    quantized, scale = quantize_per_token.reference(torch.zeros(2, 8, dtype=torch.float16))
-    assert not quantized.any()
-    assert not scale.any()
 
 
 def test_norm_and_attention_references_equal_transformers() -> None:

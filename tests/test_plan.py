@@ -295,6 +295,14 @@ def test_broken_checkpoints_are_refused(changes: dict[str, Any], reason: str, tm
         plan(folder)
 
 
+def test_w4a8_in_bfloat16_needs_a_later_release_on_hopper(tmp_path: Path) -> None:
+    checkpoint = CheckpointFolder(write_checkpoint(tmp_path / "ck", "W4A8_AWQ", dtype="bfloat16"))
+    with pytest.raises(InputError, match=r"SM 90 with TensorRT-LLM 0\.16\.0, .* --dtype float16, or use a later"):
+        make_plan(checkpoint, releases.find("0.16.0"), sized(90), Wishes({}))
+    for release, sm in (("0.16.0", 89), ("0.17.0", 90), ("1.2.1", 90)):
+        make_plan(checkpoint, releases.find(release), sized(sm), Wishes({}))
+
+
 def test_surplus_ranks_are_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "ck", tp=2)
     (folder / "rank2.safetensors").write_bytes((folder / "rank1.safetensors").read_bytes())

@@ -1,0 +1,172 @@
+"""What a quantized layer is believed to compute is its plugins' arithmetic; what verify says of few tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from enginesmith.convert import gptq
+from enginesmith.convert.calibration import Calibration
+from enginesmith.convert.compare import of_algorithm
+from enginesmith.convert.convert_options import ConvertOptions
+from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.quantizer import Quantized, Quantizer
+from enginesmith.convert.rounding import Grid
+from enginesmith.convert.runtime import Activation, Runtime
+from enginesmith.convert.scheme import FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP
+from enginesmith.convert.source import Source
+from enginesmith.convert.verify import measure
+from enginesmith.plugins.weight_only_groupwise_quant_matmul import dequantized
+
+from .command import run
+from .test_formats import FORMATS, WIDE, group_size
+
+Tiny = Callable[..., Path]
+Converted = Callable[..., Checkpoint]
+Tensors = dict[str, torch.Tensor]
+CPU = torch.device("cpu")
+
+
+def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[Quantizer, Quantized]:
+    """The first layer of a model, quantized behind float ones."""
+    source = Source(folder)
+    quantizer = of_algorithm(algorithm, ConvertOptions(str(folder), "", **options), source)
+    tensors = quantizer.source_layer(source, 0, CPU)
+    ids = load_file(folder.parent / "ids.safetensors")["input_ids"]
+    calibration = Calibration(source.model, ids, quantizer.embedding(source), quantizer.wanted, CPU, 0)
+    statistics = calibration.layer(tensors)
+    return quantizer, quantizer.quantize(0, tensors, statistics)
+
+
+def alone(own: Tensors) -> Tensors:
+    """A linear's tensors without what is done to its input, nor its bias."""
+    names = ("prequant_scaling_factor", "activation_scaling_factor")
+    ones = {name: torch.ones_like(own[name]) for name in names if name in own}
+    return {name: tensor for name, tensor in own.items() if name != "bias"} | ones
+
+
+def product_with_identity(runtime: Runtime, quantizer: Quantizer, own: Tensors) -> torch.Tensor:
+    """The plugin's weight: what it makes of the identity matrix, [out, in]."""
+    scheme, size = quantizer.precision.base, own["weight"].shape[1]
+    every, ones = torch.eye(size), torch.ones(size, 1)
+    read = Activation(every)
+    if scheme.form == FP8_ROWWISE:
+        read = Activation(every.to(torch.float8_e4m3fn), ones)
+    elif scheme.form in (QSERVE_GROUP, QSERVE_CHANNEL):
+        read = Activation(every.to(torch.int8), ones.half(), ones.half())
+    return runtime.product(alone(own), scheme, read).t()
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"dtype": "float16"}) for name in FORMATS),
+    *((name, {"dtype": "bfloat16"}) for name in FORMATS if "QSERVE" not in name),
+    *((name, {"dtype": "bfloat16", "sm": 90}) for name in ("W4A16_GPTQ", "W8A16_GPTQ")),
+    ("W8A16_GPTQ", {"dtype": "bfloat16", "symmetric": True}),
+    *((name, {"dtype": "float16", "rounding": "gptq"}) for name in ("W8A16", "W4A16_AWQ", "W4A8_AWQ")),
+]
+
+
+@pytest.mark.parametrize(("algo", "options"), CASES)
+def test_a_layer_holds_the_weights_that_its_plugins_multiply_with(
+    algo: str, options: dict[str, Any], tiny: Tiny
+) -> None:
+    folder = tiny(**WIDE, attention_bias=True)
+    quantizer, quantized = quantized_layer(folder, algo, group_size=group_size(algo), **options)
+    layer, model, scheme = quantized.layer, quantizer.model, quantizer.precision.base
+    runtime = Runtime(model, options["dtype"], torch.ones(model.head_size // 2), 4, CPU)
+    for linear in model.family.linears:
+        prefix = f"{linear.name}."
+        own = {n.removeprefix(prefix): t for n, t in quantized.tensors.items() if n.startswith(prefix)}
+        got, held = product_with_identity(runtime, quantizer, own), layer.weight(linear)
+        # QServe and FP8 rowwise round what they return; the others return the float32 that the identity came in.
+        assert torch.equal(got, held.to(got.dtype)), linear.name
+        assert got.dtype == torch.float32 or not scheme.weight_only
+        if "bias" in own:
+            assert torch.equal(torch.cat([layer.biases[part] for part in linear.parts]), own["bias"].float())
+        if "prequant_scaling_factor" in own:
+            smoother = layer.smoothers[model.family.group_of(linear.name).name]
+            torch.testing.assert_close(1 / smoother, own["prequant_scaling_factor"].float()[0], rtol=1e-6, atol=0)
+    for norm, weight in layer.norms.items():
+        assert torch.equal(weight, quantized.tensors[f"{norm}.weight"].float())
+
+
+def output_error(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, dtype: torch.dtype) -> float:
+    """Of the weight that the engine makes of GPTQ's integers: the output's squared error over its energy."""
+    rounded, offset = gptq.gptq(weight, gram, grid, act_order=True), grid.stored(dtype).offset
+    assert offset is not None
+    computed = dequantized(rounded.integers, rounded.scale.t().to(dtype), offset.t().to(dtype)).float()
+    return float(gptq.output_error(computed - weight, gram) / gptq.output_error(weight, gram))
+
+
+def test_gptq_rounds_against_the_offsets_that_are_stored() -> None:
+    """W8A16_GPTQ in bfloat16: a zero point's product is off by up to half a step, which GPTQ must see."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 256, generator=generator) + 0.5
+    x = torch.randn(600, 64, generator=generator) @ torch.randn(64, 256, generator=generator)
+    x += 0.3 * torch.randn(600, 256, generator=generator)
+    dtype, gram = torch.bfloat16, x.t() @ x
+    covering = Grid.of(weight, 64, 8, symmetric=False)
+    believed = Grid(covering.stored(dtype).scale, covering.zero, covering.low, covering.high)
+    assert output_error(weight, gram, covering.stored(dtype), dtype) < 0.9 * output_error(weight, gram, believed, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_way_of_rounding_knows_the_stored_offset(bits: int, dtype: torch.dtype) -> None:
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(0)) + 0.4
+    grid = Grid.of(weight, 64, bits, symmetric=False).stored(dtype)
+    assert grid.offset is not None
+    assert torch.equal(grid.offset, (-grid.zero * grid.scale).to(dtype).float())
+    rounded = grid.round(weight)
+    assert torch.equal(gptq.gptq(weight, torch.eye(128), grid).integers, rounded.integers)
+    values = rounded.integers.float().unflatten(1, (2, 64)) * grid.scale[..., None] + grid.offset[..., None]
+    assert torch.equal(grid.snap(weight), values.flatten(1))
+    inside = (rounded.integers > grid.low) & (rounded.integers < grid.high)
+    away = (values.flatten(1) - weight).abs() / grid.scale.repeat_interleave(64, 1)
+    assert float(away[inside].max()) <= 0.5001
+
+
+def test_halves_are_rounded_to_even() -> None:
+    scale = torch.tensor([[0.75], [0.3125]])
+    weight = (torch.arange(-7.5, 7, 1).repeat(2, 1) * scale)[:, :14]
+    grid = Grid(scale, None, -8, 7)
+    expected = torch.arange(-7.5, 7, 1)[:14].round().to(torch.int8).repeat(2, 1)
+    assert torch.equal(grid.round(weight).integers, expected)
+    assert torch.equal(gptq.gptq(weight, torch.eye(14), grid).integers, expected)
+
+
+@pytest.mark.parametrize("algo", ["W8A16", "W4A16_AWQ", "W4A16_GPTQ", "W4A8_AWQ"])
+def test_verify_measures_what_few_tokens_cost(algo: str, tiny: Tiny, converted: Converted) -> None:
+    model = tiny(**WIDE)
+    found = {}
+    for dtype in ("float16", "bfloat16"):
+        checkpoint = converted(model, quant=algo, group_size=group_size(algo), dtype=dtype)
+        accuracy = measure(checkpoint, model, str(model.parent / "ids.safetensors"), 2, 12)
+        assert accuracy.few_tokens_error is not None
+        assert accuracy.many_tokens_error is not None
+        found[dtype] = accuracy.few_tokens_error, accuracy.many_tokens_error
+    (few16, many16), (few_b16, many_b16) = found["float16"], found["bfloat16"]
+    assert 4 * few16 < few_b16 < 16 * few16
+    if algo == "W4A8_AWQ":
+        assert min(many16, many_b16) > 0.01  # their activations are FP8
+    else:
+        assert 1e-4 < many16 < few16 < 2e-3
+        assert 1e-3 < many_b16 < few_b16 < 2e-2
+
+
+def test_verify_says_it_of_weight_only_schemes_alone(tiny: Tiny, converted: Converted) -> None:
+    model = tiny(**WIDE)
+    words = ["--reference", model, "--text", model.parent / "ids.safetensors", "--chunks", 2, "--seq_len", 12]
+    weight_only = converted(model, quant="W8A16").folder
+    assert "decoding: weight-only kernels for 1 to 4 tokens sum in float16" in run("verify", weight_only, *words).stdout
+    accuracy = json.loads(run("verify", weight_only, *words, "--json").stdout)["accuracy"]
+    assert accuracy["few_tokens_error"] > accuracy["many_tokens_error"] > 0
+    other = converted(model, quant="W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN").folder
+    assert "decoding" not in run("verify", other, *words).stdout
+    assert "few_tokens_error" not in json.loads(run("verify", other, *words, "--json").stdout)["accuracy"]
