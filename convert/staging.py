@@ -65,10 +65,9 @@ class Partial:
 
     def check_free(self) -> None:
         """Raise InputError if the final name is taken, but for what a killed run had just made."""
-        try:
-            taken = os.path.lexists(self.final) and not self.replace
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.flag}: cannot use {self.final} ({error})") from None
+        if "\0" in str(self.final):
+            raise InputError(f"{self.flag}: a name with a null character is none")
+        taken = os.path.lexists(self.final) and not self.replace
         if taken and not self.unfinished():
             raise InputError(f"{self.flag}: {self.given} exists; remove it or choose another name")
 
