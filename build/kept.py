@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,8 +65,13 @@ def note(inputs: Any, outputs: Any, result: Any) -> dict[str, Any]:
 def discard(output: Path) -> None:
     """Remove what an earlier run made; its name never holds a part of it."""
     if is_there(output):
-        output.rename(removed := output.with_name(f".{output.name}.removed"))
-        remove(removed)
+        output.rename(removed_of(output))
+        remove(removed_of(output))
+
+
+def removed_of(output: Path) -> Path:
+    """The name under which something is removed."""
+    return output.with_name(f".{output.name}.removed")
 
 
 def check_free(root: Path) -> None:
@@ -82,8 +87,8 @@ def check_free(root: Path) -> None:
 
 
 @contextmanager
-def only_one(root: Path) -> Iterator[None]:
-    """Hold the run's folder for this run alone, and empty it of what a killed run was about to remove."""
+def only_one(root: Path, outputs: Sequence[Path]) -> Iterator[None]:
+    """Hold the run's folder for this run alone; of its outputs remove what a killed run was about to."""
     state = root / STATE
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -97,8 +102,8 @@ def only_one(root: Path) -> Iterator[None]:
         os.close(lock)
         raise InputError(f"output_dir: another run is at work in {root}") from None
     try:
-        for removed in root.glob(".*.removed"):
-            remove(removed)
+        for output in outputs:
+            remove(removed_of(output))
         yield
     finally:
         os.close(lock)

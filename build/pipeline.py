@@ -31,7 +31,19 @@ from ..convert.verify_options import VerifyOptions
 from . import engines, gpus, sketch
 from .build_options import BuildOptions, plan_of
 from .checkpoint_folder import CheckpointFolder
-from .kept import STATE, check_free, discard, hashes, note, only_one, text_hash, tokenizer_files, tree, write_whole
+from .kept import (
+    STATE,
+    check_free,
+    discard,
+    hashes,
+    note,
+    only_one,
+    removed_of,
+    text_hash,
+    tokenizer_files,
+    tree,
+    write_whole,
+)
 from .plan import Plan
 from .recipe import Recipe
 from .script import write_plan
@@ -76,6 +88,7 @@ class Run:
         self.checkpoint, self.plan_dir = self.root / "checkpoint", self.root / "plan"
         self.engine, self.repository = self.root / "engine", self.root / "repository"
         self.verdict = self.root / "verify.json"
+        self.outputs = (self.checkpoint, self.verdict, self.plan_dir, self.engine, self.repository)
         self.convert_options = ConvertOptions(str(recipe.model_dir), str(self.checkpoint), **recipe.convert)
 
     def run(self) -> list[Step]:
@@ -86,7 +99,7 @@ class Run:
         """
         job = self.check()
         steps: list[Step] = []
-        with only_one(self.root):
+        with only_one(self.root, self.outputs):
             for step in self.steps(job):
                 steps.append(step)
                 if step.status == FAILED:
@@ -122,8 +135,8 @@ class Run:
         reads["verify.text"] = verify.text if verify is not None and verify.text not in BUILT_IN else None
         reads["triton.tokenizer_dir"] = self.tokenizer_dir()
         reads["build.input_timing_cache"] = build.flags.get("input_timing_cache") if build is not None else None
-        steps = (self.checkpoint, self.verdict, self.plan_dir, self.engine, self.repository, self.root / STATE)
-        check_apart(reads, {f"output_dir, {path.name}": path for path in steps})
+        written = [*self.outputs, *map(removed_of, self.outputs), self.root / STATE]
+        check_apart(reads, {f"output_dir, {path.name}": path for path in written})
         cache = build.flags.get("output_timing_cache") if build is not None else None
         check_apart(reads | {"build.input_timing_cache": None}, {"build.output_timing_cache": cache})
 
@@ -297,9 +310,9 @@ class Run:
 
 @contextmanager
 def about(section: str) -> Iterator[None]:
-    """Say of a refusal which section of the recipe it is about."""
+    """Say of a refusal which section of the recipe it is about, unless it says so."""
     try:
         yield
     except InputError as error:
         text = str(error)
-        raise InputError(text if text.startswith(f"{section}: ") else f"{section}: {text}") from None
+        raise InputError(text if text.startswith(("build: ", "triton: ")) else f"{section}: {text}") from None

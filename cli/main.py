@@ -65,7 +65,7 @@ def main() -> None:
         try:
             code, line = outcome(sys.argv[1:])
         except (click.Abort, KeyboardInterrupt):
-            code, line = INTERRUPTED, ""
+            interrupts.came, code = True, INTERRUPTED
         except BaseException as error:
             if os.environ.get("ENGINESMITH_TRACEBACK"):
                 traceback.print_exc()

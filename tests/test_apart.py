@@ -110,7 +110,9 @@ def test_triton(tmp_path: Path) -> None:
     refused([*words, tokenizer / "repository"], tmp_path, "lies in --tokenizer_dir")
 
 
-@pytest.mark.parametrize("step", ["checkpoint", "plan", "engine", "repository", ".steps", "engine/model"])
+@pytest.mark.parametrize(
+    "step", ["checkpoint", "plan", "engine", "repository", ".steps", ".plan.removed", "engine/model"]
+)
 @pytest.mark.parametrize("what", ["model_dir", "calib", "text", "tokenizer_dir", "recipe", "link"])
 def test_run(step: str, what: str, tiny: Tiny, tmp_path: Path) -> None:
     """A folder of an earlier run, in which the recipe finds what it reads."""

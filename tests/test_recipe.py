@@ -203,6 +203,7 @@ def test_what_a_later_step_would_refuse_is_refused_first(
 ) -> None:
     error = run("run", recipe(**changes), expect=2).stderr
     assert reason in error
+    assert "build: triton" not in error
     assert tempfile.gettempdir() + "/enginesmith" not in error
     assert not (tmp_path / "release").exists()
 
