@@ -247,13 +247,22 @@ def same_release(installed: str, planned: str) -> bool:
 def finished(output: Path, rank: int, plan: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a rank that was built to its end by this plan, its files as they were then."""
     try:
-        record = read_json(record_file(output, rank))
+        record = record_of(output, rank)
         whole = record["plan"] == digest(plan) and record["sha256"] == sha256(engine_file(output, rank))
         if rank == 0:
             whole = whole and record["config"] == sha256(output / "config.json")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
     return record if whole else None
+
+
+def record_of(output: Path, rank: int) -> dict[str, Any]:
+    """What a finished rank left: a record of its own, or its entry in the manifest that took the records in."""
+    if record_file(output, rank).exists():
+        return read_json(record_file(output, rank))
+    manifest = read_json(output / MANIFEST)
+    shared = {"plan": manifest["plan_digest"], "machine": manifest["machine"], "config": manifest["config"]}
+    return {**manifest["ranks"][rank], **shared}
 
 
 def remove_others(output: Path, keep: set[int]) -> None:
@@ -275,7 +284,7 @@ def write_manifest(plan: dict[str, Any], output: Path, ranks: int) -> int:
     manifest = {"plan": plan, "plan_digest": digest(plan), "machine": whole[0]["machine"], "ranks": ranked}
     write_json(output / MANIFEST, manifest | {"config": whole[0]["config"]})
     for rank in range(ranks):
-        record_file(output, rank).unlink()
+        record_file(output, rank).unlink(missing_ok=True)
     return BUILT
 
 

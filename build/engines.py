@@ -48,9 +48,12 @@ def is_of(engine: Path, planned: Path) -> bool:
     """Whether an engine folder, made here or elsewhere, was built by this plan, and is as it was built."""
     if not (engine / MANIFEST).is_file():
         return False
-    manifest = read_json(engine / MANIFEST)
-    same = manifest.get("plan_digest") == build_engine.digest(read_json(planned / "plan.json"))
-    return same and not changed_files(EngineFolder(engine), manifest)
+    try:
+        manifest = read_json(engine / MANIFEST)
+        same = manifest.get("plan_digest") == build_engine.digest(read_json(planned / "plan.json"))
+        return same and not changed_files(EngineFolder(engine), manifest)
+    except (InputError, OSError):
+        return False
 
 
 def changed_files(engine: EngineFolder, manifest: dict[str, Any]) -> list[str]:

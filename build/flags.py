@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..convert.bounds import LARGEST, usable
+from ..convert.errors import InputError, shown
+
 DTYPES = ("auto", "float16", "float32", "bfloat16", "int32", "disable")
 SWITCH = ("enable", "disable")
 FP8_GEMM = ("fp8", "disable")
@@ -34,13 +37,38 @@ class Flag:
     since: str = "0.16.0"
     until: str = "1.2.1"
 
-    def value(self, word: Any) -> Any:
-        """The JSON value that a word of the command line means."""
-        if not isinstance(self.kind, tuple):
-            return word
-        if word == "disable" and self.name != "kv_cache_type":
+    def accepted(self, value: Any, where: str) -> Any:
+        """The JSON value that a word of the command line, or a recipe's value, means.
+
+        Args:
+            where: what gave it, for messages ("--max_batch_size", "recipe.yaml: build.max_batch_size").
+
+        Raises:
+            InputError: a value that the flag does not take.
+        """
+        if self.kind is int:
+            if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= LARGEST:
+                raise InputError(f"{where} is {shown(value)}; a whole number from {self.least} to {LARGEST} is needed")
+            return value
+        if self.kind == "flag" or (self.kind == SWITCH and isinstance(value, bool)):
+            if not isinstance(value, bool):
+                raise InputError(f"{where} is {shown(value)}; true or false is needed")
+            return value
+        if isinstance(self.kind, tuple):
+            return self.meaning(value, where)
+        if not usable(value):
+            raise InputError(f"{where} is {shown(value)}; a text that is not empty is needed")
+        return value
+
+    def meaning(self, word: Any, where: str) -> Any:
+        """The JSON value of one of the words that the flag takes."""
+        assert isinstance(self.kind, tuple)
+        small = word.lower() if isinstance(word, str) else word
+        if small not in self.kind:
+            raise InputError(f"{where} is {shown(word)}; use one of: {', '.join(self.kind)}")
+        if small == "disable":
             return False if self.kind == SWITCH else None
-        return True if word == "enable" else word
+        return True if small == "enable" else small
 
 
 SHAPES = (
@@ -130,7 +158,6 @@ PLUGINS = (
     ),
 )
 FLAGS = SHAPES + BUILD + PLUGINS
-LARGEST = 2**31 - 1
 
 # Flags that are refused, and what to do instead.
 REFUSED = {

@@ -7,37 +7,49 @@ killed goes on where it stopped, and ends with the same bytes.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..convert.convert_options import ConvertOptions, quantizer_of
-from ..convert.converter import convert, versions
+from ..convert.apart import check_apart
+from ..convert.convert_options import ConvertOptions
+from ..convert.converter import Job, convert_job, versions
+from ..convert.device import pick_device
+from ..convert.documents import BUILT_IN
 from ..convert.errors import InputError
-from ..convert.files import read_json, sha256, text_digest, write_json
+from ..convert.execution import held_out
+from ..convert.files import is_there, read_json, text_digest
 from ..convert.joined import Checkpoint
-from ..convert.source import Source
-from ..convert.staging import MARK, Staging
+from ..convert.staging import Staging
 from ..convert.text import content_hash
 from ..convert.verify import gate_failures, measure, structure_problems, summary
-from . import engines, gpus, releases
-from .algorithms import refusal
-from .build_config import check_flags
+from ..convert.verify_options import VerifyOptions
+from . import engines, gpus, sketch
+from .build_options import BuildOptions, plan_of
 from .checkpoint_folder import CheckpointFolder
-from .plan import Plan, Wishes, check_wishes, make_plan
-from .recipe import BuildOptions, Recipe, VerifyOptions
+from .kept import (
+    STATE,
+    check_free,
+    discard,
+    hashes,
+    note,
+    only_one,
+    removed_of,
+    tokenizer_files,
+    tree,
+    write_whole,
+)
+from .plan import Plan
+from .recipe import Recipe
 from .script import write_plan
-from .triton.generate import TritonOptions, generate
+from .sketch import sketched
+from .triton.generate import TritonOptions, check_bounds, checked, generate
 
-STATE = ".steps"
 DONE, UNCHANGED, FAILED, NOT_HERE = "done", "unchanged", "failed", "not here"
 
 OnStep = Callable[[str, str], None]
@@ -76,6 +88,8 @@ class Run:
         self.checkpoint, self.plan_dir = self.root / "checkpoint", self.root / "plan"
         self.engine, self.repository = self.root / "engine", self.root / "repository"
         self.verdict = self.root / "verify.json"
+        self.outputs = (self.checkpoint, self.verdict, self.plan_dir, self.engine, self.repository)
+        self.convert_options = ConvertOptions(str(recipe.model_dir), str(self.checkpoint), **recipe.convert)
 
     def run(self) -> list[Step]:
         """Every step of the recipe, in order, up to the first that fails.
@@ -83,57 +97,89 @@ class Run:
         Raises:
             InputError: input that a step refuses, or another run at work in the same folder.
         """
-        self.check()
+        job = self.check()
         steps: list[Step] = []
-        with only_one(self.root):
-            for step in self.steps():
+        with only_one(self.root, self.outputs):
+            for step in self.steps(job):
                 steps.append(step)
                 if step.status == FAILED:
                     break
         return steps
 
-    def check(self) -> None:
-        """Raise InputError for what a later step would refuse, before any step begins."""
-        convert, build, source = self.recipe.convert, self.recipe.build, Source(self.recipe.model_dir)
-        quantizer = quantizer_of(ConvertOptions("", "", **convert), source)
-        if build is None:
-            return
-        release, gpu = target_of(build)
-        algorithms = [scheme.algo for scheme in quantizer.precision.schemes]
-        reason = refusal(algorithms, quantizer.precision.kv_cache, quantizer.dtype, release, gpu.sm)
-        if reason:
-            raise InputError(f"build: {reason}")
-        check_flags(release, build.flags)
-        check_wishes(wishes_of(build))
-        if self.recipe.triton is not None and not self.tokenizer_dir().is_dir():
-            raise InputError(f"triton: tokenizer_dir {self.tokenizer_dir()} is not a folder")
+    def check(self) -> Job:
+        """The conversion, once it is known that no step will refuse anything; nothing is made before.
 
-    def steps(self) -> Iterator[Step]:
+        Raises:
+            InputError: what a step would refuse, by the checks of that step.
+        """
         recipe = self.recipe
-        yield self.convert()
+        self.check_apart()
+        check_free(self.root)
+        job = Job(self.convert_options)
+        if recipe.verify is not None:
+            pick_device(recipe.verify.device)
+            held_out(job.source, recipe.verify.text, recipe.verify.chunks, recipe.verify.seq_len)
+        if recipe.build is not None:
+            with about("build"), sketched(self.checkpoint, partial(sketch.checkpoint, job)) as checkpoint:
+                plan = plan_of(CheckpointFolder(checkpoint), recipe.build)
+                if self.builds(recipe.build) and not self.engine.exists():
+                    engines.check_here(plan, gpus.present())
+                if recipe.triton is not None:
+                    self.check_triton(plan, recipe.triton)
+        return job
+
+    def check_apart(self) -> None:
+        """Raise InputError if a step would write over, or remove, what the recipe reads."""
+        recipe, verify, build = self.recipe, self.recipe.verify, self.recipe.build
+        reads = self.convert_options.reads() | {"the recipe": recipe.path}
+        reads["verify.text"] = verify.text if verify is not None and verify.text not in BUILT_IN else None
+        reads["triton.tokenizer_dir"] = self.tokenizer_dir()
+        reads["build.input_timing_cache"] = build.flags.get("input_timing_cache") if build is not None else None
+        written = [*self.outputs, *map(removed_of, self.outputs), self.root / STATE]
+        check_apart(reads, {f"output_dir, {path.name}": path for path in written})
+        cache = build.flags.get("output_timing_cache") if build is not None else None
+        check_apart(reads | {"build.input_timing_cache": None}, {"build.output_timing_cache": cache})
+
+    def check_triton(self, plan: Plan, chosen: dict[str, Any]) -> None:
+        """Raise InputError for what the repository of the plan's engine would refuse."""
+        with about("triton"), sketched(self.engine, partial(sketch.engine, plan)) as engine:
+            options = self.triton_options(chosen)
+            check_bounds(options)
+            checked(replace(options, engine_dir=str(engine)))
+
+    def builds(self, options: BuildOptions) -> bool:
+        """Whether this machine builds engines, as far as the recipe lets it."""
+        return options.engine != "never" and engines.installed_release() is not None
+
+    def triton_options(self, chosen: dict[str, Any]) -> TritonOptions:
+        settings = chosen | {"tokenizer_dir": str(self.tokenizer_dir())}
+        return TritonOptions(engine_dir=str(self.engine), output_dir=str(self.repository), **settings)
+
+    def steps(self, job: Job) -> Iterator[Step]:
+        recipe = self.recipe
+        yield self.convert(job)
         if recipe.verify is not None:
             yield self.verify(recipe.verify)
         if recipe.build is None:
             return
-        plan = plan_of(self.checkpoint, recipe.build)
+        plan = plan_of(CheckpointFolder(self.checkpoint), recipe.build)
         yield self.plan(plan, recipe.build)
         if recipe.build.engine != "never":
             yield self.build(plan, recipe.build)
         if recipe.triton is not None:
             yield self.triton(recipe.triton)
 
-    def convert(self) -> Step:
-        options = ConvertOptions(str(self.recipe.model_dir), str(self.checkpoint), **self.recipe.convert)
-        source = Source(options.model_dir)
+    def convert(self, job: Job) -> Step:
+        options, source = job.options, job.source
         choices = {k: v for k, v in asdict(options).items() if k not in ("model_dir", "output_dir")}
         files = [*source.paths(), *tokenizer_files(source.folder)]
         inputs = [choices, versions(), hashes(files), content_hash(options.calib)]
-        if not self.is_current("convert", self.checkpoint, inputs):
+        if self.current("convert", self.checkpoint, inputs) is None:
             for later in (self.verdict, self.plan_dir, self.engine, self.repository):
-                remove(later)
+                discard(later)
 
         def work() -> dict[str, Any]:
-            manifest = convert(options, self.on_progress).manifest
+            manifest = convert_job(job, self.on_progress).manifest
             return {"quant": manifest["quant"], "kv_cache": options.kv_cache, "files": manifest["files"]}
 
         return self.step("convert", self.checkpoint, inputs, work)
@@ -186,7 +232,7 @@ class Run:
         if self.serves():
             self.on_step("build", UNCHANGED)
             return Step("build", UNCHANGED, inputs, tree(self.engine), {"why": "an engine of this plan is there"})
-        remove(self.engine)
+        discard(self.engine)
         if engines.installed_release() is None:
             status = NOT_HERE if options.engine == "auto" else FAILED
             result = {"why": "TensorRT-LLM is not installed here", "command": self.script()}
@@ -199,11 +245,10 @@ class Run:
 
     def triton(self, chosen: dict[str, Any]) -> Step:
         if not self.serves():
-            remove(self.repository)
+            discard(self.repository)
             self.on_step("triton", NOT_HERE)
             return Step("triton", NOT_HERE, text_digest(chosen), None, {"why": "there is no engine of this plan yet"})
-        settings = chosen | {"tokenizer_dir": str(self.tokenizer_dir())}
-        options = TritonOptions(engine_dir=str(self.engine), output_dir=str(self.repository), **settings)
+        options = self.triton_options(chosen)
         files = hashes(tokenizer_files(self.tokenizer_dir()))
         inputs = [asdict(options), tree(self.engine), files, metadata.version("enginesmith")]
 
@@ -233,100 +278,40 @@ class Run:
     ) -> Step:
         """Run a step unless its output is there, untouched, and made from the same inputs."""
         state, digest = self.state(name), text_digest(inputs)
-        if self.is_current(name, output, inputs):
+        known = self.current(name, output, inputs)
+        if known is not None:
             self.on_step(name, UNCHANGED)
-            known = read_json(state)
             return Step(name, UNCHANGED, digest, known["outputs"], known["result"])
         self.on_step(name, "begins")
-        remove(output)
+        discard(output)
         state.unlink(missing_ok=True)
         result = work()
         made = tree(output)
-        write_whole(state, {"inputs": digest, "outputs": made, "result": result})
+        write_whole(state, note(digest, made, result))
         self.on_step(name, DONE)
         return Step(name, DONE, digest, made, result)
 
-    def is_current(self, name: str, output: Path, inputs: list[Any]) -> bool:
-        """Whether a step's output was made from these inputs and is as it was made."""
-        if not output.exists() or not self.state(name).exists():
-            return False
+    def current(self, name: str, output: Path, inputs: list[Any]) -> dict[str, Any] | None:
+        """The note of a step whose output was made from these inputs and is as it was made; else None."""
+        if not output.exists() or not is_there(self.state(name)):
+            return None
         try:
             known = read_json(self.state(name))
         except InputError:
-            return False
-        return known.get("inputs") == text_digest(inputs) and known.get("outputs") == tree(output)
+            return None
+        whole = known == note(known.get("inputs"), known.get("outputs"), known.get("result"))
+        same = known.get("inputs") == text_digest(inputs) and known.get("outputs") == tree(output)
+        return known if whole and same else None
 
     def state(self, name: str) -> Path:
         return self.root / STATE / f"{name}.json"
 
 
-def target_of(options: BuildOptions) -> tuple[releases.Release, gpus.GPU]:
-    """The release and GPU that a recipe's build section names."""
-    release = releases.find(options.release or engines.installed_release() or releases.LATEST)
-    return release, gpus.target(options.gpu, options.sm, options.gpu_memory)
-
-
-def wishes_of(options: BuildOptions) -> Wishes:
-    fraction = options.kv_cache_free_gpu_mem_fraction
-    return Wishes(options.flags, options.preset, options.max_output_len, options.chunked_context, fraction)
-
-
-def plan_of(checkpoint: Path, options: BuildOptions) -> Plan:
-    """The plan that a recipe's build section asks for."""
-    return make_plan(CheckpointFolder(checkpoint), *target_of(options), wishes_of(options))
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """What decides how a folder's tokenizer reads text: every small file that is not a weight."""
-    kinds = (".json", ".model", ".txt", ".jinja")
-    return sorted(path for path in folder.iterdir() if path.suffix in kinds and path.is_file())
-
-
-def hashes(paths: list[Path]) -> dict[str, str]:
-    """SHA-256 by file name."""
-    with ThreadPoolExecutor() as pool:
-        return dict(zip((path.name for path in paths), pool.map(sha256, paths), strict=True))
-
-
-def tree(output: Path) -> str:
-    """What identifies a file, or a folder with all that lies in it."""
-    files = sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output]
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(sha256, files))
-    return text_digest({str(path.relative_to(output)): one for path, one in zip(files, digests, strict=True)})
-
-
-def write_whole(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON that appears under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    write_json(partial, value)
-    partial.replace(path)
-
-
-def remove(output: Path) -> None:
-    if output.is_dir() and not output.is_symlink():
-        shutil.rmtree(output)
-    else:
-        output.unlink(missing_ok=True)
-
-
 @contextmanager
-def only_one(root: Path) -> Iterator[None]:
-    """Hold the run's folder for this run alone; a folder that no run made is not touched."""
-    state = root / STATE
-    if root.exists() and not (state / MARK).is_file() and any(root.iterdir()):
-        raise InputError(f"output_dir: {root} holds files and no earlier run; choose an empty folder")
-    state.mkdir(parents=True, exist_ok=True)
-    (state / MARK).touch()
-    lock = os.open(state, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise InputError(f"output_dir: another run is at work in {root}") from None
+def about(section: str) -> Iterator[None]:
+    """Say of a refusal which section of the recipe it is about, unless it says so."""
     try:
         yield
-    finally:
-        os.close(lock)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(("build: ", "triton: ")) else f"{section}: {text}") from None

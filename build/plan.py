@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..convert.errors import InputError
+from ..convert.bounds import LARGEST
+from ..convert.errors import InputError, shown
 from ..plugins import catalog
 from . import algorithms
 from .build_config import FUSED_MLP, Given, build_config, quantization_plugins
 from .checkpoint_folder import CheckpointFolder
-from .flags import LARGEST
 from .gpus import GPU
 from .memory import Memory, gibibytes, rank_memory
 from .releases import Release
@@ -134,7 +134,7 @@ def check_wishes(wishes: Wishes) -> None:
         if isinstance(value, int) and not isinstance(value, bool) and value > LARGEST:
             raise InputError(f"--{name}: more than {LARGEST} is no size")
         if isinstance(value, str) and not value.isprintable():
-            raise InputError(f"--{name} {value!r}: control characters cannot be passed on")
+            raise InputError(f"--{name} {shown(value)}: control characters cannot be passed on")
 
 
 def memory_of(checkpoint: CheckpointFolder, config: dict[str, Any], gpu: GPU, wishes: Wishes) -> list[Memory]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.files import write_json
-from ..convert.staging import MARK
+from ..convert.staging import MARK, RESUMABLE
 from . import build_engine
 from .flags import BUILD, PLUGINS, SHAPES, Flag
 from .plan import Plan
@@ -30,23 +30,25 @@ planned={checkpoint}
 checkpoint=$(realpath -- "${{1:-$plan/$planned}}")
 engine=$(realpath -m -- "${{2:-$plan/engine}}")
 partial=$(dirname -- "$engine")/.$(basename -- "$engine").partial
+making=$partial/$(basename -- "$engine")
 image={image}
 
 if [ -e "$engine" ]; then echo "build.sh: $engine exists; remove it or give another ENGINE_DIR" >&2; exit 2; fi
 (CDPATH= cd -- "$checkpoint" && sha256sum --check --quiet "$plan/checkpoint.sha256") ||
     {{ echo "build.sh: $checkpoint is not the checkpoint that was planned" >&2; exit 2; }}
 mkdir -p -- "$partial"
-echo resumable > "$partial/{mark}"
+echo {resumable} > "$partial/{mark}"
+mkdir -p -- "$making"
 if python3 -c 'import tensorrt_llm' > /dev/null 2>&1; then
-    python3 "$plan/build_engine.py" --plan "$plan" --checkpoint_dir "$checkpoint" --output_dir "$partial"
+    python3 "$plan/build_engine.py" --plan "$plan" --checkpoint_dir "$checkpoint" --output_dir "$making"
 else
     command -v docker > /dev/null || {{ echo "build.sh: neither TensorRT-LLM nor docker is here" >&2; exit 2; }}
     docker run --rm --gpus all --ipc host --ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp \\
-        --volume "$plan:/plan:ro" --volume "$checkpoint:/checkpoint:ro" --volume "$partial:/engine" "$image" \\
+        --volume "$plan:/plan:ro" --volume "$checkpoint:/checkpoint:ro" --volume "$making:/engine" "$image" \\
         python3 /plan/build_engine.py --plan /plan --checkpoint_dir /checkpoint --output_dir /engine
 fi
-rm -- "$partial/{mark}"
-mv -- "$partial" "$engine"
+mv -T -- "$making" "$engine"
+rm -r -- "$partial"
 echo "$engine"
 """
 
@@ -61,8 +63,9 @@ def write_plan(plan: Plan, folder: Path, final: Path) -> None:
         release=plan.release.version,
         gpu=f"{plan.gpu.name} (SM {plan.gpu.sm})",
         by_hand=shlex.join(trtllm_build(plan, "CHECKPOINT_DIR", "ENGINE_DIR")),
-        checkpoint=shlex.quote(os.path.relpath(plan.checkpoint.folder.resolve(), final.resolve())),
+        checkpoint=shlex.quote(os.path.relpath(os.path.realpath(plan.checkpoint.folder), os.path.realpath(final))),
         mark=MARK,
+        resumable=RESUMABLE,
         image=shlex.quote(plan.release.build_image),
     )
     (folder / "build.sh").write_text(script, encoding="utf-8")

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..build import engines, gpus, releases
+from ..build import engines
+from ..build.build_options import BuildOptions, check_build_apart, plan_of
 from ..build.checkpoint_folder import CheckpointFolder
-from ..build.flags import FLAGS, LARGEST, REFUSED, Flag
+from ..build.flags import FLAGS, REFUSED, Flag
 from ..build.memory import gibibytes
-from ..build.plan import Plan, Wishes, make_plan
+from ..build.plan import Plan
 from ..build.script import write_plan
 from ..convert.errors import InputError
 from ..convert.staging import Staging
-from .options import Command, interrupt
+from .lines import note
+from .options import Command, option_of
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -27,7 +28,7 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 def trtllm_build_flags(function: Callable[..., None]) -> Callable[..., None]:
     """Add trtllm-build's flags; those it has but a plan cannot have are refused with what to do instead."""
     for flag in reversed(FLAGS):
-        function = option_of(flag)(function)
+        function = build_flag(flag)(function)
     for name, reason in REFUSED.items():
         refused = click.option(
             f"--{name}",
@@ -42,16 +43,17 @@ def trtllm_build_flags(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def option_of(flag: Flag) -> Decorator:
+def build_flag(flag: Flag) -> Decorator:
     names = [f"--{flag.name}", *(f"--{alias}" for alias in flag.aliases)]
-    settings: dict[str, Any] = {"help": flag.help, "callback": lambda ctx, param, word: flag.value(word)}
     if flag.kind == "flag":
         return click.option(*names, is_flag=True, default=None, help=flag.help)
-    if flag.kind is int:
-        settings["type"] = click.IntRange(flag.least, LARGEST)
-    elif isinstance(flag.kind, tuple):
-        settings["type"] = click.Choice(flag.kind, case_sensitive=False)
-    return click.option(*names, **settings)
+    metavar = f"[{'|'.join(flag.kind)}]" if isinstance(flag.kind, tuple) else None
+    kind = click.INT if flag.kind is int else click.STRING
+
+    def read(context: click.Context, param: click.Parameter, value: Any) -> Any:
+        return None if value is None else flag.accepted(value, names[0])
+
+    return click.option(*names, type=kind, metavar=metavar, callback=read, help=flag.help)
 
 
 def refusing(name: str, reason: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -66,27 +68,31 @@ def refusing(name: str, reason: str) -> Callable[[click.Context, click.Parameter
 @click.option("--checkpoint_dir", required=True, metavar="DIR", help="TensorRT-LLM checkpoint.")
 @click.option("--output_dir", required=True, metavar="DIR", help="Engine (or plan) folder to make; must not exist.")
 @click.option("--plan_only", is_flag=True, help="Write the plan and a build.sh for NVIDIA's container; build nothing.")
-@click.option("--release", metavar="VERSION", help="TensorRT-LLM release.  [default: installed here, or 1.2.1]")
-@click.option(
-    "--gpu",
+@option_of(
+    BuildOptions,
+    "release",
+    metavar="VERSION",
+    help="TensorRT-LLM release.  [default: installed here, or 1.2.1]",
+)
+@option_of(
+    BuildOptions,
+    "gpu",
     metavar="NAME",
     help="GPU to build for: A100 (80 GB), A100-40GB, A10, L4, H100, ...; a wrong name lists all.  "
     "[default: this machine's]",
 )
-@click.option("--sm", type=click.IntRange(50, 200), help="GPU by its compute capability (80 for 8.0), if not listed.")
-@click.option("--gpu_memory", type=click.FloatRange(1, 2048), metavar="GIB", help="Memory of the GPU.")
-@click.option(
-    "--preset",
-    type=click.Choice(["latency", "throughput"]),
+@option_of(BuildOptions, "sm", help="GPU by its compute capability (80 for 8.0), if not listed.")
+@option_of(BuildOptions, "gpu_memory", metavar="GIB", help="Memory of the GPU.")
+@option_of(
+    BuildOptions,
+    "preset",
     help="Shapes for few sequences at once, or for as many as the GPU holds; flags given besides win.",
 )
-@click.option("--max_output_len", type=click.IntRange(1), help="Longest output; gives max_seq_len with max_input_len.")
+@option_of(BuildOptions, "max_output_len", help="Longest output; gives max_seq_len with max_input_len.")
 @click.option("--chunked_context", is_flag=True, help="Prompts longer than max_num_tokens: serving cuts them.")
-@click.option(
-    "--kv_cache_free_gpu_mem_fraction",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.9,
-    show_default=True,
+@option_of(
+    BuildOptions,
+    "kv_cache_free_gpu_mem_fraction",
     help="Share of the free memory that serving gives to the KV cache.",
 )
 @click.option("--tp_size", type=click.IntRange(1), help="Must be the checkpoint's.")
@@ -97,18 +103,10 @@ def build(
     checkpoint_dir: str,
     output_dir: str,
     plan_only: bool,
-    release: str | None,
-    gpu: str | None,
-    sm: int | None,
-    gpu_memory: float | None,
-    preset: str | None,
-    max_output_len: int | None,
-    chunked_context: bool,
-    kv_cache_free_gpu_mem_fraction: float,
     tp_size: int | None,
     pp_size: int | None,
     as_json: bool,
-    **flags: Any,
+    **given: Any,
 ) -> None:
     """Plan the engines of a checkpoint for a GPU and a workload, and build them.
 
@@ -117,15 +115,14 @@ def build(
     build_config.json and a build.sh that builds in NVIDIA's container.
     """
     words = click.get_current_context().meta["words"]
-    signal.signal(signal.SIGTERM, interrupt)
+    flags = {flag.name: given.pop(flag.name) for flag in FLAGS}
     if plan_only and (flags["input_timing_cache"] or flags["output_timing_cache"]):
         raise click.UsageError("--input_timing_cache and --output_timing_cache are not seen by build.sh's container")
+    options = BuildOptions(**given, flags={name: flags[name] for name in flags if was_given(name)})
+    check_build_apart(checkpoint_dir, output_dir, options)
     checkpoint = CheckpointFolder(checkpoint_dir)
     check_ranks(checkpoint, tp_size, pp_size)
-    given = {name: flags[name] for name in flags if was_given(name)}
-    wishes = Wishes(given, preset, max_output_len, chunked_context, kv_cache_free_gpu_mem_fraction)
-    target = releases.find(release or engines.installed_release() or releases.LATEST)
-    plan = make_plan(checkpoint, target, gpus.target(gpu, sm, gpu_memory), wishes)
+    plan = plan_of(checkpoint, options)
     if plan_only:
         with Staging(output_dir) as staging:
             write_plan(plan, staging.folder, staging.final)
@@ -182,6 +179,6 @@ def report(plan: Plan, output: Path, plan_only: bool) -> None:
             + ("no KV cache" if config["kv_cache_type"] == "DISABLED" else cache)
         )
     for warning in plan.warnings:
-        click.echo(f"note: {warning}", err=True)
+        note(warning)
     if plan_only:
         click.echo(f"build it with: {shlex.join(['bash', str(output / 'build.sh')])}")

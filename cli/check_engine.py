@@ -10,6 +10,7 @@ import click
 from ..build import gpus, releases
 from ..build.check_engine import Machine, reasons_against, this_machine
 from ..build.engine_folder import EngineFolder
+from .lines import failed
 from .options import Command
 
 
@@ -38,7 +39,6 @@ def check_engine(engine_dir: str, gpu: str | None, release: str | None, as_json:
         click.echo(f"yes: {engine.folder} runs here")
     else:
         click.echo(f"no: {engine.folder} does not run here")
-        for reason in reasons:
-            click.echo(f"FAILED {reason}", err=True)
+        failed(reasons)
     if reasons:
         raise click.exceptions.Exit(1)

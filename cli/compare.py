@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.compare import SETTINGS, SWITCHES, Comparison, summary
+from ..convert.apart import check_apart
+from ..convert.bounds import Option
+from ..convert.compare import NONE, SETTINGS, SWITCHES, Comparison, summary
 from ..convert.compare import compare as run
 from ..convert.convert_options import ConvertOptions
-from ..convert.converter import check_apart
+from ..convert.documents import BUILT_IN
 from ..convert.errors import InputError
 from ..convert.report import cells, page
-from ..convert.scheme import KV_CACHE, SCHEMES
+from ..convert.scheme import SCHEMES
 from ..convert.source import Source
+from ..convert.staging import whole_file
+from . import convert_flags as flags
 from . import options as shared
 from .display import Bar, adding_most
-from .options import Command, interrupt
+from .options import Command
 
 SHOWN_LAYERS = 3
 # Columns where standard output is no terminal.
@@ -34,8 +37,10 @@ FILE_WIDTH = 120
 
 def entries(text: str) -> list[str]:
     """Algorithms with their settings, names as TensorRT-LLM spells them; empty ones are refused later."""
+    quant = Option(ConvertOptions, "quant")
     parts = [entry.strip().partition(":") for entry in text.split(",")]
-    return [(shared.algorithm(name) if name else "") + colon + settings for name, colon, settings in parts]
+    names = [(quant.accepted(name, "--quant") or NONE) if name else "" for name, _, _ in parts]
+    return [name + colon + settings for name, (_, colon, settings) in zip(names, parts, strict=True)]
 
 
 @click.command(cls=Command, short_help="Compare quantizations of a model, without writing any.")
@@ -49,69 +54,52 @@ def entries(text: str) -> list[str]:
     help=f"QuantAlgo names, separated by commas: none, {', '.join(SCHEMES)}. Settings of one of them follow it after "
     f"colons, as in W4A16_AWQ:rounding=gptq or W4A16_GPTQ:symmetric; there are {', '.join((*SETTINGS, *SWITCHES))}.",
 )
-@click.option(
-    "--kv_cache",
-    type=click.Choice(["none", *KV_CACHE]),
-    default="none",
-    show_default=True,
-    help="Quantize the KV cache, with every algorithm.",
-)
-@shared.group_size
-@shared.dtype
+@flags.kv_cache
+@flags.group_size
+@flags.dtype
 @shared.exclude
 @shared.calib
-@shared.calib_size
-@click.option("--calib_seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
+@flags.calib_size
+@flags.calib_seq_len
 @shared.text
 @shared.chunks
 @shared.seq_len
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute.")
-@shared.seed
+@flags.device
+@flags.seed
 @click.option("--html", metavar="FILE", help="Also write a page with charts; it needs no other file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
 def compare(
-    quant: list[str], text: str, chunks: int, seq_len: int, html: str | None, as_json: bool, **flags: Any
+    quant: list[str], text: str, chunks: int, seq_len: int, html: str | None, as_json: bool, **given: Any
 ) -> None:
     """Compare quantizations of a model: size, and accuracy beside the float32 source on held-out text.
 
     One calibration serves all of them, and no checkpoint is written. Later layers are calibrated behind float
     ones, as with convert --propagate float.
     """
-    flags["kv_cache"] = None if flags["kv_cache"] == "none" else flags["kv_cache"]
-    options = ConvertOptions(output_dir="", propagate="float", **flags)
+    options = ConvertOptions(output_dir="", propagate="float", **given)
     if html is not None:
-        check_page(Path(html), Path(options.model_dir))
-    signal.signal(signal.SIGTERM, interrupt)
+        check_page(Path(html))
+        check_apart(options.reads() | {"--text": None if text in BUILT_IN else text}, {"--html": html})
     layers = Source(options.model_dir).model.num_hidden_layers
     with Bar("compare", layers, quiet=as_json) as bar:
         comparison = run(options, quant, text, chunks, seq_len, bar.update)
     if html is not None:
-        write_page(Path(html), page(comparison))
+        with whole_file(html, "--html") as file:
+            file.write_text(page(comparison), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(summary(comparison)))
     else:
         print_comparison(comparison)
 
 
-def check_page(path: Path, model: Path) -> None:
+def check_page(path: Path) -> None:
     """Refuse a place that cannot or must not be written before any work."""
     if not path.parent.is_dir():
         raise InputError(f"--html: {path.parent} is not a folder")
-    check_apart(model, path, "--html")
     if os.path.lexists(path) and not path.is_dir() and path.suffix.lower() != ".html":
         raise InputError(f"--html: {path} exists and its name does not end in .html; choose another")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--html: {path} cannot be written")
-
-
-def write_page(path: Path, text: str) -> None:
-    """The page appears whole, or not at all."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        hidden.write_text(text, encoding="utf-8")
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def print_comparison(comparison: Comparison) -> None:

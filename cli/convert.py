@@ -3,78 +3,45 @@
 from __future__ import annotations
 
 import json
-import math
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from ..convert.bounds import Option
 from ..convert.convert_options import ConvertOptions
 from ..convert.converter import Converted
 from ..convert.converter import convert as run
 from ..convert.errors import InputError
-from ..convert.ranges import METHODS
-from ..convert.scheme import GENERATIONS, KV_CACHE, SCHEMES, smoothquant_algo
+from ..convert.scheme import KV_CACHE, SCHEMES, smoothquant_algo
 from ..convert.source import Source
+from . import convert_flags as flags
 from . import options as shared
 from .display import Bar
-from .options import Command, interrupt
+from .lines import note
+from .options import Command, Value, option_of
 
 SHOWN_SCALES = 4
 WEIGHT_ONLY_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
 
 
-def alpha_value(value: str) -> float | str:
-    """A number between 0 and 1, or "auto"."""
-    if value == "auto":
-        return "auto"
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise click.BadParameter(f"{value!r} is neither auto nor a number between 0 and 1")
-    return number
-
-
 @click.command(cls=Command, short_help="Convert a Hugging Face folder into a TensorRT-LLM checkpoint.")
 @click.option("--model_dir", required=True, metavar="DIR", help="Hugging Face folder (safetensors).")
 @click.option("--output_dir", required=True, metavar="DIR", help="Checkpoint folder to make; must not exist.")
-@shared.dtype
-@click.option(
-    "--quant",
+@flags.dtype
+@option_of(
+    ConvertOptions,
+    "quant",
     "--qformat",
-    type=shared.algorithm,
-    default="none",
-    show_default=True,
     metavar="QUANT_ALGO",
     help=f"TensorRT-LLM's QuantAlgo: none, {', '.join(SCHEMES)}.",
 )
-@click.option(
-    "--kv_cache",
-    type=click.Choice(["none", *KV_CACHE]),
-    default="none",
-    show_default=True,
-    help="Quantize the KV cache.",
-)
-@click.option("--tp_size", type=click.IntRange(1), default=1, show_default=True, help="Tensor parallel ranks.")
-@click.option("--pp_size", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
-@click.option(
-    "--alpha",
-    type=alpha_value,
-    metavar="0..1|auto",
-    default="auto",
-    show_default=True,
-    help="Migration strength; auto searches each group.",
-)
-@click.option(
-    "--act_range",
-    type=click.Choice(["auto", *METHODS]),
-    default="auto",
-    show_default=True,
-    help="How static activation scales find their range.",
-)
+@flags.kv_cache
+@option_of(ConvertOptions, "tp_size", help="Tensor parallel ranks.")
+@option_of(ConvertOptions, "pp_size", help="Pipeline stages.")
+@option_of(ConvertOptions, "alpha", metavar="0..1|auto", help="Migration strength; auto searches each group.")
+@option_of(ConvertOptions, "act_range", help="How static activation scales find their range.")
 @click.option(
     "--fold/--no_fold",
     default=True,
@@ -87,28 +54,18 @@ def alpha_value(value: str) -> float | str:
     help="Rotate the residual stream, exact in float.  [default: where a matrix has one weight scale]",
 )
 @shared.calib
-@shared.group_size
-@click.option(
-    "--rounding",
-    type=click.Choice(["auto", "nearest", "gptq"]),
-    default="auto",
-    show_default=True,
-    help="How weights are rounded; auto is what the scheme is named after.",
-)
+@flags.group_size
+@option_of(ConvertOptions, "rounding", help="How weights are rounded; auto is what the scheme is named after.")
 @click.option("--symmetric", is_flag=True, help="GPTQ's groups without zero points.")
-@click.option(
-    "--propagate",
-    type=click.Choice(["auto", "float", "quantized"]),
-    default="auto",
-    show_default=True,
+@option_of(
+    ConvertOptions,
+    "propagate",
     help="Later layers are calibrated behind float or quantized ones; auto: quantized where GPTQ rounds, "
     "but float with --stats and --save_stats.",
 )
-@click.option(
-    "--sm",
-    type=click.Choice([str(sm) for sm in GENERATIONS]),
-    default="80",
-    show_default=True,
+@option_of(
+    ConvertOptions,
+    "sm",
     help="GPU generation that W8A16, W4A16 and GPTQ weights are arranged for: 80, 86 and 89 are one arrangement, 90 "
     "(Hopper) is another.",
 )
@@ -126,17 +83,10 @@ def alpha_value(value: str) -> float | str:
     help="Quantize these linears otherwise than --quant says (MIXED_PRECISION); patterns as for --exclude, a later one "
     "counts more. May be given several times.",
 )
-@shared.calib_size
-@click.option(
-    "--calib_seq_len",
-    "--calib_max_seq_length",
-    type=click.IntRange(2),
-    default=512,
-    show_default=True,
-    help="Tokens in each.",
-)
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to calibrate.")
-@shared.seed
+@flags.calib_size
+@flags.calib_seq_len
+@flags.device
+@flags.seed
 @click.option(
     "--save_stats", metavar="FILE", help="Also gather every statistic of the calibration text, and save them here."
 )
@@ -150,7 +100,7 @@ def alpha_value(value: str) -> float | str:
 @click.option(
     "--smoothquant",
     "-sq",
-    type=alpha_value,
+    type=Value(Option(ConvertOptions, "alpha")),
     metavar="0..1|auto",
     help="Upstream's spelling: SmoothQuant with this alpha.",
 )
@@ -164,52 +114,45 @@ def alpha_value(value: str) -> float | str:
 )
 @click.option("--fp8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache FP8.")
 @click.option("--int8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache INT8.")
-def convert(as_json: bool, **flags: Any) -> None:
+def convert(as_json: bool, **given: Any) -> None:
     """Convert a Hugging Face folder into a TensorRT-LLM checkpoint.
 
     Converts LlamaForCausalLM and MistralForCausalLM models on a CPU or a GPU, one decoder layer in memory
     at a time. Options may be spelled with - or _.
     """
-    options = read_options(flags)
-    signal.signal(signal.SIGTERM, interrupt)
+    options = read_options(given)
     layers = Source(options.model_dir).model.num_hidden_layers
     with Bar("convert", layers, quiet=as_json) as bar:
         done = run(options, bar.update)
-    for note in notes(done):
-        click.echo(f"note: {note}", err=True)
+    for text in notes(done):
+        note(text)
     click.echo(json.dumps(done.manifest) if as_json else summary(done, options))
 
 
-def read_options(flags: dict[str, Any]) -> ConvertOptions:
+def read_options(given: dict[str, Any]) -> ConvertOptions:
     """Resolve upstream's spellings into ConvertOptions."""
-    for name in ("quant", "kv_cache"):
-        flags[name] = None if flags[name] == "none" else flags[name]
-    alpha, per_token, per_channel = flags.pop("smoothquant"), flags.pop("per_token"), flags.pop("per_channel")
-    if alpha is None and (per_token or per_channel):
+    source = click.get_current_context().get_parameter_source
+    smoothquant, alpha = given.pop("smoothquant"), source("smoothquant") is ParameterSource.COMMANDLINE
+    per_token, per_channel = given.pop("per_token"), given.pop("per_channel")
+    if not alpha and (per_token or per_channel):
         raise InputError("--per_token and --per_channel go with --smoothquant ALPHA; or use --quant")
-    if alpha is not None:
-        if flags["quant"]:
+    if alpha:
+        if given["quant"]:
             raise InputError("--smoothquant and --quant both name a quantization; give one")
-        if flags["alpha"] != "auto":
+        if given["alpha"] is not None:
             raise InputError("--smoothquant and --alpha both give the migration strength; give one")
-        flags["quant"], flags["alpha"] = smoothquant_algo(per_token, per_channel), alpha
-    weight_only, precision = flags.pop("use_weight_only"), flags.pop("weight_only_precision")
+        given["quant"], given["alpha"] = smoothquant_algo(per_token, per_channel), smoothquant
+    weight_only, precision = given.pop("use_weight_only"), given.pop("weight_only_precision")
     if weight_only or precision:
-        if flags["quant"]:
+        if given["quant"]:
             raise InputError("--use_weight_only and another quantization are both given; give one")
-        flags["quant"] = WEIGHT_ONLY_PRECISION[precision or "int8"]
-    flags["sm"] = int(flags["sm"])
-    if flags.pop("fp8_kv_cache"):
-        if flags["kv_cache"] not in (None, "FP8"):
-            raise InputError("--fp8_kv_cache and --kv_cache INT8 contradict each other")
-        flags["kv_cache"] = "FP8"
-    if flags.pop("int8_kv_cache"):
-        if flags["kv_cache"] not in (None, "INT8"):
-            raise InputError("--int8_kv_cache and --kv_cache FP8 contradict each other")
-        flags["kv_cache"] = "INT8"
-    if flags["alpha"] == "auto":
-        flags["alpha"] = None
-    return ConvertOptions(**flags)
+        given["quant"] = WEIGHT_ONLY_PRECISION[precision or "int8"]
+    for name in KV_CACHE:
+        if given.pop(f"{name.lower()}_kv_cache"):
+            if given["kv_cache"] not in (None, name):
+                raise InputError(f"--{name.lower()}_kv_cache and --kv_cache {given['kv_cache']} contradict each other")
+            given["kv_cache"] = name
+    return ConvertOptions(**given)
 
 
 def notes(done: Converted) -> Iterator[str]:

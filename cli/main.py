@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+import warnings
 from importlib import import_module
 
 import click
 
-from ..convert.errors import InputError
+from ..convert.errors import LINE, InputError, printable
+from .streams import Interrupts, OutputLost, standard_streams
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+# Exit codes; 1, a check that failed, is given by the commands that check.
+DONE, BAD_INPUT, INTERNAL, OUTPUT_LOST, INTERRUPTED = 0, 2, 70, 74, 130
+PREFIX = "enginesmith: "
 # Each lives in the module of its name, imported when it is called: planning a build needs no PyTorch.
 COMMANDS = {
     "convert": "Convert a Hugging Face folder into a TensorRT-LLM checkpoint.",
@@ -46,31 +51,52 @@ class Commands(click.Group):
 def cli() -> None:
     """Hugging Face models to quantized TensorRT-LLM checkpoints that are proven right, to engines, to Triton.
 
-    Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input.
+    Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 70 an internal error, 74 standard output could not
+    be written, 130 interrupted (Ctrl-C, SIGTERM, SIGHUP). Errors are one line on standard error.
     """
 
 
 def main() -> None:
-    """Run the command; every expected error is one line on standard error."""
+    """Run the command; every error is one line on standard error, and has an exit code of its own kind."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with standard_streams(), Interrupts() as interrupts, warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            code, line = outcome(sys.argv[1:])
+        except (click.Abort, KeyboardInterrupt):
+            interrupts.came, code = True, INTERRUPTED
+        except BaseException as error:
+            if os.environ.get("ENGINESMITH_TRACEBACK"):
+                traceback.print_exc()
+            what = printable(f"{type(error).__name__} {error}", LINE // 2)
+            code, line = INTERNAL, f"internal error, {what}; with ENGINESMITH_TRACEBACK=1 it tells where"
+        if interrupts.came and code != DONE:
+            code, line = INTERRUPTED, "interrupted; nothing unfinished stands under its name"
+        if line:
+            print(f"{PREFIX}{printable(line, LINE - len(PREFIX))}", file=sys.stderr)
+    sys.exit(code)
+
+
+def outcome(words: list[str]) -> tuple[int, str]:
+    """Run a command; its exit code, and what is to be said of a failure."""
     try:
-        code = cli.main(prog_name="enginesmith", standalone_mode=False)
-        sys.stdout.flush()
+        try:
+            with cli.make_context("enginesmith", words) as context:
+                cli.invoke(context)
+        finally:
+            sys.stdout.flush()
+    except click.exceptions.Exit as ended:
+        return ended.exit_code, ""
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        return BAD_INPUT, ""
     except click.ClickException as error:
-        fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
-        print("enginesmith: interrupted; nothing unfinished stands under its name", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        return BAD_INPUT, error.format_message()
     except InputError as error:
-        fail(str(error))
+        return BAD_INPUT, str(error)
+    except OutputLost as lost:
+        return OUTPUT_LOST, str(lost)
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (standard output may be what failed)
-        fail(f"{error.filename or 'standard output'}: {error.strerror}")
-    sys.exit(code if isinstance(code, int) else DONE)
-
-
-def fail(message: str) -> None:
-    print(f"enginesmith: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
+        return BAD_INPUT, f"{error.filename or 'a file cannot be used'}: {error.strerror or error}"
+    return DONE, ""

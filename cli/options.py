@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from types import FrameType
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import click
 
-from ..convert.scheme import GROUP_SIZES, SCHEMES
+from ..convert.bounds import Option
+from ..convert.verify_options import VerifyOptions
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SOURCES = (
     "a UTF-8 file, a .json, .jsonl or .parquet file or a folder of them with text, prompt and completion, or messages, "
@@ -21,49 +25,6 @@ text = click.option(
     metavar="FILE|NAME",
     help=f"Held-out text: pydoc-heldout, {SOURCES}.",
 )
-chunks = click.option(
-    "--chunks", type=click.IntRange(1), default=20, show_default=True, help="Sequences to measure on."
-)
-seq_len = click.option("--seq_len", type=click.IntRange(2), default=512, show_default=True, help="Tokens in each.")
-
-
-def algorithm(word: str) -> str:
-    """A QuantAlgo name or "none", in any case."""
-    names = ("none", *SCHEMES)
-    match = next((name for name in names if name.upper() == word.upper()), None)
-    if match is None:
-        close = difflib.get_close_matches(word.upper(), names, 1)
-        hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(names)}"
-        raise click.BadParameter(f"{word!r} is not supported; {hint}")
-    return match
-
-
-def channels(word: str) -> int:
-    """A group size."""
-    sizes = [str(size) for size in GROUP_SIZES]
-    if word not in sizes:
-        raise click.BadParameter(f"{word!r}: TensorRT-LLM's kernels take groups of {' or '.join(sizes)}")
-    return int(word)
-
-
-group_size = click.option(
-    "--group_size",
-    type=channels,
-    metavar="|".join(str(size) for size in GROUP_SIZES),
-    help="Input channels that share a scale, for AWQ and GPTQ; 64 where 128 does not divide the model's sizes.  "
-    "[default: 128, or what a quantized folder has]",
-)
-dtype = click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float16", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="The engine's dtype; auto is the source's, float32 becoming float16.",
-)
-calib_size = click.option(
-    "--calib_size", type=click.IntRange(1), default=64, show_default=True, help="Calibration sequences."
-)
-seed = click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens that searches look at.")
 exclude = click.option(
     "--exclude",
     multiple=True,
@@ -82,11 +43,16 @@ calib = click.option(
 
 
 class Command(click.Command):
-    """A command whose options may be spelled with - or _."""
+    """A command whose options may be spelled with - or _, and have a value where they are given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["words"] = [underscored(arg) for arg in args]
-        return super().parse_args(ctx, list(ctx.meta["words"]))
+        rest = super().parse_args(ctx, list(ctx.meta["words"]))
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if value == "" or (isinstance(value, tuple) and "" in value):
+                raise click.UsageError(f"{param.opts[0]} is empty; give it a value, or leave it out")
+        return rest
 
 
 def underscored(arg: str) -> str:
@@ -97,6 +63,39 @@ def underscored(arg: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command the way Ctrl-C does, leaving nothing half-written."""
-    raise KeyboardInterrupt
+class Value(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """The value of an option whose type and bounds a class of options states."""
+
+    def __init__(self, option: Option):
+        self.option = option
+        self.name = "integer" if int in option.kinds else "float" if float in option.kinds else "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str):
+            for kind in (int, float):
+                if kind in self.option.kinds:
+                    with suppress(ValueError):
+                        value = kind(value)
+                    break
+        return self.option.accepted(value, f"--{self.option.item.name}")
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str | None:
+        words = [str(word) for word in (self.option.rule.none, *self.option.rule.words) if word is not None]
+        return f"[{'|'.join(words)}]" if words and self.name != "float" else None
+
+
+def option_of(owner: type[Any], name: str, *more: str, **settings: Any) -> Callable[[Function], Function]:
+    """The command line's option for a field of a class of options: its default, type, bounds and words.
+
+    Args:
+        more: other spellings.
+        settings: what click.option takes, to overrule.
+    """
+    option = Option(owner, name)
+    default = option.rule.none if option.item.default is None else option.item.default
+    shown = {} if default is None else {"default": default, "show_default": True}
+    return click.option(f"--{name}", *more, **{"type": Value(option), **shown, **settings})
+
+
+chunks = option_of(VerifyOptions, "chunks", help="Sequences to measure on.")
+seq_len = option_of(VerifyOptions, "seq_len", help="Tokens in each.")

@@ -10,6 +10,7 @@ import click
 
 from ..build.checkpoint_folder import CheckpointFolder
 from ..build.network import Nodes, rank_nodes, totals
+from ..convert.errors import printable
 from .options import Command
 
 
@@ -33,7 +34,7 @@ def plugins(checkpoint_dir: str, rank: int | None, as_json: bool) -> None:
         return
     algorithm = checkpoint.algorithm or "no quantization"
     ranks_there = "1 rank" if checkpoint.world_size == 1 else f"{checkpoint.world_size} ranks"
-    click.echo(f"{checkpoint.folder}: {checkpoint.architecture}, {algorithm}, {ranks_there}")
+    click.echo(f"{checkpoint.folder}: {printable(f'{checkpoint.architecture}, {algorithm}')}, {ranks_there}")
     for same, numbers in groupby(nodes, key=lambda number: (rows(nodes[number]), totals(nodes[number]))):
         alike = list(numbers)
         click.echo(f"\nrank {alike[0]}" if len(alike) == 1 else f"\nranks {alike[0]} to {alike[-1]}, each")

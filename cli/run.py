@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import click
 
 from ..build.pipeline import DONE, FAILED, NOT_HERE, UNCHANGED, Run, Step
 from ..build.recipe import read_recipe
+from ..convert.errors import LINE, printable
 from ..convert.source import Source
 from .display import Bar
-from .options import Command, interrupt
+from .options import Command
 
 SAID = {DONE: "done", UNCHANGED: "unchanged", FAILED: "FAILED", NOT_HERE: "not here"}
 
@@ -28,7 +28,6 @@ def run(recipe: str, model_dir: str | None, output_dir: str | None, as_json: boo
     A step whose inputs did not change and whose output is untouched is skipped; a run that failed or was killed goes on
     where it stopped. Exits 1 if a gate or a build failed.
     """
-    signal.signal(signal.SIGTERM, interrupt)
     what = read_recipe(Path(recipe), model_dir, output_dir)
     named = "--model_dir" if model_dir else f"{Path(recipe).name}: model_dir"
     layers = Source(what.model_dir, named).model.num_hidden_layers
@@ -44,7 +43,7 @@ def run(recipe: str, model_dir: str | None, output_dir: str | None, as_json: boo
         click.echo(json.dumps({"ok": ok, "output_dir": str(what.output_dir), "steps": [vars(step) for step in steps]}))
     else:
         for step in steps:
-            click.echo(f"{step.name:<8} {SAID[step.status]:<10} {remark(step)}".rstrip())
+            click.echo(printable(f"{step.name:<8} {SAID[step.status]:<10} {remark(step)}".rstrip(), 4 * LINE))
     if not ok:
         raise click.exceptions.Exit(1)
 

@@ -11,9 +11,8 @@ from click.core import ParameterSource
 
 from ..build.triton.check import check
 from ..build.triton.generate import POLICIES, TritonOptions, generate, start_command
-from .options import Command
-
-SHOWN_PROBLEMS = 20
+from .lines import failed
+from .options import Command, option_of
 
 
 @click.command(cls=Command, short_help="Make a Triton model repository for an engine, or check any.")
@@ -25,25 +24,23 @@ SHOWN_PROBLEMS = 20
 @click.option("--decoupled", is_flag=True, help="Allow several responses to a request; streaming needs it.")
 @click.option("--bls/--no_bls", default=None, help="With tensorrt_llm_bls, which streams text. [default: if decoupled]")
 @click.option("--chat", is_flag=True, help="Put prompts through the tokenizer's chat template.")
-@click.option("--max_batch_size", type=click.IntRange(1), help="Rows of a request. [default: engine's, at most 64]")
-@click.option("--max_queue_delay", type=click.IntRange(0), default=0, show_default=True, help="Microseconds.")
-@click.option(
-    "--kv_cache_free_gpu_mem_fraction",
-    type=float,
+@option_of(TritonOptions, "max_batch_size", help="Rows of a request. [default: engine's, at most 64]")
+@option_of(TritonOptions, "max_queue_delay", help="Microseconds.")
+@option_of(
+    TritonOptions,
+    "kv_cache_free_gpu_mem_fraction",
     help="Of the GPU memory that the engine leaves free; less when the GPU is shared. [default: as planned, else 0.9]",
 )
-@click.option("--max_tokens_in_paged_kv_cache", type=click.IntRange(1), help="Tokens. [default: as memory allows]")
+@option_of(TritonOptions, "max_tokens_in_paged_kv_cache", help="Tokens. [default: as memory allows]")
 @click.option("--enable_kv_cache_reuse", is_flag=True, help="Reuse the KV cache of equal beginnings.")
 @click.option(
     "--enable_chunked_context/--disable_chunked_context",
     default=None,
     help="Read long prompts in pieces. [default: as planned, else not]",
 )
-@click.option(
-    "--batch_scheduler_policy",
-    type=click.Choice(POLICIES),
-    default=POLICIES[0],
-    show_default=True,
+@option_of(
+    TritonOptions,
+    "batch_scheduler_policy",
     metavar="POLICY",
     help=f"{' or '.join(POLICIES)}.",
 )
@@ -52,11 +49,11 @@ SHOWN_PROBLEMS = 20
 )
 @click.option("--add_special_tokens/--no_add_special_tokens", default=True, show_default=True, help="Around prompts.")
 @click.option("--skip_special_tokens/--no_skip_special_tokens", default=True, show_default=True, help="In answers.")
-@click.option("--preprocessing_instances", type=click.IntRange(1), help="Processes. [default: at most 4]")
-@click.option("--postprocessing_instances", type=click.IntRange(1), help="Processes. [default: at most 4]")
-@click.option("--bls_instances", type=click.IntRange(1), help="Requests served at once by BLS. [default: at most 8]")
+@option_of(TritonOptions, "preprocessing_instances", help="Processes. [default: at most 4]")
+@option_of(TritonOptions, "postprocessing_instances", help="Processes. [default: at most 4]")
+@option_of(TritonOptions, "bls_instances", help="Requests served at once by BLS. [default: at most 8]")
 @click.option("--self_contained", is_flag=True, help="Copy engine and tokenizer into the repository.")
-@click.option("--mount_dir", default="/models", show_default=True, help="Where the server finds a self-contained one.")
+@option_of(TritonOptions, "mount_dir", help="Where the server finds a self-contained one.")
 def triton(checked: str | None, as_json: bool, **options: Any) -> None:
     """Make a model repository for an engine: text in, text out, ready for tritonserver.
 
@@ -86,9 +83,6 @@ def verdict(folder: str, problems: list[str], as_json: bool) -> None:
         click.echo(json.dumps({"repository": folder, "ok": not problems, "problems": problems}))
     else:
         click.echo(f"{folder}: " + (f"{len(problems)} problems" if problems else "no problem found"))
-        for problem in problems[:SHOWN_PROBLEMS]:
-            click.echo(f"FAILED {problem}", err=True)
-        if len(problems) > SHOWN_PROBLEMS:
-            click.echo(f"FAILED and {len(problems) - SHOWN_PROBLEMS} more", err=True)
+        failed(problems)
     if problems:
         raise click.exceptions.Exit(1)

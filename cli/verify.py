@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 
 import click
 
 from ..convert.execution import Accuracy
 from ..convert.joined import Checkpoint
 from ..convert.verify import accuracy_failures, measure, structure_problems, summary
+from ..convert.verify_options import VerifyOptions
 from . import options as shared
 from .display import Bar, print_accuracy
-from .options import Command
-
-SHOWN_PROBLEMS = 20
+from .lines import failed
+from .options import Command, option_of
 
 
 @click.command(cls=Command, short_help="Check a checkpoint's structure, and its accuracy by executing it.")
@@ -23,8 +22,8 @@ SHOWN_PROBLEMS = 20
 @shared.text
 @shared.chunks
 @shared.seq_len
-@click.option("--max_ppl_increase", type=float, metavar="PERCENT", help="Fail (exit 1) above this increase.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to execute.")
+@option_of(VerifyOptions, "max_ppl_increase", metavar="PERCENT", help="Fail (exit 1) above this increase.")
+@option_of(VerifyOptions, "device", metavar="auto|cpu|cuda", help="Where to execute.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, and no progress.")
 def verify(
     checkpoint_dir: str,
@@ -41,8 +40,6 @@ def verify(
     With --reference, tensor and pipeline parallel ranks are put together again and executed with the
     plugins' arithmetic beside the source model in float32.
     """
-    if max_ppl_increase is not None and not math.isfinite(max_ppl_increase):
-        raise click.UsageError("--max_ppl_increase must be a finite number of percent")
     if max_ppl_increase is not None and reference is None:
         raise click.UsageError("--max_ppl_increase needs --reference HF_DIR to compare with")
     checkpoint = Checkpoint(checkpoint_dir)
@@ -56,10 +53,7 @@ def verify(
         click.echo(json.dumps(summary(accuracy, problems) | {"ok": not failures, "failures": failures}))
     else:
         report(checkpoint, accuracy, problems)
-        for failure in failures[:SHOWN_PROBLEMS]:
-            click.echo(f"FAILED {failure}", err=True)
-        if len(failures) > SHOWN_PROBLEMS:
-            click.echo(f"FAILED and {len(failures) - SHOWN_PROBLEMS} more", err=True)
+        failed(failures)
     if failures:
         raise click.exceptions.Exit(1)
 

@@ -28,6 +28,7 @@ class RankFile:
         tensors: name -> (shape, dtype) of everything it will hold.
         metadata: what its header says besides.
         flag: the option that asked for the file, for error messages.
+        room: claim the disk space at once; else the file is a hole that takes none.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class RankFile:
         tensors: dict[str, tuple[list[int], str]],
         metadata: dict[str, str] | None = None,
         flag: str = "--output_dir",
+        room: bool = True,
     ):
         self.path, self.tensors = path, tensors
         self.missing = set(tensors)
@@ -51,7 +53,10 @@ class RankFile:
         text += b" " * (-len(text) % 8)
         self.start = 8 + len(text)
         self.file = path.open("wb")
-        reserve(self.file.fileno(), self.start + position, path, flag)
+        if room:
+            reserve(self.file.fileno(), self.start + position, path, flag)
+        else:
+            os.ftruncate(self.file.fileno(), self.start + position)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:

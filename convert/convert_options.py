@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .bounds import bounded, check
+from .documents import BUILT_IN
 from .errors import InputError
 from .options import QuantizeOptions
 from .precision import Precision, mixed, of_parts
@@ -11,7 +13,7 @@ from .quantizer import Quantizer
 from .ranges import METHODS
 from .readymade import ANEW, quant_of
 from .rotation import Rotation
-from .scheme import GPTQ, SMOOTHQUANT, Scheme, scheme_of
+from .scheme import GENERATIONS, GPTQ, GROUP_SIZES, KV_CACHE, SCHEMES, SMOOTHQUANT, Scheme, scheme_of
 from .source import Source
 from .text import Tokens, check_length, read_tokens
 
@@ -45,44 +47,48 @@ class ConvertOptions:
 
     model_dir: str
     output_dir: str
-    dtype: str = "auto"
-    quant: str | None = None
-    kv_cache: str | None = None
-    tp_size: int = 1
-    pp_size: int = 1
-    alpha: float | None = None
-    act_range: str = "auto"
+    dtype: str = bounded("auto", words=("auto", "float16", "bfloat16"))
+    quant: str | None = bounded(None, words=tuple(SCHEMES), none="none")
+    kv_cache: str | None = bounded(None, words=KV_CACHE, none="none")
+    tp_size: int = bounded(1, least=1)
+    pp_size: int = bounded(1, least=1)
+    alpha: float | None = bounded(None, least=0, most=1, none="auto")
+    act_range: str = bounded("auto", words=("auto", *METHODS))
     fold: bool = True
-    rounding: str = "auto"
+    rounding: str = bounded("auto", words=("auto", "nearest", "gptq"))
     symmetric: bool = False
-    group_size: int | None = None
-    sm: int = 80
-    propagate: str = "auto"
+    group_size: int | None = bounded(None, words=GROUP_SIZES)
+    sm: int = bounded(80, words=GENERATIONS)
+    propagate: str = bounded("auto", words=("auto", "float", "quantized"))
     requantize: bool = False
     exclude: tuple[str, ...] = ()
     quant_layer: tuple[str, ...] = ()
     rotate: bool | None = None
     calib: str = "pydoc"
-    calib_size: int = 64
-    calib_seq_len: int = 512
+    calib_size: int = bounded(64, least=1)
+    calib_seq_len: int = bounded(512, least=2)
     device: str = "auto"
-    seed: int = 0
+    seed: int = bounded(0, least=0, most=2**63 - 1)
     stats: str | None = None
     save_stats: str | None = None
 
+    def reads(self) -> dict[str, str | None]:
+        """What a conversion reads, by flag."""
+        calib = None if self.calib in BUILT_IN else self.calib
+        return {"--model_dir": self.model_dir, "--calib": calib, "--stats": self.stats}
+
+    def writes(self) -> dict[str, str | None]:
+        """What it makes."""
+        return {"--output_dir": self.output_dir, "--save_stats": self.save_stats}
+
 
 def check_options(options: ConvertOptions) -> None:
+    """Raise InputError for a value that no conversion can have, or for options that contradict each other."""
+    check(options, ("model_dir", "output_dir"))
     given = {"--alpha": options.alpha is not None, "--act_range": options.act_range != "auto"}
     algorithms = {options.quant, *(text.rpartition("=")[2] for text in options.quant_layer)}
     for flag in [flag for flag, there in given.items() if there and not algorithms & SMOOTHQUANT.keys()]:
         raise InputError(f"{flag} belongs to SmoothQuant: give --quant, or --smoothquant ALPHA as upstream has it")
-    if options.alpha is not None and not 0 <= options.alpha <= 1:
-        raise InputError(f"--alpha {options.alpha} is not between 0 and 1")
-    if not 0 <= options.seed < 2**63:
-        raise InputError(f"--seed {options.seed} is not between 0 and 2**63 - 1")
-    for flag, words in (("rounding", ("auto", "nearest", "gptq")), ("propagate", ("auto", "float", "quantized"))):
-        if getattr(options, flag) not in words:
-            raise InputError(f"--{flag} {getattr(options, flag)!r}: use {', '.join(words)}")
     if options.stats and options.save_stats:
         raise InputError("--stats and --save_stats are both given: the statistics are in a file already; give one")
     if options.propagate == "quantized" and (options.stats or options.save_stats):
@@ -91,8 +97,6 @@ def check_options(options: ConvertOptions) -> None:
             f"--propagate quantized needs a forward pass behind every quantized layer; {flag} is for the statistics "
             "of the float model"
         )
-    if options.act_range != "auto" and options.act_range not in METHODS:
-        raise InputError(f"--act_range {options.act_range!r}: use auto, {', '.join(METHODS)}")
 
 
 def settled(options: ConvertOptions) -> ConvertOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from . import half_range
+from .apart import check_apart
 from .calibrate import EVERYTHING, LayerStatistics, Wanted
 from .calibration import Calibration, calibration_dtype, check_range
 from .checkpoint import RankFile, checkpoint_config
@@ -30,7 +31,7 @@ from .quantizer import Quantized
 from .readymade import ANEW, ReadyMade
 from .rounding import Grouped
 from .source import Source
-from .staging import MARK, Staging
+from .staging import Partial, Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
 from .text import Tokens
 
@@ -59,17 +60,31 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
     Raises:
         InputError: any input that cannot be converted, or a disk that cannot hold the result.
     """
-    job = Job(options)
-    with Staging(options.output_dir) as staging, Hashes() as hashes, torch.inference_mode(), plain_disk_errors(options):
+    return convert_job(Job(options), on_progress)
+
+
+def convert_job(job: Job, on_progress: OnProgress) -> Converted:
+    """Do what was checked; the folder, and the file of statistics if one is asked for, get their names together."""
+    options = job.options
+    folder, saved = Staging(options.output_dir), options.save_stats
+    with (
+        Partial(saved, "--save_stats") if saved else nullcontext() as place,
+        folder as staging,
+        Hashes() as hashes,
+        torch.inference_mode(),
+        plain_disk_errors(options),
+    ):
         hashes.add("source", job.source.paths())
-        with job.statistics(hashes) as save:
+        with job.statistics(hashes, place) as save:
             layers = job.run(staging.folder, save, on_progress)
         on_progress(job.model.num_hidden_layers, "hash", 0)
         for name, content in job.configs().items():
             write_json(staging.folder / name, content)
-        hashes.add("files", sorted(path for path in staging.folder.iterdir() if path.name != MARK))
+        hashes.add("files", sorted(staging.folder.iterdir()))
         manifest = job.manifest(layers) | hashes.wait()
         write_json(staging.folder / MANIFEST, manifest)
+        if place is not None:
+            place.commit()
         staging.commit()
     return Converted(Path(options.output_dir), manifest)
 
@@ -83,7 +98,6 @@ class Job:
         self.device = pick_device(options.device)
         self.source = Source(options.model_dir)
         self.model = self.source.model
-        check_apart(self.source.folder, Path(options.output_dir))
         self.mapping = Mapping(options.tp_size, options.pp_size)
         self.mapping.check(self.model)
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
@@ -99,8 +113,8 @@ class Job:
             self.tokens = read_calibration(options, self.source)
         self.requantized = self.propagates_quantized()
         self.saved = StatisticsFile(options.stats, self.model, self.device) if options.stats else None
+        check_apart(options.reads(), options.writes())
         if options.save_stats:
-            check_apart(self.source.folder, Path(options.save_stats), "--save_stats")
             check_new(Path(options.save_stats))
 
     def check_repackable(self) -> None:
@@ -144,14 +158,14 @@ class Job:
         )
 
     @contextmanager
-    def statistics(self, hashes: Hashes) -> Iterator[Save]:
+    def statistics(self, hashes: Hashes, place: Partial | None) -> Iterator[Save]:
         """Check the statistics that were given, or store those that are gathered."""
         if self.saved is not None:
             self.saved.check(self.origin(hashes.of("source")))
-        if self.options.save_stats is None:
+        if place is None:
             yield lambda index, statistics: None
             return
-        with saving(self.options.save_stats, self.model, self.origin(hashes.of("source"))) as save:
+        with saving(place, self.model, self.origin(hashes.of("source"))) as save:
             yield save
 
     def run(self, folder: Path, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
@@ -304,12 +318,6 @@ def write_layer(files: list[RankFile], local: int, tensors: Tensors, specs: dict
         for tp_rank, file in enumerate(files):
             piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
             file.write(f"transformer.layers.{local}.{name}", piece)
-
-
-def check_apart(source: Path, output: Path, flag: str = "--output_dir") -> None:
-    resolved, inside = output.resolve(), source.resolve()
-    if resolved == inside or inside in resolved.parents:
-        raise InputError(f"{flag}: {output} lies in --model_dir, which is never written to")
 
 
 @contextmanager

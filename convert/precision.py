@@ -6,8 +6,6 @@ scheme belongs to a group of linears of one layer.
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +13,7 @@ from functools import cached_property
 from .architectures import Group
 from .errors import InputError, shown
 from .model import Model
+from .patterns import compiled
 from .scheme import FLOAT, FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP, SMOOTHQUANT_PLUGIN, LayerSchemes, Scheme
 
 MIXED_PRECISION = "MIXED_PRECISION"
@@ -120,11 +119,11 @@ def mixed(
         InputError: a pattern that names no linear, linears that read one input and would not be quantized alike, or a
             mixture that TensorRT-LLM cannot execute.
     """
-    parts: dict[Place, Scheme] = {}
-    for pattern, scheme in layers:
-        parts |= dict.fromkeys(named_by(pattern, model, "--quant_layer"), scheme)
-    for pattern in exclude:
-        parts |= dict.fromkeys(named_by(pattern, model, "--exclude"), Scheme(kv_cache=base.kv_cache))
+    parts, names = dict[Place, Scheme](), Names(model)
+    for places, (_, scheme) in zip(names.matched([one for one, _ in layers], "--quant_layer"), layers, strict=True):
+        parts |= dict.fromkeys(places, scheme)
+    for places in names.matched(exclude, "--exclude"):
+        parts |= dict.fromkeys(places, Scheme(kv_cache=base.kv_cache))
     precision = of_parts(model, base, parts)
     if exclude and not precision.quantized:
         way = "give --quant" if base.form == FLOAT and not layers else "give --quant none instead"
@@ -155,25 +154,45 @@ def of_parts(model: Model, base: Scheme, parts: Mapping[Place, Scheme]) -> Preci
     return precision
 
 
-def named_by(pattern: str, model: Model, flag: str) -> list[Place]:
-    """(layer, Hugging Face linear) of all linears that a pattern matches, or that lie in a module that it matches, by
-    TensorRT-LLM's name or Hugging Face's; none where --exclude names only the embedding or lm_head."""
-    match = re.compile(fnmatch.translate(pattern)).match
-    family, found = model.family, list[Place]()
-    for index in range(model.num_hidden_layers):
-        for linear in family.linears:
-            for part in linear.parts:
-                names = (family.layer.format(i=index) + part, LAYER.format(i=index) + linear.name)
-                found += [(index, part)] if any(map(match, around(names))) else []
-    outside = any(match(name.removesuffix(".weight")) for name in (family.head, family.embedding))
-    if not found and not (outside and flag == "--exclude"):
-        last = family.linears[-1]
-        what = "the embedding and lm_head stay in floating point" if outside else "no linear has such a name"
-        raise InputError(
-            f"{flag} {shown(pattern)}: {what}; names are like {LAYER.format(i=0)}{last.name} or "
-            f"{family.layer.format(i=0)}{last.parts[0]}, and * stands for any characters"
-        )
-    return found
+class Names:
+    """Every name by which a model's linears, or modules around them, may be called: TensorRT-LLM's and Hugging Face's.
+
+    Attributes:
+        places: the linears of each name, or in the module of that name.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.places: dict[str, dict[Place, None]] = {}
+        for index in range(model.num_hidden_layers):
+            for linear in model.family.linears:
+                for part in linear.parts:
+                    names = (model.family.layer.format(i=index) + part, LAYER.format(i=index) + linear.name)
+                    for name in around(names):
+                        self.places.setdefault(name, {})[index, part] = None
+
+    def matched(self, patterns: Sequence[str], flag: str) -> Iterator[list[Place]]:
+        """For each pattern the linears that it names; none where --exclude names only the embedding or lm_head.
+
+        Raises:
+            InputError: a pattern that names no linear.
+        """
+        wild, family = compiled(patterns, flag), self.model.family
+        for pattern in patterns:
+            matches = wild.get(pattern, pattern.__eq__)
+            called = [pattern] if pattern not in wild else filter(matches, self.places)
+            found = dict[Place, None]()
+            for name in called:
+                found |= self.places.get(name, {})
+            outside = any(matches(name.removesuffix(".weight")) for name in (family.head, family.embedding))
+            if not found and not (outside and flag == "--exclude"):
+                last = family.linears[-1]
+                what = "the embedding and lm_head stay in floating point" if outside else "no linear has such a name"
+                raise InputError(
+                    f"{flag} {shown(pattern)}: {what}; names are like {LAYER.format(i=0)}{last.name} or "
+                    f"{family.layer.format(i=0)}{last.parts[0]}, and * stands for any characters"
+                )
+            yield list(found)
 
 
 def around(names: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,6 @@ quantize.py).
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from .architectures import Group
 from .errors import InputError, printable, shown
 from .files import read_json
 from .model import Model
+from .patterns import compiled
 from .precision import LAYER, MIXED_PRECISION, WHOLE_BLOCKS, Precision, module_of
 from .reader import Reader
 from .scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, WEIGHT_ONLY, Scheme, scheme_of
@@ -121,15 +121,15 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
             )
         base = scheme_of(None, kv_cache)
         entries = said["quantized_layers"].items()
-        places = {
+        schemes = {
             name: scheme_from(entry, kv_cache, sm, f"{QUANT_CFG}: {printable(name, 80)}") for name, entry in entries
         }
-        check_names(places, model, stages[0])
+        places = Places(schemes, QUANT_CFG)
+        places.check_names(model, stages[0])
     else:
         base = scheme_from(said, said.get("kv_cache_quant_algo"), sm, "config.json")
-        places = dict.fromkeys(
-            Reader(said, prefix="quantization.").texts("exclude_modules"), Scheme(kv_cache=base.kv_cache)
-        )
+        left = Reader(said, prefix="quantization.").texts("exclude_modules")
+        places = Places(dict.fromkeys(left, Scheme(kv_cache=base.kv_cache)), "config.json: exclude_modules")
     others = {}
     for layers in stages:
         for local, index in enumerate(layers):
@@ -142,40 +142,47 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
     return precision
 
 
-def scheme_at(local: int, group: Group, base: Scheme, places: dict[str, Scheme]) -> Scheme | None:
-    """The scheme that a checkpoint gives to a group besides its base; None where it gives none.
+class Places:
+    """Schemes by name or pattern of modules, as a checkpoint's files give them.
 
     Args:
-        places: scheme by name or pattern of modules.
+        where: the file, for messages.
     """
+
+    def __init__(self, schemes: dict[str, Scheme], where: str):
+        self.schemes, self.patterns = schemes, compiled(schemes, where)
+
+    def scheme(self, name: str) -> Scheme | None:
+        """What is said of a module by its name, else by the first pattern that it matches."""
+        if name in self.schemes:
+            return self.schemes[name]
+        return next((self.schemes[pattern] for pattern, matches in self.patterns.items() if matches(name)), None)
+
+    def check_names(self, model: Model, layers: range) -> None:
+        """Raise InputError for an entry of quant_cfg.json that TensorRT-LLM would read otherwise than it is read
+        here."""
+        groups = model.family.groups
+        inside = {name for group in groups for name in (*group.linears, module_of(group), group.norm) if name}
+        known = {LAYER.format(i=index) + name for index in range(len(layers)) for name in inside}
+        for name in self.schemes:
+            matches = self.patterns.get(name, name.__eq__)
+            taken = name in known or (name in self.patterns and any(map(matches, known)))
+            if not taken or any(map(matches, OUTSIDE)):
+                raise InputError(
+                    f"{QUANT_CFG}: {shown(name)} names more or less than modules of this model's decoder layers"
+                )
+
+
+def scheme_at(local: int, group: Group, base: Scheme, places: Places) -> Scheme | None:
+    """The scheme that a checkpoint gives to a group besides its base; None where it gives none."""
     prefix = LAYER.format(i=local)
-    found = {match(prefix + name, places) for name in group.linears}
+    found = {places.scheme(prefix + name) for name in group.linears}
     if len(found) > 1:
         raise InputError(f"{prefix}{group.name}: its linears are not quantized alike, which is not supported")
-    own, around = found.pop(), match(prefix + module_of(group), places)
+    own, around = found.pop(), places.scheme(prefix + module_of(group))
     if own is None and around is not None and {around.form, base.form} & set(WHOLE_BLOCKS):
         return around
     return own
-
-
-def match(name: str, places: dict[str, Scheme]) -> Scheme | None:
-    """What is said of a module by its name, else by the first pattern that it matches."""
-    if name in places:
-        return places[name]
-    wild = (pattern for pattern in places if any(character in pattern for character in "*?["))
-    return next((places[pattern] for pattern in wild if fnmatch.fnmatchcase(name, pattern)), None)
-
-
-def check_names(places: dict[str, Scheme], model: Model, layers: range) -> None:
-    """Raise InputError for an entry of quant_cfg.json that TensorRT-LLM would read otherwise than it is read here."""
-    inside = {name for group in model.family.groups for name in (*group.linears, module_of(group), group.norm) if name}
-    known = {LAYER.format(i=index) + name for index in range(len(layers)) for name in inside}
-    for name in places:
-        taken = name in known or any(fnmatch.fnmatchcase(one, name) for one in known)
-        if not taken or any(fnmatch.fnmatchcase(one, name) for one in OUTSIDE):
-            raise InputError(
-                f"{QUANT_CFG}: {shown(name)} names more or less than modules of this model's decoder layers"
-            )
 
 
 def scheme_from(entry: Any, kv_cache: Any, sm: int, where: str) -> Scheme:

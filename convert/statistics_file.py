@@ -24,7 +24,7 @@ from .checkpoint import RankFile
 from .errors import InputError
 from .files import DTYPE_NAMES, headers
 from .model import Model
-from .staging import sync
+from .staging import Partial
 
 # The key of our JSON in the safetensors header, and the version of the layout.
 KEY, VERSION = "enginesmith_statistics", 2
@@ -198,8 +198,11 @@ def read_origin(path: Path) -> Origin:
     Raises:
         InputError: it is no statistics file, or one of another version.
     """
-    with safe_open(path, framework="np") as file:
-        text = (file.metadata() or {}).get(KEY)
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"--stats: {path} cannot be read ({error})") from None
     if text is None:
         raise InputError(f"--stats: {path} holds no statistics; make it with enginesmith convert --save_stats")
     try:
@@ -233,10 +236,9 @@ def well_formed(origin: Origin) -> bool:
 
 def check_new(path: Path) -> None:
     """Raise InputError unless a statistics file can be made there."""
-    if os.path.lexists(path):
-        raise InputError(f"--save_stats: {path} exists; remove it or choose another name")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--save_stats: {path.parent} is not a folder that can be written to")
+    Partial(path, "--save_stats")
 
 
 def write_layer(file: RankFile, model: Model, index: int, statistics: LayerStatistics) -> None:
@@ -245,20 +247,12 @@ def write_layer(file: RankFile, model: Model, index: int, statistics: LayerStati
 
 
 @contextmanager
-def saving(path: str | Path, model: Model, origin: Origin) -> Iterator[Save]:
-    """A function that stores one layer; the file appears under its name when the block ends well."""
-    final = Path(path)
-    hidden = final.with_name(f".{final.name}.{os.getpid()}.partial")
+def saving(place: Partial, model: Model, origin: Origin) -> Iterator[Save]:
+    """A function that stores one layer; the file is whole, and yet to be committed, when the block ends well."""
     header: dict[str, Any] = {"version": VERSION, **asdict(origin)}
+    file = RankFile(place.content, layout(model, origin), {KEY: json.dumps(header)}, place.flag)
     try:
-        file = RankFile(hidden, layout(model, origin), {KEY: json.dumps(header)}, "--save_stats")
-        try:
-            yield partial(write_layer, file, model)
-            file.close()
-        finally:
-            file.file.close()
-        sync(hidden)
-        check_new(final)
-        hidden.rename(final)
+        yield partial(write_layer, file, model)
+        file.close()
     finally:
-        hidden.unlink(missing_ok=True)
+        file.file.close()

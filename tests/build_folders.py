@@ -53,7 +53,8 @@ def fake_machine(folder: Path, gpus: int = 2, name: str = "NVIDIA A100-SXM4-80GB
     smi.write_text(f"#!/bin/sh\ncase $1 in --list-gpus) printf '{listed}\\n';; *) printf '{queried}\\n';; esac\n")
     smi.chmod(smi.stat().st_mode | stat.S_IXUSR)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(FAKE), "PYTHONDONTWRITEBYTECODE": "1"}
+    modules = os.pathsep.join(filter(None, [str(FAKE), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PATH": path, "PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def enginesmith(*words: object, env: dict[str, str] | None = None, expect: int = 0) -> subprocess.CompletedProcess[str]:

@@ -89,7 +89,7 @@ def test_every_flag_of_trtllm_build_is_known(folders: Words) -> None:
 
 def test_bad_words(folders: Words) -> None:
     for words, reason in (
-        (["--gpu", "A100", "--gemm_plugin", "yes"], "is not one of"),
+        (["--gpu", "A100", "--gemm_plugin", "yes"], "use one of: auto"),
         (["--gpu", "A100", "--tp_size", 4], "the checkpoint has tp_size 2, pp_size 1"),
         (["--gpu", "A100", "--sm", 80], "give one of them"),
         (["--sm", 80], "--sm needs --gpu_memory"),
@@ -97,10 +97,10 @@ def test_bad_words(folders: Words) -> None:
         (["--gpu", "A100", "--release", "2.0"], "use one of"),
         (["--gpu", "B200"], "refuses INT8 and INT4 on SM 100 to 119"),
         (["--gpu", "T4"], "0.14 was the last for T4"),
-        (["--gpu", "A100", "--max_batch_size", 0], "is not in the range"),
-        (["--gpu", "A100", "--gpu_memory", "nan"], "between 1 and 4096"),
+        (["--gpu", "A100", "--max_batch_size", 0], "a whole number from 1"),
+        (["--gpu", "A100", "--gpu_memory", "nan"], "at most 4096 is needed"),
         (["--gpu", "A100", "--kv_cache_free_gpu_mem_fraction", "nan"], "at most 1 is needed"),
-        (["--gpu", "A100", "--max_seq_len", 10**400], "is not in the range"),
+        (["--gpu", "A100", "--max_seq_len", 10**400], "a whole number from 1"),
         (["--gpu", "A100", "--fast_build"], "leave it out"),
         (["--gpu", "A100", "--plan_only", "--input_timing_cache", "x"], "not seen by build.sh"),
     ):
@@ -142,7 +142,7 @@ def test_a_failed_build_goes_on_with_the_missing_rank(folders: Words, machine: M
     failed = enginesmith("build", *folders, "--workers", 1, env={**machine, "FAKE_FAIL_RANK": "1"}, expect=1)
     assert "out of tactics" in failed.stderr
     assert not (tmp_path / "out").exists()
-    first = (tmp_path / ".out.partial" / "rank0.json").read_bytes()
+    first = (tmp_path / ".out.partial" / "out" / "rank0.json").read_bytes()
     again = enginesmith("build", *folders, "--workers", 1, env=machine)
     assert "rank 0: finished before" in again.stderr
     assert "rank 0: building" not in again.stderr
@@ -163,7 +163,7 @@ def test_a_killed_build_keeps_finished_ranks(folders: Words, machine: Machine, t
     command = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "build", *map(str, folders)]
     slow = {**machine, "FAKE_SLOW": "1"}
     process = subprocess.Popen([*command, "--workers", "1"], env=slow, stderr=subprocess.DEVNULL)
-    record = tmp_path / ".out.partial" / "rank0.json"
+    record = tmp_path / ".out.partial" / "out" / "rank0.json"
     deadline = time.monotonic() + 60
     while not record.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -228,7 +228,7 @@ def test_ranks_die_with_the_build(folders: Words, machine: Machine, tmp_path: Pa
     command = [sys.executable, "-c", "from enginesmith.cli.main import main; main()", "build", *map(str, folders)]
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(command, env={**machine, "FAKE_SLOW": "60"}, stderr=subprocess.DEVNULL)
-        log = tmp_path / ".out.partial" / "logs" / "rank1.log"
+        log = tmp_path / ".out.partial" / "out" / "logs" / "rank1.log"
         deadline = time.monotonic() + 60
         while not (log.exists() and "building rank" in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -256,13 +256,13 @@ def children_of(folder: Path) -> list[str]:
 def test_resume_looks_at_what_it_resumes(folders: Words, machine: Machine, tmp_path: Path) -> None:
     """Ranks of other weights, or files that were damaged meanwhile, are built again."""
     fails = {**machine, "FAKE_FAIL_RANK": "1"}
-    for damage in (tmp_path / "ck" / "rank0.safetensors", tmp_path / ".out.partial" / "rank0.engine"):
+    for damage in (tmp_path / "ck" / "rank0.safetensors", tmp_path / ".out.partial" / "out" / "rank0.engine"):
         enginesmith("build", *folders, "--workers", 1, env=fails, expect=1)
         whole = damage.read_bytes()
         damage.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         again = enginesmith("build", *folders, "--workers", 1, env=fails, expect=1)
         assert "rank 0: building" in again.stderr
-    (tmp_path / ".out.partial" / "config.json").unlink()
+    (tmp_path / ".out.partial" / "out" / "config.json").unlink()
     assert "rank 0: building" in enginesmith("build", *folders, env=machine).stderr
 
 

@@ -197,7 +197,7 @@ def test_flags_belong_to_releases(tmp_path: Path) -> None:
     assert plan(folder, "1.2.1", user_buffer=True).build_config["plugin_config"]["user_buffer"] is True
     assert not {flag.name for flag in FLAGS} & set(REFUSED)
     switches = [flag for flag in FLAGS if isinstance(flag.kind, tuple) and "disable" in flag.kind]
-    assert all(flag.value("disable") in (None, False) for flag in switches)
+    assert all(flag.accepted("disable", "") in (None, False) for flag in switches)
     assert BY_NAME["max_decoder_seq_len"].name == "max_seq_len"
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from ...convert.apart import check_apart
+from ...convert.bounds import bounded, check
 from ...convert.errors import InputError
 from ...convert.staging import Staging
 from ..engine_folder import EngineFolder
@@ -19,6 +21,8 @@ from .launch import docker_command, launch_script, serve_image
 from .pbtxt import Message, Word, write
 from .tokenizer import check_chat, largest_id, open_tokenizer, tokenizer_files
 
+# Processes of one model on one machine.
+MOST_INSTANCES = 1024
 MODELS = Path(__file__).parent / "models"
 POLICIES = ("guaranteed_no_evict", "max_utilization")
 # Rows of one request; the engine itself batches across requests, so more brings nothing.
@@ -62,18 +66,18 @@ class TritonOptions:
     engine_dir: str
     tokenizer_dir: str
     output_dir: str
-    max_batch_size: int | None = None
+    max_batch_size: int | None = bounded(None, least=1)
     decoupled: bool = False
-    max_queue_delay: int = 0
-    kv_cache_free_gpu_mem_fraction: float | None = None
-    max_tokens_in_paged_kv_cache: int | None = None
+    max_queue_delay: int = bounded(0, least=0)
+    kv_cache_free_gpu_mem_fraction: float | None = bounded(None, above=0, most=1)
+    max_tokens_in_paged_kv_cache: int | None = bounded(None, least=1)
     enable_kv_cache_reuse: bool = False
     enable_chunked_context: bool | None = None
     exclude_input_in_output: bool = True
-    preprocessing_instances: int | None = None
-    postprocessing_instances: int | None = None
-    bls_instances: int | None = None
-    batch_scheduler_policy: str = "guaranteed_no_evict"
+    preprocessing_instances: int | None = bounded(None, least=1, most=MOST_INSTANCES)
+    postprocessing_instances: int | None = bounded(None, least=1, most=MOST_INSTANCES)
+    bls_instances: int | None = bounded(None, least=1, most=MOST_INSTANCES)
+    batch_scheduler_policy: str = bounded(POLICIES[0], words=POLICIES)
     bls: bool | None = None
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
@@ -91,10 +95,8 @@ def generate(options: TritonOptions) -> Path:
     Raises:
         InputError: an option that the engine cannot serve, or an engine or tokenizer that cannot be read.
     """
-    engine = EngineFolder(options.engine_dir)
-    options = settled(options, engine)
-    check_options(options, engine)
-    check_tokenizer(options, engine)
+    check_paths_apart(options)
+    options, engine = checked(options)
     plan = Plan(options, engine)
     with Staging(options.output_dir) as staging:
         for name, config in plan.configs().items():
@@ -118,6 +120,26 @@ def generate(options: TritonOptions) -> Path:
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         staging.commit()
     return staging.final
+
+
+def check_paths_apart(options: TritonOptions) -> None:
+    """Raise InputError if the repository would be made in what it is made from."""
+    reads = {"--engine_dir": options.engine_dir, "--tokenizer_dir": options.tokenizer_dir}
+    check_apart(reads, {"--output_dir": options.output_dir})
+
+
+def checked(options: TritonOptions) -> tuple[TritonOptions, EngineFolder]:
+    """The options with what was left to the engine's plan filled in, and the engine.
+
+    Raises:
+        InputError: as for ``generate``.
+    """
+    engine = EngineFolder(options.engine_dir)
+    options = settled(options, engine)
+    check_bounds(options)
+    check_options(options, engine)
+    check_tokenizer(options, engine)
+    return options, engine
 
 
 def settled(options: TritonOptions, engine: EngineFolder) -> TritonOptions:
@@ -157,26 +179,16 @@ def check_options(options: TritonOptions, engine: EngineFolder) -> None:
         raise InputError(
             f"--max_batch_size {options.max_batch_size}: the engine was built for 1 to {engine.max_batch_size}"
         )
-    fraction = options.kv_cache_free_gpu_mem_fraction
-    if fraction is None or not 0 < fraction <= 1:
-        raise InputError(f"--kv_cache_free_gpu_mem_fraction {fraction}: a number above 0, at most 1, is needed")
     for flag in ("enable_kv_cache_reuse", "enable_chunked_context"):
         if getattr(options, flag) and (reason := engine.why_no_paged_context()):
             raise InputError(f"--{flag}: {reason}; leave it out, or build with --use_paged_context_fmha enable")
     if not options.enable_chunked_context and (reason := engine.why_chunked_context()):
         raise InputError(f"--engine_dir: {reason}")
-    if options.batch_scheduler_policy not in POLICIES:
-        raise InputError(f"--batch_scheduler_policy {options.batch_scheduler_policy}: one of {', '.join(POLICIES)}")
-    counts = {
-        "max_queue_delay": (options.max_queue_delay, 0),
-        "max_tokens_in_paged_kv_cache": (options.max_tokens_in_paged_kv_cache, 1),
-        "preprocessing_instances": (options.preprocessing_instances, 1),
-        "postprocessing_instances": (options.postprocessing_instances, 1),
-        "bls_instances": (options.bls_instances, 1),
-    }
-    for flag, (value, least) in counts.items():
-        if value is not None and not least <= value < 2**31:
-            raise InputError(f"--{flag} {value}: at least {least} is needed")
+
+
+def check_bounds(options: TritonOptions) -> None:
+    """Raise InputError for an option that makes no sense, whatever the engine."""
+    check(options)
     if not PurePosixPath(options.mount_dir).is_absolute() or ".." in PurePosixPath(options.mount_dir).parts:
         raise InputError(f"--mount_dir {options.mount_dir}: an absolute path inside the container is needed")
     for flag in ("engine_dir", "tokenizer_dir", "output_dir", "mount_dir"):
