@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import InputError
+from ..convert.model import shown
 from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20
@@ -88,7 +90,15 @@ class EngineFolder:
             InputError: the file is broken.
         """
         path = self.folder / MANIFEST
-        return Reader(read_config(path) if path.exists() else {}, path).section("plan", {})
+        return Reader(read_config(path) if os.path.lexists(path) else {}, path).section("plan", {})
+
+    def sliding_window(self) -> int | None:
+        """Tokens that each token of the planned model attends to; None if to all, or if no plan says.
+
+        Raises:
+            InputError: the plan is broken.
+        """
+        return self.plan().section("checkpoint", {}).count_or_none("sliding_window")
 
     def _check_rank_files(self) -> None:
         numbers = {int(found[1]): path for path in self.folder.iterdir() if (found := RANK_FILE.fullmatch(path.name))}
@@ -122,7 +132,7 @@ class Reader:
     def text(self, key: str, default: str | None = None) -> str:
         value = self.values.get(key, default)
         if not isinstance(value, str) or not value:
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a string is needed")
+            raise InputError(f"{self.path}: {self.name}{key} is {shown(value)}, a string is needed")
         return value
 
     def text_or_none(self, key: str) -> str | None:
@@ -131,19 +141,22 @@ class Reader:
     def count(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a positive number is needed")
+            raise InputError(f"{self.path}: {self.name}{key} is {shown(value)}, a positive number is needed")
         return value
+
+    def count_or_none(self, key: str) -> int | None:
+        return None if self.values.get(key) is None else self.count(key)
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, true or false is needed")
+            raise InputError(f"{self.path}: {self.name}{key} is {shown(value)}, true or false is needed")
         return value
 
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise InputError(f"{self.path}: {self.name}{key} is {value!r}, a number is needed")
+            raise InputError(f"{self.path}: {self.name}{key} is {shown(value)}, a number is needed")
         return value
 
 
@@ -151,7 +164,7 @@ def release_of(version: str, folder: Path) -> tuple[int, int]:
     """ "1.2.0rc3" -> (1, 2)."""
     numbers = VERSION.fullmatch(version)
     if numbers is None:
-        raise InputError(f"{folder / 'config.json'}: version {version!r} is no version of TensorRT-LLM")
+        raise InputError(f"{folder / 'config.json'}: version {shown(version)} is no version of TensorRT-LLM")
     return int(numbers[1]), int(numbers[2])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from shlex import quote
 from typing import Any
 
@@ -10,8 +11,8 @@ import click
 from click.core import ParameterSource
 
 from ..build.triton.check import check
-from ..build.triton.generate import POLICIES, TritonOptions, generate, start_command
-from .options import Command
+from ..build.triton.generate import POLICIES, TritonOptions, prepare, start_command, write_repository
+from .options import Command, interrupt
 
 SHOWN_PROBLEMS = 20
 
@@ -33,6 +34,11 @@ SHOWN_PROBLEMS = 20
     help="Of the GPU memory that the engine leaves free; less when the GPU is shared. [default: as planned, else 0.9]",
 )
 @click.option("--max_tokens_in_paged_kv_cache", type=click.IntRange(1), help="Tokens. [default: as memory allows]")
+@click.option(
+    "--max_attention_window_size",
+    type=click.IntRange(1),
+    help="Tokens that a token attends to. [default: the model's sliding window, as planned, else all]",
+)
 @click.option("--enable_kv_cache_reuse", is_flag=True, help="Reuse the KV cache of equal beginnings.")
 @click.option(
     "--enable_chunked_context/--disable_chunked_context",
@@ -71,8 +77,12 @@ def triton(checked: str | None, as_json: bool, **options: Any) -> None:
         return
     if missing := [name for name in ("engine_dir", "tokenizer_dir", "output_dir") if options[name] is None]:
         raise click.UsageError(f"--{missing[0]} DIR is needed, or --check DIR")
+    signal.signal(signal.SIGTERM, interrupt)
     wanted = TritonOptions(**options)
-    repository = generate(wanted)
+    plan = prepare(wanted)
+    repository = write_repository(plan)
+    for note in plan.special.notes:
+        click.echo(f"note: {note}", err=True)
     if as_json:
         click.echo(json.dumps({"repository": str(repository)}))
     else:

@@ -11,8 +11,8 @@ from ..engine_folder import EngineFolder
 from . import tensors
 from .chain import bls_problems, chain_problems
 from .ensemble import ensemble_problems
-from .generate import LOGITS_TYPES, POLICIES, dotted
 from .models.tokenization import TRUE
+from .options import LOGITS_TYPES, POLICIES, dotted
 from .repository import Model, protocol, read_repository, read_text, served_path, version_number
 from .source import source_problems
 

@@ -1,0 +1,66 @@
+"""The tokens that end an answer and that fill up rows, as a tokenizer's folder states them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...convert.errors import InputError
+from ...convert.model import shown
+from ..engine_folder import read_config
+
+GENERATION_CONFIG = "generation_config.json"
+MOST_ENDS = 64
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids, all of them within the engine's vocabulary.
+
+    Attributes:
+        end_ids: each ends an answer; the first is the engine's end_id, the others are stop words. Empty if none is known.
+        pad_id: fills up the rows of a batch.
+        notes: what was chosen where the folder left a choice, in a line each.
+    """
+
+    end_ids: list[int]
+    pad_id: int
+    notes: list[str] = field(default_factory=list)
+
+
+def special_tokens(tokenizer: Any, folder: Path, vocab_size: int) -> SpecialTokens:
+    """The end tokens that generation_config.json lists, as generating with transformers has them.
+
+    The tokenizer's own EOS comes first if it is among them; it is the only one where the folder lists none.
+
+    Raises:
+        InputError: a list that is none of token ids of the engine.
+    """
+    own = tokenizer.eos_token_id
+    ends = stated_ends(folder, vocab_size) or ([] if own is None else [int(own)])
+    ends.sort(key=lambda i: i != own)  # stable: the others stay in their order
+    notes = [f"end tokens: {', '.join(map(str, ends))}"] if len(ends) > 1 else []
+    pad = tokenizer.pad_token_id
+    if pad is not None and 0 <= pad < vocab_size:
+        return SpecialTokens(ends, int(pad), notes)
+    chosen = ends[0] if ends else 0
+    if pad is not None:
+        known = f"the engine's vocabulary ends at {vocab_size - 1}"
+        notes.append(f"the pad token {shown(tokenizer.pad_token)} has id {pad}, {known}; {chosen} pads instead")
+    return SpecialTokens(ends, chosen, notes)
+
+
+def stated_ends(folder: Path, vocab_size: int) -> list[int]:
+    """eos_token_id of generation_config.json, or of config.json where that file is missing; each id once."""
+    path = next((folder / name for name in (GENERATION_CONFIG, "config.json") if os.path.lexists(folder / name)), None)
+    value = None if path is None else read_config(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids)
+    if not good or len(ids) > MOST_ENDS:
+        raise InputError(
+            f"{path}: eos_token_id is {shown(value)}; an id, or at most {MOST_ENDS}, below the engine's vocabulary of "
+            f"{vocab_size} is needed"
+        )
+    return list(dict.fromkeys(ids))
