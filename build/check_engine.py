@@ -6,12 +6,14 @@ fields by position, so TensorRT-LLM must be the same release.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import metadata, util
 from typing import Any
 
 from ..convert.errors import InputError
 from ..convert.files import MANIFEST, read_json, section
+from ..convert.model import shown
 from . import gpus
 from .build_engine import same_release
 from .engine_folder import EngineFolder
@@ -60,19 +62,20 @@ def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
         InputError: the engine's manifest is not readable.
     """
     path = engine.folder / MANIFEST
-    if not path.exists():
+    if not os.path.lexists(path):
         known = versions(engine.version, None, machine) + enough_gpus(engine, machine)
         return [*known, f"no {MANIFEST} beside it: nothing says for which GPU and TensorRT it was built"]
     manifest = read_json(path)
     built = section(manifest, "machine")
-    sm = built.get("sm")
-    if not isinstance(sm, int) or not isinstance(built.get("tensorrt"), str):
+    sm, model = built.get("sm"), built.get("gpu")
+    model = model if isinstance(model, str) and len(model) < 100 else shown(model)
+    if not isinstance(sm, int) or isinstance(sm, bool) or not isinstance(built.get("tensorrt"), str):
         raise InputError(f"{path}: no machine.sm and machine.tensorrt in it; is it the manifest of an engine?")
     reasons = changed_files(engine, manifest)
     reasons += versions(engine.version, built["tensorrt"], machine)
     for index, gpu in enumerate(machine.gpus[: engine.world_size]):
         if gpu.sm != sm:
-            reasons.append(f"GPU {index} is {gpu.name} (SM {gpu.sm}), the engine is for {built.get('gpu')} (SM {sm})")
+            reasons.append(f"GPU {index} is {gpu.name} (SM {gpu.sm}), the engine is for {model} (SM {sm})")
     reasons += enough_gpus(engine, machine)
     for rank, gpu in enumerate(machine.gpus[: engine.world_size]):
         needed = memory_needed(engine, manifest, rank)
@@ -81,6 +84,24 @@ def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
                 f"rank {rank} takes {gibibytes(needed)}, GPU {rank} ({gpu.name}) has {gibibytes(gpu.memory)}"
             )
     return reasons
+
+
+def warnings_about(engine: EngineFolder, machine: Machine) -> list[str]:
+    """What lets an engine run on a machine, but not as it was built for: another GPU model of the same generation.
+
+    Raises:
+        InputError: the engine's manifest is not readable.
+    """
+    path = engine.folder / MANIFEST
+    built = section(read_json(path), "machine", MANIFEST) if os.path.lexists(path) else {}
+    model, sm = built.get("gpu"), built.get("sm")
+    if not isinstance(model, str):
+        return []
+    return [
+        f"GPU {index} is {gpu.name}, the engine was built and tuned on {shown(model)}; it runs, perhaps slower"
+        for index, gpu in enumerate(machine.gpus[: engine.world_size])
+        if gpu.sm == sm and not gpus.same_model(model, gpu.name)
+    ]
 
 
 def memory_needed(engine: EngineFolder, manifest: dict[str, Any], rank: int) -> int:

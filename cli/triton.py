@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..build.triton.check import check
+from ..build.triton.check import Findings, examine
 from ..build.triton.generate import POLICIES, TritonOptions, prepare, start_command, write_repository
 from .options import Command, interrupt
 
@@ -66,14 +66,15 @@ SHOWN_PROBLEMS = 20
 def triton(checked: str | None, as_json: bool, **options: Any) -> None:
     """Make a model repository for an engine: text in, text out, ready for tritonserver.
 
-    With --check, examine one instead: configurations, connections, engine, tokenizer. Exit code 1 if anything is wrong.
+    With --check, examine one instead: configurations as tritonserver and TensorRT-LLM's backend read them, connections,
+    engine, tokenizer. Exit code 1 if anything is wrong.
     """
     if checked is not None:
         source = click.get_current_context().get_parameter_source
         given = [name for name in options if source(name) is ParameterSource.COMMANDLINE and name != "mount_dir"]
         if given:
             raise click.UsageError(f"--check makes nothing; leave --{given[0]} out")
-        verdict(checked, check(checked, options["mount_dir"]), as_json)
+        verdict(checked, examine(checked, options["mount_dir"]), as_json)
         return
     if missing := [name for name in ("engine_dir", "tokenizer_dir", "output_dir") if options[name] is None]:
         raise click.UsageError(f"--{missing[0]} DIR is needed, or --check DIR")
@@ -90,12 +91,16 @@ def triton(checked: str | None, as_json: bool, **options: Any) -> None:
         click.echo(f"and ask it in another terminal with\n  python {quote(str(repository / 'try.py'))}")
 
 
-def verdict(folder: str, problems: list[str], as_json: bool) -> None:
-    """Print what was found; exit 1 if there is anything."""
+def verdict(folder: str, found: Findings, as_json: bool) -> None:
+    """Print what was found, and what was not looked at; exit 1 if anything is wrong."""
+    problems = found.problems
     if as_json:
-        click.echo(json.dumps({"repository": folder, "ok": not problems, "problems": problems}))
+        answer = {"repository": folder, "ok": not problems, "problems": problems, "not_checked": found.not_checked}
+        click.echo(json.dumps(answer))
     else:
         click.echo(f"{folder}: " + (f"{len(problems)} problems" if problems else "no problem found"))
+        for line in found.not_checked:
+            click.echo(f"not checked: {line}")
         for problem in problems[:SHOWN_PROBLEMS]:
             click.echo(f"FAILED {problem}", err=True)
         if len(problems) > SHOWN_PROBLEMS:

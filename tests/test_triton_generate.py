@@ -112,6 +112,7 @@ def test_self_contained(tmp_path: Path) -> None:
         ({}, {"kv_cache_free_gpu_mem_fraction": float("nan")}, "above 0, at most 1"),
         ({}, {"batch_scheduler_policy": "fair"}, "guaranteed_no_evict"),
         ({}, {"max_queue_delay": -1}, "--max_queue_delay -1"),
+        ({}, {"max_attention_window_size": 0}, "--max_attention_window_size 0: at least 1"),
         ({}, {"bls_instances": 0}, "--bls_instances 0"),
         ({}, {"mount_dir": "models"}, "--mount_dir models"),
         ({}, {"chat": True}, "has no chat template"),
@@ -190,6 +191,29 @@ def test_the_engine_is_served_as_it_was_planned(
     assert check(repository) == []
 
 
+@pytest.mark.parametrize(
+    ("planned_window", "option", "served"),
+    [(4096, None, "4096"), (None, None, None), (None, 512, "512"), (4096, 512, "512"), (4096, 4096, "4096")],
+)
+def test_a_sliding_window_is_served_as_planned(
+    planned_window: int | None, option: int | None, served: str | None, tmp_path: Path
+) -> None:
+    engine = write_engine(tmp_path / "engine", max_seq_len=8192)
+    planned(engine, checkpoint={"sliding_window": planned_window})
+    folders = str(engine), str(write_tokenizer(tmp_path / "tokenizer")), str(tmp_path / "repository")
+    repository = generate(TritonOptions(*folders, max_attention_window_size=option))
+    assert parameters(config_of(repository, "tensorrt_llm")).get("max_attention_window_size") == served
+    assert check(repository) == []
+
+
+def test_a_window_wider_than_the_models(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "engine")
+    planned(engine, checkpoint={"sliding_window": 4096})
+    folders = str(engine), str(write_tokenizer(tmp_path / "tokenizer")), str(tmp_path / "repository")
+    with pytest.raises(InputError, match="--max_attention_window_size 8192: the model's sliding window is 4096 tokens"):
+        generate(TritonOptions(*folders, max_attention_window_size=8192))
+
+
 def test_prompts_of_several_chunks_as_planned(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "engine", max_num_tokens=512)
     planned(engine, chunked_context=True)
@@ -202,6 +226,9 @@ def test_prompts_of_several_chunks_as_planned(tmp_path: Path) -> None:
     [
         ("[", "not readable as JSON"),
         ('{"plan": []}', "no plan in it"),
+        ('{"plan": {"checkpoint": {"sliding_window": 0}}}', "checkpoint.sliding_window is 0, a positive number"),
+        ('{"plan": {"checkpoint": {"sliding_window": true}}}', "checkpoint.sliding_window is True, a positive number"),
+        ('{"plan": {"checkpoint": []}}', "no plan.checkpoint in it"),
         ('{"plan": {"chunked_context": "yes"}}', "plan.chunked_context is 'yes', true or false is needed"),
         ('{"plan": {"kv_cache_free_gpu_mem_fraction": "most"}}', "fraction is 'most', a number is needed"),
         ('{"plan": {"kv_cache_free_gpu_mem_fraction": NaN}}', "above 0, at most 1"),

@@ -20,7 +20,7 @@ class SpecialTokens:
     """Token ids, all of them within the engine's vocabulary.
 
     Attributes:
-        end_ids: each ends an answer; the first is the engine's end_id, the others are stop words. Empty if none is known.
+        end_ids: each ends an answer; the first is the engine's end_id, the others are stop words. May be empty.
         pad_id: fills up the rows of a batch.
         notes: what was chosen where the folder left a choice, in a line each.
     """

@@ -22,7 +22,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenization import encode, is_on, load_tokenizer, spellings, stack, word_list
 
-
 # The ensemble's names for tensors that hold text, which clients know.
 CLIENT_NAMES = {
     "QUERY": "text_input",
@@ -115,6 +114,8 @@ class TritonPythonModel:
         asked, templated = CLIENT_NAMES[name], self.chat and name == "QUERY"
         if templated:
             text = self.render(text)
+            if self.bos_id is not None and text.lstrip().startswith(self.tokenizer.bos_token):
+                text = text.lstrip()  # what a template leaves before the BOS that it writes
             inputs.check_size(name, len(text.encode("utf-8", "replace")))
         ids = encode(self.tokenizer, text, self.add_special_tokens and not templated)
         inputs.check_time()
