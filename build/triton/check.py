@@ -124,8 +124,9 @@ def model_problems(model: Model, repository: Path, mount_dir: str) -> list[str]:
         problems += switch_problems(model)
         problems += environment_problems(model, repository, mount_dir)
         tokenizes = model.parameter("tokenizer_dir") is not None and model.parameter("multimodal_model_path") is None
-        if tokenizes and not model.is_engine() and any(group.kind == group.KIND_GPU for group in config.instance_group):
-            problems.append("instance_group is KIND_GPU, but text needs none: KIND_CPU")
+        on_gpu = any(group.kind == group.KIND_GPU or group.gpus for group in config.instance_group)
+        if tokenizes and on_gpu and not model.is_engine():
+            problems.append("instance_group is on GPUs, but text needs none: KIND_CPU")
     problems = [f"{model.name}: {problem}" for problem in problems]
     for version in model.served() if config.backend == "python" else ():
         problems += source_problems(model, version, repository)

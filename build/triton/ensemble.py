@@ -121,6 +121,8 @@ def output_problems(name: str, step: Any, model: Model, flows: dict[str, Flow]) 
             problems.append(f"{name}: step {model.name} maps output {output}, which {model.name} does not have")
             continue
         tensor = outputs[output]
+        if sum(declared.name == output for declared in model.config.output) > 1:
+            problems.append(f"{name}: step {model.name} maps output {output}, which {model.name} has twice")
         flow = flows.setdefault(target, Flow(tensor.data_type, tuple(tensor.dims), f"{model.name}'s {output}"))
         if flow.made_by:
             problems.append(f"{name}: {target} is made by {flow.made_by} and by {model.name}")
@@ -178,7 +180,7 @@ def batch_problems(ensemble: Model, known: list[tuple[Any, Model]]) -> list[str]
     return [
         f"{ensemble.name}: max_batch_size is {batch}, {model.name}'s is {model.config.max_batch_size}; make them equal"
         for _, model in known
-        if model.config.max_batch_size != batch
+        if model.config.max_batch_size < batch
     ]
 
 

@@ -16,7 +16,7 @@ from .models.tokenization import TRUE
 CONFIG_LIMIT = 2 * 2**20
 SHOWN_NAMES = 5
 PLACEHOLDER = re.compile(r"\$\{[^}\n]{0,80}\}?")
-VERSION = re.compile(r"[1-9]\d{0,18}", re.ASCII)
+VERSION = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
 COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*')
 
 
@@ -133,6 +133,9 @@ def read_model(repository: Path, name: str, mount_dir: str) -> tuple[Model | Non
     versions = sorted(numbered, key=version_number)
     if not versions:
         problems.append(f"{name}: no version folder; make {name}/1, empty if the model has no files")
+    unnamed = not (config.backend or config.platform) and config.default_model_filename in ("", "model.py")
+    if unnamed and any((version / "model.py").exists() for version in versions):
+        config.backend = "python"  # as Triton concludes
     if config.name and config.name != name:
         problems.append(f"{name}/config.pbtxt: name is {config.name!r}; Triton wants the folder's name")
     return Model(name, folder, config, versions), problems

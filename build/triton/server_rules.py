@@ -44,8 +44,6 @@ def kind_of_model(config: Any) -> Iterator[str]:
         yield f"platform is ensemble, which has no backend; backend is {config.backend!r}"
     elif not config.backend and config.platform != "ensemble":
         yield f"platform is {config.platform!r}; a backend is needed"
-    elif config.backend == "python" and config.platform not in ("", "python"):
-        yield f"platform {config.platform!r} is not of the backend python"
     close = difflib.get_close_matches(config.backend, BACKENDS, 1)
     if close and config.backend not in BACKENDS:
         yield f"backend is {config.backend!r}; did you mean {close[0]}?"
