@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from enginesmith.build.triton import generate as generate_module
 from enginesmith.build.triton.generate import TritonOptions, generate, start_command
 from enginesmith.build.triton.launch import serve_image
 
@@ -140,3 +143,21 @@ def test_the_command_says_how_to_start(tmp_path: Path) -> None:
     assert start_command(wanted) in done.stdout
     assert "tritonserver:26.07-trtllm-python-py3" in done.stdout
     assert f"python {wanted.output_dir}/try.py" in done.stdout
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    wanted = options(tmp_path)
+    folders = ["--engine_dir", wanted.engine_dir, "--tokenizer_dir", wanted.tokenizer_dir]
+
+    def terminated(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return ""
+
+    monkeypatch.setattr(generate_module, "launch_script", terminated)
+    try:
+        assert "interrupted" in run("triton", *folders, "--output_dir", wanted.output_dir, expect=130).stderr
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "tokenizer"]

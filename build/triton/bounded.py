@@ -26,9 +26,7 @@ def bounded(work: Callable[[], str], seconds: float, memory: int) -> str:
     """
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # threads of other libraries do not come along: none is used
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the copy uses none of them
         child = os.fork()
     if child == 0:
         _answer(work, writing, memory)
