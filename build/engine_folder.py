@@ -13,6 +13,7 @@ from ..convert.model import shown
 from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20
+NAME_LIMIT = 100  # characters
 VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?!\d)[\w.+-]*", re.ASCII)
 RANK_FILE = re.compile(r"rank(\d+)\.engine")
 
@@ -133,6 +134,8 @@ class Reader:
         value = self.values.get(key, default)
         if not isinstance(value, str) or not value:
             raise InputError(f"{self.path}: {self.name}{key} is {shown(value)}, a string is needed")
+        if not value.isprintable() or len(value) > NAME_LIMIT:
+            raise InputError(f"{self.path}: {self.name}{key} is {shown(value)}, which is no name")
         return value
 
     def text_or_none(self, key: str) -> str | None:

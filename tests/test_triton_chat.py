@@ -50,6 +50,7 @@ def prepared(served: Server, text: str = "the", **more: np.ndarray) -> dict[str,
         (7, [7]),
         (None, [2]),
         ([], [2]),
+        (-1, [2]),
     ],
 )
 def test_every_end_token_ends_an_answer(ends: Any, served_as: list[int], tmp_path: Path) -> None:
@@ -71,10 +72,14 @@ def test_end_tokens_of_a_config_without_a_generation_config(tmp_path: Path) -> N
     given = folders(tmp_path)
     (tmp_path / "tokenizer" / "config.json").write_text('{"eos_token_id": [8, 2]}')
     assert prepare(TritonOptions(**given)).special.end_ids == [2, 8]
+    (tmp_path / "tokenizer" / "config.json").write_text('{"eos_token_id": 8}')
+    assert prepare(TritonOptions(**given)).special.end_ids == [2, 8]
+    (tmp_path / "tokenizer" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert prepare(TritonOptions(**given)).special.end_ids == [7]
 
 
 @pytest.mark.parametrize(
-    "ends", ["2", [2, "7"], [True], -1, 311, [2, 311], 2.0, {"a": 1}, [[2]], list(range(100)), 10**400]
+    "ends", ["2", [2, "7"], [True], -2, [-1], 311, [2, 311], 2.0, {"a": 1}, [[2]], list(range(100)), 10**400]
 )
 def test_end_tokens_that_are_none(ends: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id is ") as raised:

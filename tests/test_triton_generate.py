@@ -277,6 +277,8 @@ def test_broken_engine_folders(damage: Any, words: str, tmp_path: Path) -> None:
     [
         ({"version": ""}, "version"),
         ({"version": "latest"}, "'latest' is no version"),
+        ({"version": "0.16." + "0" * 5000}, "which is no name"),
+        ({"logits_dtype": "\x1b[2J"}, "logits_dtype is '\\x1b[2J', which is no name"),
         ({"version": "0.16.0; echo"}, "'0.16.0; echo' is no version"),
         ({"max_batch_size": True}, "max_batch_size is True"),
         ({"max_input_len": -1}, "max_input_len is -1"),

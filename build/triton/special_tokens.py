@@ -31,16 +31,19 @@ class SpecialTokens:
 
 
 def special_tokens(tokenizer: Any, folder: Path, vocab_size: int) -> SpecialTokens:
-    """The end tokens that generation_config.json lists, as generating with transformers has them.
+    """The end tokens that generation_config.json lists; without it the tokenizer's EOS, and config.json's besides.
 
-    The tokenizer's own EOS comes first if it is among them; it is the only one where the folder lists none.
+    The tokenizer's own comes first if it is among them; it is the only one where the folder states none.
 
     Raises:
         InputError: a list that is none of token ids of the engine.
     """
-    own = tokenizer.eos_token_id
-    ends = stated_ends(folder, vocab_size) or ([] if own is None else [int(own)])
-    ends.sort(key=lambda i: i != own)  # stable: the others stay in their order
+    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if os.path.lexists(folder / GENERATION_CONFIG):
+        ends = stated_ends(folder / GENERATION_CONFIG, vocab_size) or own
+    else:
+        ends = list(dict.fromkeys([*own, *stated_ends(folder / "config.json", vocab_size)]))
+    ends.sort(key=lambda i: i not in own)  # stable: the others stay in their order
     notes = [f"end tokens: {', '.join(map(str, ends))}"] if len(ends) > 1 else []
     pad = tokenizer.pad_token_id
     if pad is not None and 0 <= pad < vocab_size:
@@ -52,11 +55,10 @@ def special_tokens(tokenizer: Any, folder: Path, vocab_size: int) -> SpecialToke
     return SpecialTokens(ends, chosen, notes)
 
 
-def stated_ends(folder: Path, vocab_size: int) -> list[int]:
-    """eos_token_id of generation_config.json, or of config.json where that file is missing; each id once."""
-    path = next((folder / name for name in (GENERATION_CONFIG, "config.json") if os.path.lexists(folder / name)), None)
-    value = None if path is None else read_config(path).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+def stated_ends(path: Path, vocab_size: int) -> list[int]:
+    """A file's eos_token_id, each id once; none where there is no such file or key."""
+    value = read_config(path).get("eos_token_id") if os.path.lexists(path) else None
+    ids = value if isinstance(value, list) else [] if value is None or value == -1 else [value]
     good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids)
     if not good or len(ids) > MOST_ENDS:
         raise InputError(
