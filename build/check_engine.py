@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from typing import Any
 
-from ..convert.errors import InputError
+from ..convert.errors import InputError, shown
 from ..convert.files import MANIFEST, is_there, read_json
 from ..convert.reader import Reader
 from . import gpus
@@ -66,14 +66,15 @@ def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
         return [*known, f"no {MANIFEST} beside it: nothing says for which GPU and TensorRT it was built"]
     manifest = read_json(path)
     built = Reader(manifest, str(path)).section("machine").values
-    sm = built.get("sm")
-    if not isinstance(sm, int) or not isinstance(built.get("tensorrt"), str):
+    sm, model = built.get("sm"), built.get("gpu")
+    model = model if isinstance(model, str) and len(model) < 100 else shown(model)
+    if not isinstance(sm, int) or isinstance(sm, bool) or not isinstance(built.get("tensorrt"), str):
         raise InputError(f"{path}: no machine.sm and machine.tensorrt in it; is it the manifest of an engine?")
     reasons = changed_files(engine, manifest)
     reasons += versions(engine.version, built["tensorrt"], machine)
     for index, gpu in enumerate(machine.gpus[: engine.world_size]):
         if gpu.sm != sm:
-            reasons.append(f"GPU {index} is {gpu.name} (SM {gpu.sm}), the engine is for {built.get('gpu')} (SM {sm})")
+            reasons.append(f"GPU {index} is {gpu.name} (SM {gpu.sm}), the engine is for {model} (SM {sm})")
     reasons += enough_gpus(engine, machine)
     for rank, gpu in enumerate(machine.gpus[: engine.world_size]):
         needed = memory_needed(engine, manifest, rank)
@@ -82,6 +83,24 @@ def reasons_against(engine: EngineFolder, machine: Machine) -> list[str]:
                 f"rank {rank} takes {gibibytes(needed)}, GPU {rank} ({gpu.name}) has {gibibytes(gpu.memory)}"
             )
     return reasons
+
+
+def warnings_about(engine: EngineFolder, machine: Machine) -> list[str]:
+    """What lets an engine run on a machine, but not as it was built for: another GPU model of the same generation.
+
+    Raises:
+        InputError: the engine's manifest is not readable.
+    """
+    path = engine.folder / MANIFEST
+    built = Reader(read_json(path) if is_there(path) else {}, MANIFEST).section("machine").values
+    model, sm = built.get("gpu"), built.get("sm")
+    if not isinstance(model, str):
+        return []
+    return [
+        f"GPU {index} is {gpu.name}, the engine was built and tuned on {shown(model)}; it runs, perhaps slower"
+        for index, gpu in enumerate(machine.gpus[: engine.world_size])
+        if gpu.sm == sm and not gpus.same_model(model, gpu.name)
+    ]
 
 
 def memory_needed(engine: EngineFolder, manifest: dict[str, Any], rank: int) -> int:

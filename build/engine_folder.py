@@ -11,6 +11,7 @@ from ..convert.reader import Reader
 from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20
+NAME_LIMIT = 100  # characters
 VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?!\d)[\w.+-]*", re.ASCII)
 RANK_FILE = re.compile(r"rank(\d+)\.engine")
 
@@ -90,6 +91,15 @@ class EngineFolder:
         """
         path = self.folder / MANIFEST
         return Reader(read_json(path, CONFIG_LIMIT) if is_there(path) else {}, str(path)).section("plan")
+
+    def sliding_window(self) -> int | None:
+        """Tokens that each token of the planned model attends to; None if to all, or if no plan says.
+
+        Raises:
+            InputError: the plan is broken.
+        """
+        checkpoint = self.plan().section("checkpoint")
+        return checkpoint.integer("sliding_window") if checkpoint.has("sliding_window") else None
 
     def _check_rank_files(self) -> None:
         numbers = {int(found[1]): path for path in self.folder.iterdir() if (found := RANK_FILE.fullmatch(path.name))}

@@ -86,6 +86,19 @@ def plain(name: str) -> str:
     return "".join(letter for letter in name.upper() if letter.isalnum())
 
 
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one GPU model; a listed one, "A100-80GB", is of each that has all of its words."""
+    by_list = one in KNOWN or other in KNOWN
+    return plain(one) == plain(other) or (by_list and listed(one) == listed(other) is not None)
+
+
+def listed(name: str) -> str | None:
+    """The listed GPU with the most words of a name, all of its words among them."""
+    words = set(name.upper().replace("-", " ").split())
+    fitting = [known for known in KNOWN if words >= set(known.upper().split("-"))]
+    return max(fitting, key=lambda known: len(known.split("-")), default=None)
+
+
 def target(name: str | None, sm: int | None, memory: float | None) -> GPU:
     """The GPU to plan for: named, described, or this machine's.
 

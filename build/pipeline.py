@@ -48,7 +48,8 @@ from .plan import Plan
 from .recipe import Recipe
 from .script import write_plan
 from .sketch import sketched
-from .triton.generate import TritonOptions, check_bounds, checked, generate
+from .triton.generate import generate, prepare
+from .triton.options import TritonOptions, check_bounds
 
 DONE, UNCHANGED, FAILED, NOT_HERE = "done", "unchanged", "failed", "not here"
 
@@ -145,7 +146,7 @@ class Run:
         with about("triton"), sketched(self.engine, partial(sketch.engine, plan)) as engine:
             options = self.triton_options(chosen)
             check_bounds(options)
-            checked(replace(options, engine_dir=str(engine)))
+            prepare(replace(options, engine_dir=str(engine)))
 
     def builds(self, options: BuildOptions) -> bool:
         """Whether this machine builds engines, as far as the recipe lets it."""

@@ -29,7 +29,7 @@ from ..convert.verify_options import VerifyOptions
 from .build_config import BY_NAME
 from .build_options import BuildOptions
 from .flags import REFUSED
-from .triton.generate import TritonOptions
+from .triton.options import TritonOptions
 
 # Bytes; YAML is read by some hundred kilobytes a second.
 LARGEST_FILE = 2**18

@@ -9,8 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..build.triton.check import check
-from ..build.triton.generate import POLICIES, TritonOptions, generate, start_command
+from ..build.triton.check import Findings, examine
+from ..build.triton.generate import prepare, start_command, write_repository
+from ..build.triton.options import POLICIES, TritonOptions
 from .lines import failed
 from .options import Command, option_of
 
@@ -32,6 +33,11 @@ from .options import Command, option_of
     help="Of the GPU memory that the engine leaves free; less when the GPU is shared. [default: as planned, else 0.9]",
 )
 @option_of(TritonOptions, "max_tokens_in_paged_kv_cache", help="Tokens. [default: as memory allows]")
+@option_of(
+    TritonOptions,
+    "max_attention_window_size",
+    help="Tokens that a token attends to. [default: the model's sliding window, as planned, else all]",
+)
 @click.option("--enable_kv_cache_reuse", is_flag=True, help="Reuse the KV cache of equal beginnings.")
 @click.option(
     "--enable_chunked_context/--disable_chunked_context",
@@ -57,19 +63,23 @@ from .options import Command, option_of
 def triton(checked: str | None, as_json: bool, **options: Any) -> None:
     """Make a model repository for an engine: text in, text out, ready for tritonserver.
 
-    With --check, examine one instead: configurations, connections, engine, tokenizer. Exit code 1 if anything is wrong.
+    With --check, examine one instead: configurations as tritonserver and TensorRT-LLM's backend read them, connections,
+    engine, tokenizer. Exit code 1 if anything is wrong.
     """
     if checked is not None:
         source = click.get_current_context().get_parameter_source
         given = [name for name in options if source(name) is ParameterSource.COMMANDLINE and name != "mount_dir"]
         if given:
             raise click.UsageError(f"--check makes nothing; leave --{given[0]} out")
-        verdict(checked, check(checked, options["mount_dir"]), as_json)
+        verdict(checked, examine(checked, options["mount_dir"]), as_json)
         return
     if missing := [name for name in ("engine_dir", "tokenizer_dir", "output_dir") if options[name] is None]:
         raise click.UsageError(f"--{missing[0]} DIR is needed, or --check DIR")
     wanted = TritonOptions(**options)
-    repository = generate(wanted)
+    plan = prepare(wanted)
+    repository = write_repository(plan)
+    for note in plan.special.notes:
+        click.echo(f"note: {note}", err=True)
     if as_json:
         click.echo(json.dumps({"repository": str(repository)}))
     else:
@@ -77,12 +87,16 @@ def triton(checked: str | None, as_json: bool, **options: Any) -> None:
         click.echo(f"and ask it in another terminal with\n  python {quote(str(repository / 'try.py'))}")
 
 
-def verdict(folder: str, problems: list[str], as_json: bool) -> None:
-    """Print what was found; exit 1 if there is anything."""
+def verdict(folder: str, found: Findings, as_json: bool) -> None:
+    """Print what was found, and what was not looked at; exit 1 if anything is wrong."""
+    problems = found.problems
     if as_json:
-        click.echo(json.dumps({"repository": folder, "ok": not problems, "problems": problems}))
+        answer = {"repository": folder, "ok": not problems, "problems": problems, "not_checked": found.not_checked}
+        click.echo(json.dumps(answer))
     else:
         click.echo(f"{folder}: " + (f"{len(problems)} problems" if problems else "no problem found"))
+        for line in found.not_checked:
+            click.echo(f"not checked: {line}")
         failed(problems)
     if problems:
         raise click.exceptions.Exit(1)

@@ -10,6 +10,7 @@ from .errors import InputError, shown
 
 LARGEST = 2**31
 LARGEST_NUMBER = 1e30
+LONGEST_NAME = 100
 Word = TypeVar("Word", bound=str)
 
 
@@ -57,9 +58,12 @@ class Reader:
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
+        """A name."""
         value = self._value(key, default)
         if not isinstance(value, str) or not value:
             raise self.wrong(key, "a text")
+        if not value.isprintable() or len(value) > LONGEST_NAME:
+            raise self.wrong(key, f"a printable name of at most {LONGEST_NAME} characters")
         return value
 
     def text_or_none(self, key: str) -> str | None:

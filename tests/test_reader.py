@@ -78,6 +78,10 @@ WRONG: list[tuple[str, Any, Any]] = [
     ("flag", {"key": "true"}, "true or false"),
     ("text", {"key": 1}, "a text"),
     ("text", {"key": ""}, "a text"),
+    ("text", {"key": "a\x1b"}, "a printable name"),
+    ("text", {"key": "a" * 101}, "a printable name"),
+    ("choice", {"key": "c"}, "one of a, b"),
+    ("choice", {"key": ["a"]}, "one of a, b"),
     ("texts", {"key": "abc"}, "a list of texts"),
     ("texts", {"key": [1]}, "a list of texts"),
 ]
@@ -86,7 +90,7 @@ WRONG: list[tuple[str, Any, Any]] = [
 @pytest.mark.parametrize(("kind", "values", "words"), WRONG)
 def test_a_wrong_type_is_an_error_not_absence(kind: str, values: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=f"file.json: within.key must be .*{words}"):
-        getattr(Reader(values, "file.json", "within."), kind)("key")
+        getattr(Reader(values, "file.json", "within."), kind)("key", *([("a", "b")] if kind == "choice" else []))
 
 
 def test_null_is_absence() -> None:

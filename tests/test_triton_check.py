@@ -11,8 +11,9 @@ from unittest import mock
 
 import pytest
 
-from enginesmith.build.triton.check import check
-from enginesmith.build.triton.generate import TritonOptions, generate
+from enginesmith.build.triton.check import check, examine
+from enginesmith.build.triton.generate import generate
+from enginesmith.build.triton.options import TritonOptions
 from enginesmith.convert.errors import InputError
 
 from .triton_folders import VOCABULARY, write_engine, write_tokenizer
@@ -183,7 +184,34 @@ def test_an_engine_whose_prompts_need_chunks(repository: Path) -> None:
     assert problem.startswith("tensorrt_llm: max_num_tokens 512 is less than max_input_len 1024")
 
 
+def add(model: str, text: str) -> Damage:
+    def damage(repository: Path) -> None:
+        path = repository / model / "config.pbtxt"
+        path.write_text(path.read_text() + text + "\n")
+
+    return damage
+
+
+def with_parameter(model: str, name: str, value: str) -> Damage:
+    return add(model, f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}')
+
+
+def group(model: str, text: str) -> Damage:
+    return edit(model, r"instance_group \{.*?\n\}", f"instance_group {{ {text} }}")
+
+
 HARMLESS: list[Damage] = [
+    with_parameter("tensorrt_llm", "gpu_device_ids", "0, 1"),
+    with_parameter("tensorrt_llm", "max_attention_window_size", "4096"),
+    with_parameter("tensorrt_llm", "lora_cache_max_adapter_size", "64"),
+    lambda repository: [
+        group("tensorrt_llm", "count: 2 kind: KIND_CPU")(repository),
+        with_parameter("tensorrt_llm", "gpu_device_ids", "0,1;2,3")(repository),
+    ],
+    edit("preprocessing", 'backend: "python"\n', ""),
+    edit("postprocessing", r"max_batch_size: \d+", "max_batch_size: 16"),
+    lambda repository: (repository / "ensemble/1").rename(repository / "ensemble/0"),
+    group("preprocessing", "count: 2 kind: KIND_MODEL"),
     edit("tensorrt_llm", parameter("kv_cache_free_gpu_mem_fraction"), r'\1"1"'),
     edit("preprocessing", '(string_value: ".*?/tokenizer)"', r'\1/"'),
     edit("preprocessing", "/tokenizer", "/./tokenizer"),
@@ -354,7 +382,15 @@ def test_a_minimal_repository_made_by_hand(tmp_path: Path) -> None:
           {{ name: "request_output_len" data_type: TYPE_INT32 dims: [ 1 ] reshape: {{ shape: [ ] }} }}
         ]
         output [ {{ name: "output_ids" data_type: TYPE_INT32 dims: [ -1, -1 ] }} ]
+        parameters: {{ key: "gpt_model_type" value: {{ string_value: "inflight_fused_batching" }} }}
         parameters: {{ key: "gpt_model_path" value: {{ string_value: "{engine}" }} }}
         """
     )
     assert check(tmp_path / "repository") == []
+    left_open = examine(tmp_path / "repository").not_checked
+    assert "tensorrt_llm: without an instance_group Triton makes one instance for each GPU that it sees" in left_open
+    edit("tensorrt_llm", "gpt_model_type", "gpt_model")(tmp_path / "repository")
+    assert check(tmp_path / "repository") == [
+        "tensorrt_llm: there is no parameter gpt_model; did you mean gpt_model_type?",
+        "tensorrt_llm: parameter gpt_model_type is missing; inflight_fused_batching is usual",
+    ]

@@ -15,7 +15,8 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from enginesmith.build.triton.generate import TritonOptions, generate
+from enginesmith.build.triton.generate import generate
+from enginesmith.build.triton.options import TritonOptions
 
 from .triton_backend import InferenceResponse, Server, echo
 from .triton_folders import write_engine, write_tokenizer

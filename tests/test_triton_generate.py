@@ -13,7 +13,8 @@ import pytest
 from enginesmith.build.engine_folder import EngineFolder
 from enginesmith.build.triton import pbtxt, tensors
 from enginesmith.build.triton.check import check
-from enginesmith.build.triton.generate import TritonOptions, generate
+from enginesmith.build.triton.generate import generate
+from enginesmith.build.triton.options import TritonOptions
 from enginesmith.build.triton.repository import parse
 from enginesmith.convert.errors import InputError
 
@@ -112,6 +113,7 @@ def test_self_contained(tmp_path: Path) -> None:
         ({}, {"kv_cache_free_gpu_mem_fraction": float("nan")}, "above 0, at most 1"),
         ({}, {"batch_scheduler_policy": "fair"}, "guaranteed_no_evict"),
         ({}, {"max_queue_delay": -1}, "--max_queue_delay is -1"),
+        ({}, {"max_attention_window_size": 0}, "--max_attention_window_size is 0"),
         ({}, {"bls_instances": 0}, "--bls_instances is 0"),
         ({}, {"mount_dir": "models"}, "--mount_dir models"),
         ({}, {"chat": True}, "has no chat template"),
@@ -190,6 +192,29 @@ def test_the_engine_is_served_as_it_was_planned(
     assert check(repository) == []
 
 
+@pytest.mark.parametrize(
+    ("planned_window", "option", "served"),
+    [(4096, None, "4096"), (None, None, None), (None, 512, "512"), (4096, 512, "512"), (4096, 4096, "4096")],
+)
+def test_a_sliding_window_is_served_as_planned(
+    planned_window: int | None, option: int | None, served: str | None, tmp_path: Path
+) -> None:
+    engine = write_engine(tmp_path / "engine", max_seq_len=8192)
+    planned(engine, checkpoint={"sliding_window": planned_window})
+    folders = str(engine), str(write_tokenizer(tmp_path / "tokenizer")), str(tmp_path / "repository")
+    repository = generate(TritonOptions(*folders, max_attention_window_size=option))
+    assert parameters(config_of(repository, "tensorrt_llm")).get("max_attention_window_size") == served
+    assert check(repository) == []
+
+
+def test_a_window_wider_than_the_models(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "engine")
+    planned(engine, checkpoint={"sliding_window": 4096})
+    folders = str(engine), str(write_tokenizer(tmp_path / "tokenizer")), str(tmp_path / "repository")
+    with pytest.raises(InputError, match="--max_attention_window_size 8192: the model's sliding window is 4096 tokens"):
+        generate(TritonOptions(*folders, max_attention_window_size=8192))
+
+
 def test_prompts_of_several_chunks_as_planned(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "engine", max_num_tokens=512)
     planned(engine, chunked_context=True)
@@ -202,6 +227,9 @@ def test_prompts_of_several_chunks_as_planned(tmp_path: Path) -> None:
     [
         ("[", "not readable as JSON"),
         ('{"plan": []}', "plan must be an object"),
+        ('{"plan": {"checkpoint": {"sliding_window": 0}}}', "checkpoint.sliding_window must be an integer from 1"),
+        ('{"plan": {"checkpoint": {"sliding_window": true}}}', "checkpoint.sliding_window must be an integer from 1"),
+        ('{"plan": {"checkpoint": []}}', "plan.checkpoint must be an object"),
         ('{"plan": {"chunked_context": "yes"}}', "plan.chunked_context must be true or false, not 'yes'"),
         ('{"plan": {"kv_cache_free_gpu_mem_fraction": "most"}}', "fraction must be a positive number"),
         ('{"plan": {"kv_cache_free_gpu_mem_fraction": NaN}}', "NaN is no number of JSON"),
@@ -253,6 +281,8 @@ def test_broken_engine_folders(damage: Any, words: str, tmp_path: Path) -> None:
     [
         ({"version": ""}, "version"),
         ({"version": "latest"}, "'latest' is no version"),
+        ({"version": "0.16." + "0" * 5000}, "a printable name of at most"),
+        ({"logits_dtype": "\x1b[2J"}, "logits_dtype must be a printable name"),
         ({"version": "0.16.0; echo"}, "'0.16.0; echo' is no version"),
         ({"max_batch_size": True}, "max_batch_size must be an integer from 1 to 2147483648, not True"),
         ({"max_input_len": -1}, "max_input_len must be an integer from 1 to 2147483648, not -1"),

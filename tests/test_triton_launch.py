@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enginesmith.build.triton.generate import TritonOptions, generate, start_command
+from enginesmith.build.triton import generate as generate_module
+from enginesmith.build.triton.generate import generate, start_command
 from enginesmith.build.triton.launch import serve_image
+from enginesmith.build.triton.options import TritonOptions
 
 from .command import run
 from .triton_folders import write_engine, write_tokenizer
@@ -99,11 +103,14 @@ def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "repository"
     assert "launch.sh" in run("triton", *folders, "--output-dir", out, "--decoupled", "--max-batch-size=2").stdout
     assert "no problem found" in run("triton", "--check", out).stdout
-    assert json.loads(run("triton", "--check", out, "--json").stdout) == {
+    assert "not checked: whether engine files load" in run("triton", "--check", out).stdout
+    found = json.loads(run("triton", "--check", out, "--json").stdout)
+    assert {name: found[name] for name in ("repository", "ok", "problems")} == {
         "repository": str(out),
         "ok": True,
         "problems": [],
     }
+    assert len(found["not_checked"]) == 2
     (out / "preprocessing" / "1" / "model.py").unlink()
     assert "FAILED preprocessing/1/model.py: no such file" in run("triton", "--check", out, expect=1).stderr
     assert not json.loads(run("triton", "--check", out, "--json", expect=1).stdout)["ok"]
@@ -137,3 +144,21 @@ def test_the_command_says_how_to_start(tmp_path: Path) -> None:
     assert start_command(wanted) in done.stdout
     assert "tritonserver:26.07-trtllm-python-py3" in done.stdout
     assert f"python {wanted.output_dir}/try.py" in done.stdout
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    wanted = options(tmp_path)
+    folders = ["--engine_dir", wanted.engine_dir, "--tokenizer_dir", wanted.tokenizer_dir]
+
+    def terminated(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return ""
+
+    monkeypatch.setattr(generate_module, "launch_script", terminated)
+    try:
+        assert "interrupted" in run("triton", *folders, "--output_dir", wanted.output_dir, expect=130).stderr
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "tokenizer"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginesmith.build.triton.generate import TritonOptions, generate
+from enginesmith.build.triton.generate import generate
 from enginesmith.build.triton.models.tokenization import (
     IncrementalDetokenizer,
     decode,
@@ -21,6 +21,7 @@ from enginesmith.build.triton.models.tokenization import (
     stack,
     word_list,
 )
+from enginesmith.build.triton.options import TritonOptions
 
 from .triton_backend import Brain16, Engine, InferenceResponse, Server, asked, echo, texts, tokens
 from .triton_folders import KINDS, VOCABULARY, varied_strings, write_engine, write_tokenizer

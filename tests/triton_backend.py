@@ -232,16 +232,17 @@ def load(version: Path, config: Any) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    before = sys.modules.pop("tokenization", None)
+    helpers = {path.stem for path in version.glob("*.py")} - {"model"}
+    before = {name: sys.modules.pop(name) for name in helpers if name in sys.modules}
     sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
     sys.path.insert(0, str(version))
     try:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(version))
-        sys.modules.pop("tokenization", None)
-        if before is not None:
-            sys.modules["tokenization"] = before
+        for name in helpers:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
     model = module.TritonPythonModel()
     as_json = json_format.MessageToDict(
         config, preserving_proto_field_name=True, always_print_fields_with_no_presence=True

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import InputError
+from ...convert.errors import InputError, shown
 from ..engine_folder import EngineFolder
+from .backend_rules import whole_numbers
+from .configs import LIMITS
 from .repository import Model, served_path
+from .special_tokens import MOST_ENDS
 from .tokenizer import largest_id, open_tokenizer, refuse_odd_files
 
 # What NVIDIA's BLS model calls beside the engine; ours says so in its parameter steps.
@@ -49,14 +53,27 @@ def chain_problems(
             for folder, size in product(users, sizes)
             if largest.get(folder, -1) >= size
         ]
-        problems += [
-            f"{model.name}: vocab_size is {stated!r}, the engine's is {size}"
-            for model, size in product(chain, sizes)
-            if model.config.backend == "python"
-            and (stated := model.parameter("vocab_size")) is not None
-            and stated.strip() != str(size)
-        ]
+        for model, size in product(chain, sizes):
+            if model.config.backend == "python":
+                problems += [f"{model.name}: {problem}" for problem in own_problems(model, size)]
     return problems
+
+
+def own_problems(model: Model, vocab_size: int) -> Iterator[str]:
+    """What is wrong with the parameters that our Python models read, for an engine of this vocabulary."""
+    for name, most in (("end_ids", MOST_ENDS), ("pad_id", 1)):
+        stated = model.parameter(name)
+        ids = [] if stated is None else whole_numbers(stated)
+        if ids is None or not all(0 <= i < vocab_size for i in ids) or len(ids) > most:
+            yield f"{name} is {shown(stated)}; token ids below the engine's vocabulary of {vocab_size} are needed"
+    for name in ("max_prompt_bytes", *LIMITS):
+        stated = model.parameter(name)
+        numbers = [1] if stated is None else whole_numbers(stated)
+        if numbers is None or len(numbers) != 1 or numbers[0] < 1:
+            yield f"{name} is {shown(stated)}; at least 1 is needed"
+    stated = model.parameter("vocab_size")
+    if stated is not None and stated.strip() != str(vocab_size):
+        yield f"vocab_size is {shown(stated)}, the engine's is {vocab_size}"
 
 
 def open_untrusted(folder: Path, owner: str) -> tuple[Any, str]:

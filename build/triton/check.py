@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ...convert.errors import InputError
+from ...convert.errors import LINE, InputError, printable, shown
 from ..engine_folder import EngineFolder
 from . import tensors
+from .backend_rules import backend_rules_broken
 from .chain import bls_problems, chain_problems
 from .ensemble import ensemble_problems
-from .generate import LOGITS_TYPES, POLICIES, dotted
 from .models.tokenization import TRUE
-from .repository import Model, protocol, read_repository, read_text, served_path, version_number
+from .options import LOGITS_TYPES, dotted
+from .parameters import unknown_parameters
+from .repository import Model, read_repository, read_text, served_path, type_name, version_number
+from .server_rules import rules_broken
 from .source import source_problems
 
-LINE_LIMIT = 500  # characters
 SCRIPT_LIMIT = 2**20
 WORLD_SIZE = re.compile(r"\bworld_size[= ](\d{1,6})\b")
 LOGITS_TENSORS = ("draft_logits", "context_logits", "generation_logits")
-MODEL_TYPES = ("inflight_fused_batching", "inflight_batching", "V1", "v1")
 PAGED_CONTEXT_SETTINGS = ("enable_kv_cache_reuse", "enable_chunked_context")
-# Parameters that are true or false, and how the backend of each kind of model spells that.
-ENGINE_SWITCHES = (
-    *PAGED_CONTEXT_SETTINGS, "exclude_input_in_output", "normalize_log_probs", "enable_trt_overlap",
-    "enable_context_fmha_fp32_acc", "multi_block_mode", "cuda_graph_mode",
+# Parameters of Python models that are true or false, and how they spell that.
+PYTHON_SWITCHES = (
+    "add_special_tokens", "skip_special_tokens", "chat", "decoupled", "accumulate_tokens", "exclude_input_in_output",
 )  # fmt: skip
-PYTHON_SWITCHES = ("add_special_tokens", "skip_special_tokens", "chat", "decoupled", "accumulate_tokens")
-ENGINE_WORDS = ("true", "1", "false", "0")
 PYTHON_WORDS = (*TRUE, "false", "0", "no", "n", "f")
+# What only the machine that serves can tell.
+NEVER_CHECKED = (
+    "whether the GPUs that serve are there and of the engine's kind (enginesmith check-engine, on that machine)",
+    "whether engine files load, and what the memory of the GPUs holds",
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Lines about a repository.
+
+    Attributes:
+        problems: what is wrong.
+        not_checked: what might be wrong all the same, because this check does not look at it.
+    """
+
+    problems: list[str]
+    not_checked: list[str]
 
 
 def check(folder: str | Path, mount_dir: str = "/models") -> list[str]:
+    """The problems that examine finds."""
+    return examine(folder, mount_dir).problems
+
+
+def examine(folder: str | Path, mount_dir: str = "/models") -> Findings:
     """Examine a repository: every configuration, how the ensemble connects, engine and tokenizer.
 
     Nothing in the repository is run. Paths below mount_dir are looked up in the repository itself.
 
     Returns:
-        one line for each problem; none means that Triton will load it, as far as can be told without a GPU.
+        a line for each problem; none means that Triton will load it, as far as can be told without a GPU.
 
     Raises:
         InputError: no such folder, or tritonclient is not installed.
@@ -46,9 +68,9 @@ def check(folder: str | Path, mount_dir: str = "/models") -> list[str]:
     repository = Path(folder)
     models, problems = read_repository(repository, mount_dir)
     for model in models.values():
-        problems += model_problems(model, repository)
+        problems += model_problems(model, repository, mount_dir)
         if model.config.platform == "ensemble" or model.config.HasField("ensemble_scheduling"):
-            problems += ensemble_problems(model, models, protocol().DataType.Name)
+            problems += ensemble_problems(model, models)
     engines = {}
     for model in models.values():
         if model.is_engine():
@@ -59,38 +81,60 @@ def check(folder: str | Path, mount_dir: str = "/models") -> list[str]:
                 problems += engine_problems(model, engine) + release_problems(models.values(), engine, model)
     problems += bls_problems(models) + chain_problems(models, engines, repository, mount_dir)
     problems += launch_problems(engines, repository)
-    return [printable(problem) for problem in dict.fromkeys(problems)]
+    unique = [printable(problem, LINE - len("FAILED ")) for problem in dict.fromkeys(problems)]
+    return Findings(unique, [printable(line) for line in not_checked(models)])
 
 
-def printable(problem: str) -> str:
-    """One line of bounded length; names come from files, which may hold anything."""
-    line = "".join(character if character.isprintable() else "?" for character in problem[: LINE_LIMIT + 1])
-    return line if len(line) <= LINE_LIMIT else f"{line[:LINE_LIMIT]}..."
+def not_checked(models: dict[str, Model]) -> list[str]:
+    """What this check leaves open about these models."""
+    lines = list(NEVER_CHECKED)
+    for model in models.values():
+        config = model.config
+        if config.backend == "python" and not model.has_file("tokenization.py"):
+            lines.append(f"{model.name}: what its model.py does with requests and parameters")
+        elif config.backend not in ("", "python", "tensorrtllm"):
+            lines.append(f"{model.name}: files and parameters of the backend {config.backend!r}")
+        if config.model_warmup:
+            lines.append(f"{model.name}: whether it answers its model_warmup")
+        if any(group.gpus for group in config.instance_group):
+            lines.append(f"{model.name}: whether the GPUs of its instance_group are there")
+        if model.config.backend == "tensorrtllm" and not config.instance_group:
+            lines.append(f"{model.name}: without an instance_group Triton makes one instance for each GPU that it sees")
+    return lines
 
 
-def model_problems(model: Model, repository: Path) -> list[str]:
+def model_problems(model: Model, repository: Path, mount_dir: str) -> list[str]:
     """What is wrong with a model by itself."""
-    config, problems = model.config, []
-    preferred = [size for size in config.dynamic_batching.preferred_batch_size if size > config.max_batch_size]
-    if preferred:
-        problems.append(f"{model.name}: preferred_batch_size {preferred[0]} is above max_batch_size")
-    if not (config.backend or config.platform):
-        problems.append(f"{model.name}: names neither a backend nor a platform")
-    if config.max_batch_size < 0:
-        problems.append(f"{model.name}: max_batch_size is {config.max_batch_size}")
-    for tensor in [*config.input, *config.output]:
-        if not tensor.data_type:
-            problems.append(f"{model.name}: {tensor.name or 'a tensor'} has no data_type")
-    for group in config.instance_group:
-        if group.count < 0:
-            problems.append(f"{model.name}: instance_group count is {group.count}")
+    config = model.config
+    problems = [*rules_broken(config), *unknown_parameters(model)]
     for number in config.version_policy.specific.versions:
         if number not in map(version_number, model.versions):
-            problems.append(f"{model.name}: version_policy names {number}, but there is no {model.name}/{number}")
+            problems.append(f"version_policy names {number}, but there is no {model.name}/{number}")
+    if model.versions and not model.served():
+        problems.append("version_policy serves no version")
     if config.backend == "python":
-        problems += switch_problems(model, PYTHON_SWITCHES, PYTHON_WORDS)
-        for version in model.served():
-            problems += source_problems(model, version, repository)
+        problems += switch_problems(model)
+        problems += environment_problems(model, repository, mount_dir)
+        tokenizes = model.parameter("tokenizer_dir") is not None and model.parameter("multimodal_model_path") is None
+        on_gpu = any(group.kind == group.KIND_GPU or group.gpus for group in config.instance_group)
+        if tokenizes and on_gpu and not model.is_engine():
+            problems.append("instance_group is on GPUs, but text needs none: KIND_CPU")
+    problems = [f"{model.name}: {problem}" for problem in problems]
+    for version in model.served() if config.backend == "python" else ():
+        problems += source_problems(model, version, repository)
+    return problems
+
+
+def environment_problems(model: Model, repository: Path, mount_dir: str) -> list[str]:
+    """Parameters that Triton's Python backend reads itself."""
+    problems, forced = [], model.parameter("FORCE_CPU_ONLY_INPUT_TENSORS")
+    if forced is not None and forced not in ("yes", "no"):
+        problems.append(f"FORCE_CPU_ONLY_INPUT_TENSORS is {shown(forced)}; yes or no is needed")
+    where = model.parameter("EXECUTION_ENV_PATH")
+    if where is not None and not where.startswith("$$TRITON_MODEL_DIRECTORY"):
+        path, problem = served_path(where, repository, mount_dir)
+        if path is None or not path.exists():
+            problems.append(f"EXECUTION_ENV_PATH {shown(where)}: {problem or 'no such file'}")
     return problems
 
 
@@ -110,54 +154,27 @@ def engine_of(model: Model, repository: Path, mount_dir: str) -> tuple[EngineFol
 
 
 def engine_problems(model: Model, engine: EngineFolder) -> list[str]:
-    """Where the configuration asks of the engine what it was not built for."""
-    problems, batch = [], model.config.max_batch_size
+    """Where the configuration asks of the engine what it was not built for, or of its backend what it does not know."""
+    problems, batch = list(backend_rules_broken(model, engine)), model.config.max_batch_size
     if batch > engine.max_batch_size:
-        problems.append(f"{model.name}: max_batch_size is {batch}, the engine was built for {engine.max_batch_size}")
-    logits = LOGITS_TYPES.get(engine.logits_dtype, engine.logits_dtype)
+        problems.append(f"max_batch_size is {batch}, the engine was built for {engine.max_batch_size}")
+    logits = f"TYPE_{LOGITS_TYPES.get(engine.logits_dtype, engine.logits_dtype)}"
     for tensor in [*model.config.input, *model.config.output]:
-        stated = protocol().DataType.Name(tensor.data_type).removeprefix("TYPE_")
-        if tensor.name in LOGITS_TENSORS and stated != logits:
-            problems.append(f"{model.name}: {tensor.name} is TYPE_{stated}, the engine's logits are TYPE_{logits}")
+        if tensor.name in LOGITS_TENSORS and type_name(tensor.data_type) != logits:
+            problems.append(f"{tensor.name} is {type_name(tensor.data_type)}, the engine's logits are {logits}")
     for name in PAGED_CONTEXT_SETTINGS:
-        reason = engine.why_no_paged_context()
-        if reason and model.is_on(name):
-            problems.append(f"{model.name}: {name} is on, but {reason}")
+        if (reason := engine.why_no_paged_context()) and model.is_on(name):
+            problems.append(f"{name} is on, but {reason}")
     if not model.is_on("enable_chunked_context") and (reason := engine.why_chunked_context()):
-        problems.append(f"{model.name}: {reason}")
-    if model.config.backend == "tensorrtllm":
-        problems += choice_problems(model, "gpt_model_type", MODEL_TYPES)
-        problems += switch_problems(model, ENGINE_SWITCHES, ENGINE_WORDS)
-        if any(group.kind == group.KIND_MODEL for group in model.config.instance_group):
-            problems.append(f"{model.name}: instance_group is KIND_MODEL; the backend places the engine: KIND_CPU")
-    problems += choice_problems(model, "batch_scheduler_policy", POLICIES)
-    beams = engine.max_beam_width
-    problems += number_problems(model, "max_beam_width", lambda beam: 1 <= beam <= beams, f"1 to {beams}")
-    problems += number_problems(model, "kv_cache_free_gpu_mem_fraction", lambda part: 0 < part <= 1, "above 0, up to 1")
-    return problems + number_problems(model, "max_tokens_in_paged_kv_cache", lambda count: count >= 1, "at least 1")
+        problems.append(reason)
+    return [f"{model.name}: {problem}" for problem in problems]
 
 
-def choice_problems(model: Model, name: str, choices: tuple[str, ...]) -> list[str]:
-    value = model.parameter(name)
-    if value is None or value in choices:
-        return []
-    return [f"{model.name}: {name} is {value!r}; one of {', '.join(choices)} is needed"]
-
-
-def number_problems(model: Model, name: str, fits: Callable[[float], bool], limits: str) -> list[str]:
-    value = model.parameter(name)
-    try:
-        good = value is None or fits(float(value))
-    except ValueError:
-        good = False
-    return [] if good else [f"{model.name}: {name} is {value!r}; {limits} is what the engine can take"]
-
-
-def switch_problems(model: Model, names: tuple[str, ...], words: tuple[str, ...]) -> list[str]:
+def switch_problems(model: Model) -> list[str]:
     return [
-        f"{model.name}: {name} is {value!r}; true or false is needed"
-        for name in names
-        if (value := model.parameter(name)) is not None and value.lower() not in words
+        f"{name} is {shown(value)}; true or false is needed"
+        for name in PYTHON_SWITCHES
+        if (value := model.parameter(name)) is not None and value.lower() not in PYTHON_WORDS
     ]
 
 

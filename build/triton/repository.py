@@ -16,7 +16,7 @@ from .models.tokenization import TRUE
 CONFIG_LIMIT = 2 * 2**20
 SHOWN_NAMES = 5
 PLACEHOLDER = re.compile(r"\$\{[^}\n]{0,80}\}?")
-VERSION = re.compile(r"[1-9]\d{0,18}", re.ASCII)
+VERSION = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
 COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*')
 
 
@@ -49,10 +49,15 @@ class Model:
         policy = self.config.version_policy
         if policy.HasField("specific"):
             return [version for version in self.versions if version_number(version) in policy.specific.versions]
-        return self.versions if policy.HasField("all") else self.versions[-max(policy.latest.num_versions, 1) :]
+        newest = policy.latest.num_versions if policy.HasField("latest") else 1
+        return self.versions if policy.HasField("all") else self.versions[len(self.versions) - newest :][:newest]
 
     def is_engine(self) -> bool:
         return self.config.backend == "tensorrtllm" or "gpt_model_type" in self.config.parameters
+
+    def has_file(self, name: str) -> bool:
+        """Whether a file lies where a served version finds it beside its own."""
+        return any((place / name).is_file() for place in (*self.served(), self.folder))
 
     def inputs(self) -> dict[str, Any]:
         return {tensor.name: tensor for tensor in self.config.input}
@@ -70,13 +75,15 @@ def read_repository(folder: Path, mount_dir: str) -> tuple[dict[str, Model], lis
     try:
         if not folder.is_dir():
             raise InputError(f"--check: {folder} is not a folder")
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        names = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
         raise InputError(f"--check: {folder} cannot be read ({error.strerror})") from None
     protocol()
+    problems = [f"{entry.name}: a link that leads nowhere" for entry in entries if not os.path.exists(entry)]
     if not names:
-        return {}, [f"{folder} holds no model"]
-    models, problems = {}, []
+        return {}, [*problems, f"{folder} holds no model"]
+    models = {}
     for name in names:
         try:
             model, found = read_model(folder, name, mount_dir)
@@ -101,6 +108,16 @@ def protocol() -> Any:
     return model_config_pb2
 
 
+def enum_name(enum: Any, number: int) -> str | None:
+    """What an enum of the protocol calls a number; None for one that it does not know."""
+    return enum.Name(number) if number in enum.values() else None
+
+
+def type_name(number: int) -> str:
+    """ "TYPE_INT32" for a number of DataType, known or not."""
+    return enum_name(protocol().DataType, number) or f"data_type {number}"
+
+
 def read_model(repository: Path, name: str, mount_dir: str) -> tuple[Model | None, list[str]]:
     folder = repository / name
     text, problem = read_text(folder / "config.pbtxt", repository, CONFIG_LIMIT)
@@ -116,6 +133,9 @@ def read_model(repository: Path, name: str, mount_dir: str) -> tuple[Model | Non
     versions = sorted(numbered, key=version_number)
     if not versions:
         problems.append(f"{name}: no version folder; make {name}/1, empty if the model has no files")
+    unnamed = not (config.backend or config.platform) and config.default_model_filename in ("", "model.py")
+    if unnamed and any((version / "model.py").exists() for version in versions):
+        config.backend = "python"  # as Triton concludes
     if config.name and config.name != name:
         problems.append(f"{name}/config.pbtxt: name is {config.name!r}; Triton wants the folder's name")
     return Model(name, folder, config, versions), problems
@@ -131,6 +151,8 @@ def read_text(path: Path, repository: Path, limit: int) -> tuple[str | None, str
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None, "no such file"
+    except ValueError:
+        return None, "a name with NUL is no file"
     except OSError as error:
         return None, f"cannot be opened ({error.strerror})"
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from ...convert.errors import InputError
+from .bounded import bounded
 
 SIZE_LIMIT = 256 * 2**20
+# What rendering one short message may take.
+RENDER_SECONDS, RENDER_BYTES = 10, 512 * 2**20
+LINE_LIMIT = 200  # characters of what a tokenizer's library says
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt",
-    "config.json",
+    "config.json", "generation_config.json",
 )  # fmt: skip
 
 
@@ -44,18 +48,29 @@ def open_tokenizer(folder: Path, flag: str) -> Any:
 
 
 def largest_id(tokenizer: Any) -> int:
-    return max(tokenizer.get_vocab().values(), default=-1)
+    """The largest id that a text may have; one beyond it that only pads is never given to the engine."""
+    ids, pad = tokenizer.get_vocab(), tokenizer.pad_token
+    others = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
+    return max((i for token, i in ids.items() if token != pad or token in others), default=-1)
 
 
 def check_chat(tokenizer: Any, folder: str) -> None:
-    """Raise InputError unless the chat template renders a user's message; templates run in Jinja's sandbox."""
+    """Raise InputError unless the chat template renders a user's message, in Jinja's sandbox and within bounds."""
     if not tokenizer.chat_template:
         raise InputError(f"--chat: the tokenizer in {folder} has no chat template; leave --chat out")
     message = {"role": "user", "content": "hello"}
-    try:
-        tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template may raise whatever it likes
-        raise InputError(f"--chat: the chat template in {folder} does not render ({first_line(error)})") from None
+
+    def render() -> str:
+        try:
+            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template may raise whatever it likes
+            return first_line(error)
+        return "" if isinstance(text, str) else "it makes no text"
+
+    if problem := bounded(render, RENDER_SECONDS, RENDER_BYTES):
+        raise InputError(f"--chat: the chat template in {folder} does not render ({problem})")
 
 
 def refuse_odd_files(folder: Path, owner: str) -> None:
@@ -69,4 +84,5 @@ def refuse_odd_files(folder: Path, owner: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(character if character.isprintable() else "?" for character in line[:LINE_LIMIT])

@@ -4,24 +4,29 @@ It calls preprocessing and tensorrt_llm as the ensemble would, and keeps the tok
 of a streamed answer joined are the whole answer: no lost spaces, no broken characters. With several beams each response
 holds the whole text of every beam so far, because a beam may change what it said.
 
-Parameters: steps, the ensemble's first two steps as JSON; tokenizer_dir; skip_special_tokens (true or false).
+Stop words are looked for on the text, wherever they begin and end in tokens: the answer is cut before the first of
+them, and the engine is stopped. The beginning of what may become one is not sent before that is known.
+
+Parameters: steps, the ensemble's first two steps as JSON; tokenizer_dir; skip_special_tokens, exclude_input_in_output
+(true or false).
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from stopping import StopWatch, cut
 from tokenization import IncrementalDetokenizer, decode, is_on, load_tokenizer
 
 Tensors = dict[str, Any]  # the ensemble's tensor name -> pb_utils.Tensor
-Answer = tuple[int, int]  # batch index, sequence index
 INTERNAL = "_"  # begins the names of tensors that go from step to step
+LONGEST_MESSAGE = 400  # characters of an error
 
 
 class RequestError(ValueError):
@@ -37,6 +42,7 @@ class TritonPythonModel:
         self.preprocessing, self.engine = json.loads(values["steps"])
         self.tokenizer = load_tokenizer(values["tokenizer_dir"])
         self.skip_special_tokens = is_on(values, "skip_special_tokens", "true")
+        self.exclude_input = is_on(values, "exclude_input_in_output", "true")
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.input_names = [tensor["name"] for tensor in config["input"]]
 
@@ -53,7 +59,7 @@ class TritonPythonModel:
             if len(responses) != 1:
                 raise RequestError(f"{len(responses)} answers to one request need a decoupled repository")
             return responses[0]
-        except Exception as error:  # one request must not take the others with it
+        except BaseException as error:  # nor must a panic of the tokenizer's library, which is no Exception
             return failure(error)
 
     def stream(self, request: Any) -> None:
@@ -66,9 +72,11 @@ class TritonPythonModel:
                     stopped = True
                 if not stopped:
                     sender.send(response)
-        except Exception as error:  # the sender must be closed whatever happens
-            sender.send(failure(error))
-        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except BaseException as error:  # as above; and the sender must be closed whatever happens
+            with suppress(Exception):
+                sender.send(failure(error))
+        finally:
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def responses(self, request: Any, request_id: str) -> Iterator[Any]:
         """The request's responses in the order in which the engine gives them."""
@@ -79,22 +87,49 @@ class TritonPythonModel:
             raise RequestError("stream needs a decoupled repository; leave it out or generate with --decoupled")
         for prepared in self.call(self.preprocessing, tensors, request_id, decoupled=False):
             tensors |= prepared
-        detokenizers: dict[Answer, IncrementalDetokenizer] = defaultdict(
-            lambda: IncrementalDetokenizer(self.tokenizer, self.skip_special_tokens)
-        )
+        try:
+            yield from self.generated(tensors, request_id, streaming)
+        except BaseException:
+            if streaming:
+                with suppress(Exception):
+                    self.stop(request_id)
+            raise
+
+    def generated(self, tensors: Tensors, request_id: str, streaming: bool) -> Iterator[Any]:
+        """What the engine answers, as text; once every answer has come to a stop word, the engine is stopped."""
+        words, heads = stop_words(tensors), [] if streaming else self.prompts(tensors)
+        several = tensors.get("num_return_sequences")
+        awaited = len(words) * (1 if several is None else int(several.as_numpy().max(initial=1)))
+        answers: dict[tuple[int, int], Answer] = {}  # by batch index and sequence index
         for results in self.call(self.engine, tensors, request_id, self.decoupled):
+            row, sequence = number(results, "batch_index"), number(results, "sequence_index")
+            if (row, sequence) not in answers:
+                head = heads[row] if row < len(heads) else ""
+                answers[row, sequence] = Answer(self, words[row] if row < len(words) else [], head, streaming)
+            answer = answers[row, sequence]
+            if answer.ended:
+                continue
             tokens, lengths = results["_TOKENS_BATCH"].as_numpy()[0], results["_SEQUENCE_LENGTH"].as_numpy()[0]
-            beams = [beam[: max(int(length), 0)] for beam, length in zip(tokens, lengths, strict=True)]
-            if streaming and len(beams) == 1:
-                answer = number(results, "batch_index"), number(results, "sequence_index")
-                texts = [detokenizers[answer].push(beams[0])]
-            else:
-                texts = [decode(self.tokenizer, beam, self.skip_special_tokens) for beam in beams]
+            texts = answer.push([beam[: max(int(size), 0)] for beam, size in zip(tokens, lengths, strict=True)])
             yield response(texts, [tensor for name, tensor in results.items() if not name.startswith(INTERNAL)])
-        for (batch_index, sequence_index), detokenizer in detokenizers.items():
-            if rest := detokenizer.finish():
-                names = {"batch_index": batch_index, "sequence_index": sequence_index}
+            if streaming and answer.ended and sum(answer.ended for answer in answers.values()) >= awaited:
+                self.stop(request_id)
+        for (row, sequence), answer in answers.items():
+            if rest := answer.finish():
+                names = {"batch_index": row, "sequence_index": sequence}
                 yield response([rest], [pb_utils.Tensor(k, np.array([[v]], np.int32)) for k, v in names.items()])
+
+    def prompts(self, tensors: Tensors) -> list[str]:
+        """What stands before each row's answer and is no part of it: its prompt, where the engine repeats that."""
+        given = tensors.get("exclude_input_in_output")
+        if self.exclude_input if given is None else given.as_numpy().all():
+            return []
+        rows, sizes = tensors["_INPUT_ID"].as_numpy(), tensors["_REQUEST_INPUT_LEN"].as_numpy()
+        return [self.text(row[: int(size[0])]) for row, size in zip(rows, sizes, strict=True)]
+
+    def text(self, ids: np.ndarray) -> str:
+        text: str = decode(self.tokenizer, ids, self.skip_special_tokens)
+        return text
 
     def call(self, step: dict[str, Any], tensors: Tensors, request_id: str, decoupled: bool) -> Iterator[Tensors]:
         """Run a model on the tensors that its step maps; yield what it answers under the ensemble's names."""
@@ -123,14 +158,58 @@ class TritonPythonModel:
         list(call.exec(decoupled=True))
 
 
+class Answer:
+    """One answer to one prompt, as the engine's tokens for it come in.
+
+    Args:
+        words: its stop words.
+        head: the text before the answer that whole texts begin with.
+        streaming: of a single beam each response holds the next tokens, else all of them.
+
+    Attributes:
+        ended: a stop word was found, in each beam.
+    """
+
+    def __init__(self, model: TritonPythonModel, words: list[str], head: str, streaming: bool):
+        self.model, self.words, self.head, self.streaming = model, words, head, streaming
+        self.detokenizer = IncrementalDetokenizer(model.tokenizer, model.skip_special_tokens)
+        self.watch = StopWatch(words)
+        self.ended = False
+
+    def push(self, beams: list[np.ndarray]) -> list[str]:
+        """The text of each beam: what is new of the only one of a streamed answer, otherwise all of it."""
+        if self.streaming and len(beams) == 1:
+            piece: str = self.watch.push(self.detokenizer.push(beams[0]))
+            self.ended = self.watch.ended
+            return [piece]
+        texts = [self.model.text(beam) for beam in beams]
+        whole = [cut(text, self.words, len(self.head) if text.startswith(self.head) else 0) for text in texts]
+        self.ended = all(found for _, found in whole)
+        return [text for text, _ in whole]
+
+    def finish(self) -> str:
+        """What a streamed answer still holds back when its last token has come."""
+        rest: str = self.watch.push(self.detokenizer.finish()) + self.watch.finish()
+        return rest
+
+
+def stop_words(tensors: Tensors) -> list[list[str]]:
+    """Each row's stop words, which preprocessing has found to be UTF-8."""
+    if "stop_words" not in tensors:
+        return [[] for _ in tensors["text_input"].as_numpy()]
+    rows = tensors["stop_words"].as_numpy()
+    texts = [[word if isinstance(word, str) else bytes(word).decode("utf-8") for word in row] for row in rows]
+    return [[text for text in row if text] for row in texts]
+
+
 def response(texts: list[str], tensors: list[Any]) -> Any:
     text = np.array([[text.encode("utf-8", "replace") for text in texts]], np.object_)
     return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("text_output", text), *tensors])
 
 
-def failure(error: Exception) -> Any:
+def failure(error: BaseException) -> Any:
     message = str(error) if isinstance(error, RequestError) else f"tensorrt_llm_bls failed: {error!r}"
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message))
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message[:LONGEST_MESSAGE]))
 
 
 def renamed(tensor: Any, name: str) -> Any:

@@ -16,6 +16,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenization import decode, decode_piece, is_on, load_tokenizer
 
+LONGEST_MESSAGE = 400  # characters of an error
+
 
 class TritonPythonModel:
     """Detokenizer for whole answers and, as well as it can be done, for single tokens."""
@@ -35,8 +37,8 @@ class TritonPythonModel:
             tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
             lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
             return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("OUTPUT", self.texts(tokens, lengths))])
-        except Exception as error:  # one request must not take the others with it
-            message = f"postprocessing failed: {type(error).__name__}: {error}"
+        except BaseException as error:  # one request must not take the others with it, nor must a library's panic
+            message = f"postprocessing failed: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]
             return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message))
 
     def texts(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
