@@ -40,6 +40,8 @@ READ = (
     "quantization",
     "moe",
 )
+# Channels of a head that are rotated.
+ROTATED = ("rotary_embedding_dim", "rotary_dim")
 # What a layer of another kind, or a part of a model, would say otherwise.
 FIXED: dict[str, Any] = {
     "qk_layernorm": False,
@@ -103,11 +105,15 @@ def check_config(said: Reader, head_size: int, attn_bias: bool) -> None:
     """Raise InputError for a key of config.json that is not known, or that says what is not executed here.
 
     Args:
-        head_size, attn_bias: what other keys of the same meaning must say.
+        head_size, attn_bias: what keys of the same meaning must say.
     """
-    implied = {"rotary_embedding_dim": head_size, "rotary_dim": head_size, "bias": attn_bias}
-    check(said, READ, FIXED | implied, EFFECTLESS)
+    check(said, (*READ, *ROTATED, "bias"), FIXED, EFFECTLESS)
     check(said.section("moe"), (), MOE_FIXED, MOE_EFFECTLESS)
+    for key in ROTATED:
+        if said.integer(key, head_size) != head_size:
+            raise said.wrong(key, f"head_size {head_size}: a head is rotated whole here")
+    if said.flag("bias", attn_bias) != attn_bias:
+        raise said.wrong("bias", f"attn_bias {shown_json(attn_bias)}")
 
 
 def check_mapping(parallel: Reader) -> None:

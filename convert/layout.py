@@ -321,10 +321,10 @@ def rank_tensors(
         tensors["rotary_inv_freq"] = ([model.head_size // 2], FLOAT32)
         tensors["embed_positions_for_gpt_attention"] = ([1, model.max_position_embeddings * model.head_size], FLOAT32)
     if stage == 0:
-        shape = [model.vocab_size, model.hidden_size]
+        embedding = [model.vocab_size, model.hidden_size]
         if embedding_axis is not None:
-            shape[embedding_axis] = math.ceil(shape[embedding_axis] / mapping.tp_size)
-        tensors["transformer.vocab_embedding.weight"] = (shape, dtype)
+            embedding[embedding_axis] = math.ceil(embedding[embedding_axis] / mapping.tp_size)
+        tensors["transformer.vocab_embedding.weight"] = (embedding, dtype)
     shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, dtype))  # most layers are alike
     for local, index in enumerate(mapping.stages(model.num_hidden_layers)[stage]):
         for name, shape in shapes(*precision.layer(index).items()).items():

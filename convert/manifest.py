@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError, shown
 from .files import MANIFEST, is_there, read_json, sha256
@@ -13,7 +14,7 @@ from .reader import Reader
 from .scheme import GENERATIONS
 
 CONFIG, QUANT_CFG = "config.json", "quant_cfg.json"
-FILE = re.compile(r"rank[0-9]+\.safetensors|config\.json|quant_cfg\.json")
+FILE = re.compile(r"rank[0-9]{1,4}\.safetensors|config\.json|quant_cfg\.json")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -75,7 +76,7 @@ def read_manifest(folder: Path) -> Manifest:
     said = Reader(read_json(path), MANIFEST)
     if not said.has("files"):
         raise said.wrong("files", "an object with the SHA-256 of each file")
-    files = digests(said.section("files"))
+    files = said.section("files").values
     for name in files:
         if not FILE.fullmatch(name):
             raise InputError(f"{MANIFEST}: {shown(name)} is no file of a checkpoint")
@@ -85,17 +86,19 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(
         folder,
         True,
-        files,
-        digests(said.section("source")),
+        digests(files),
+        digests(said.section("source").values),
         said.section("options").integer("seed", least=0, largest=2**63 - 1) if said.flag("rotated") else None,
         packed,
         said.integer("sliding_window") if said.has("sliding_window") else None,
     )
 
 
-def digests(files: Reader) -> dict[str, str]:
+def digests(files: dict[str, Any]) -> dict[str, str]:
     """SHA-256 by file name, each 64 hexadecimal digits."""
-    for name in files.values:
-        if not DIGEST.fullmatch(files.text(name)):
-            raise files.wrong(name, "a SHA-256 of 64 hexadecimal digits")
-    return files.values
+    for name, digest in files.items():
+        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+            raise InputError(
+                f"{MANIFEST}: {shown(digest)} is no SHA-256 of {shown(name)}, which has 64 hexadecimal digits"
+            )
+    return files

@@ -11,6 +11,7 @@ quantize.py).
 from __future__ import annotations
 
 import fnmatch
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, SMOOTHQUANT_QDQ, WEIGHT_ONLY,
 NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 OUTSIDE = ("lm_head", "transformer.vocab_embedding", "transformer.ln_f")
 NEVER_ROWWISE = ("*ln_f", "*ln_embed", "*lm_head")
+NAME = re.compile(r"[A-Z0-9_]{1,40}")
 # TensorRT-LLM's QuantConfig of 0.16 to 1.2; another key is an error when it loads the checkpoint.
 KEYS = (
     "quant_algo",
@@ -240,6 +242,8 @@ def is_number(value: Any) -> bool:
 def algorithm_of(said: Reader, key: str) -> str | None:
     """A QuantAlgo name; None for NO_QUANT too."""
     name = said.text_or_none(key)
+    if name is not None and not NAME.fullmatch(name):
+        raise said.wrong(key, "the name of a QuantAlgo")
     return None if name == "NO_QUANT" else name
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from .architectures import FAMILIES, Family
 from .checkpoint_keys import check_mapping
-from .errors import InputError
+from .errors import InputError, printable
 from .files import read_json
 from .layout import Mapping
-from .manifest import CONFIG, read_manifest
+from .manifest import CONFIG, QUANT_CFG, read_manifest
 from .model import Model, Sizes, family_of, model_of_checkpoint, read_sizes
 from .precision import MIXED_PRECISION, Precision
 from .quant_config import algorithm_of, check_quantization, read_precision, read_quant_cfg
@@ -149,4 +149,5 @@ def check_experts(parallel: Reader, tp: int) -> None:
 def named_algorithms(folder: Path) -> tuple[str | None, ...]:
     """The QuantAlgo names in a mixed checkpoint's quant_cfg.json."""
     entries: dict[str, Any] = read_quant_cfg(folder)["quantized_layers"]
-    return tuple(dict.fromkeys(algorithm_of(Reader(entry), "quant_algo") for entry in entries.values()))
+    readers = (Reader(entry, f"{QUANT_CFG}: {printable(name, 80)}") for name, entry in entries.items())
+    return tuple(dict.fromkeys(algorithm_of(entry, "quant_algo") for entry in readers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from .precision import LAYER
 from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source
-from .values import Values
+from .values import Values, Zeros
 
 SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # (layer, phase)
@@ -79,16 +80,16 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
             shape, dtype = found[name]
             problems[name] = f"is {dtype} {shape}, config.json implies {known[name]}"
     sound = found.keys() - problems.keys()
-    read, specs = partial(checkpoint.read, rank), rank_specs(checkpoint, rank)
-    for name in sound - rotary_tables.NAMES:
-        problem = value_problem(name, specs.get(name, WHOLE), read, sound)
+    read, specs = partial(checkpoint.read, rank), defaultdict(lambda: OUTSIDE, rank_specs(checkpoint, rank))
+    for name in sorted(sound - rotary_tables.NAMES, key=lambda name: isinstance(specs[name].values, Zeros)):
+        problem = value_problem(name, specs[name], read, sound - problems.keys())  # zeros last, for they need scales
         problems |= {} if problem is None else {name: problem}
     problems |= rotary_tables.problems({name: read(name) for name in sound & rotary_tables.NAMES}, checkpoint.model)
     return [f"{path.name}: tensor {name} {problem}" for name, problem in sorted(problems.items())]
 
 
-# A tensor outside the decoder layers.
-WHOLE = Tensor((), MODEL_DTYPE)
+# A tensor outside the decoder layers: the embedding, the final norm, lm_head.
+OUTSIDE = Tensor((), MODEL_DTYPE)
 
 
 def value_problem(name: str, spec: Tensor, read: Read, sound: Collection[str]) -> str | None:
@@ -96,7 +97,7 @@ def value_problem(name: str, spec: Tensor, read: Read, sound: Collection[str]) -
 
     Args:
         read: gives a tensor by its name, as it is stored.
-        sound: names of tensors that have their shape and dtype.
+        sound: names of tensors with which nothing is wrong so far.
     """
     values, unpack = spec.values, spec.storage.read
     if values is None:
