@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from ..convert.architectures import COLUMNS
-from ..convert.errors import InputError
+from ..convert.errors import InputError, shown
 from ..convert.files import DTYPE_NAMES, MANIFEST, headers, sha256, text_digest
-from ..convert.layout import rank_size, rank_tensors
+from ..convert.layout import rank_size, rank_tensors, rotary_tables
 from ..convert.manifest import CONFIG, QUANT_CFG
 from ..convert.precision import MIXED_PRECISION, Precision
 from ..convert.scheme import SCHEMES
@@ -93,10 +93,17 @@ class CheckpointFolder(Stated):
             if self.precision is None:
                 continue
             wanted = rank_tensors(self.precision, self.mapping, rank, self.dtype, self.embedding_axis)
-            for name, (shape, dtype) in wanted.items():
-                if name not in found:
+            known = rotary_tables(self.precision.model) | wanted
+            for name in sorted(known.keys() | found.keys()):
+                if name not in known:
+                    raise InputError(
+                        f"rank{rank}.safetensors: tensor {shown(name)} is not one that config.json implies; "
+                        "run enginesmith verify"
+                    )
+                if name not in found and name in wanted:
                     raise InputError(f"rank{rank}.safetensors: tensor {name} is missing; run enginesmith verify")
-                if found[name] != (shape, DTYPE_NAMES[dtype]):
+                shape, dtype = known[name]
+                if name in found and found[name] != (shape, DTYPE_NAMES[dtype]):
                     raise InputError(
                         f"rank{rank}.safetensors: tensor {name} is {found[name][1]} {found[name][0]}, config.json "
                         f"implies {DTYPE_NAMES[dtype]} {shape}"

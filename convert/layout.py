@@ -43,6 +43,8 @@ from .values import FINITE, NOT_NEGATIVE, POSITIVE, SECOND_SCALE, SYMMETRIC, Val
 Axis = int | str
 INT8, FLOAT8, FLOAT16, FLOAT32, MODEL_DTYPE = "int8", "float8_e4m3fn", "float16", "float32", "model"
 
+FREQUENCIES, PAIRS, UNSCALED = "rotary_inv_freq", "embed_positions_for_gpt_attention", "embed_positions"
+
 
 @dataclass(frozen=True)
 class Mapping:
@@ -306,6 +308,16 @@ def padded_vocab(model: Model, tp_size: int) -> int:
     return math.ceil(model.vocab_size / tp_size) * tp_size
 
 
+def rotary_tables(model: Model) -> dict[str, tuple[list[int], str]]:
+    """Name -> (shape, dtype) of the tables that a rank may have; TensorRT-LLM computes those that it has not."""
+    positions, width = model.max_position_embeddings, model.head_size
+    return {
+        FREQUENCIES: ([width // 2], FLOAT32),
+        PAIRS: ([1, positions * width], FLOAT32),
+        UNSCALED: ([1, positions, width], FLOAT32),
+    }
+
+
 def rank_tensors(
     precision: Precision, mapping: Mapping, rank: int, dtype: str, embedding_axis: int | None = None
 ) -> dict[str, tuple[list[int], str]]:
@@ -318,8 +330,8 @@ def rank_tensors(
     model, stage = precision.model, rank // mapping.tp_size
     tensors: dict[str, tuple[list[int], str]] = {}
     if model.brings_rotary_tables:
-        tensors["rotary_inv_freq"] = ([model.head_size // 2], FLOAT32)
-        tensors["embed_positions_for_gpt_attention"] = ([1, model.max_position_embeddings * model.head_size], FLOAT32)
+        tables = rotary_tables(model)
+        tensors |= {name: tables[name] for name in (FREQUENCIES, PAIRS)}
     if stage == 0:
         embedding = [model.vocab_size, model.hidden_size]
         if embedding_axis is not None:

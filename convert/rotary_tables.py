@@ -16,31 +16,15 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from .forward import rotary_frequencies
+from .layout import FREQUENCIES, PAIRS, UNSCALED
 from .model import Model
 
-FREQUENCIES, PAIRS, UNSCALED = "rotary_inv_freq", "embed_positions_for_gpt_attention", "embed_positions"
-NAMES = frozenset((FREQUENCIES, PAIRS, UNSCALED))
 TOLERANCE, ROUNDED = 1e-5, 2.0**-23
 THETA = 1e4
 
 
-def optional(model: Model) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of each table."""
-    positions, width = model.max_position_embeddings, model.head_size
-    return {
-        FREQUENCIES: ([width // 2], "float32"),
-        PAIRS: ([1, positions * width], "float32"),
-        UNSCALED: ([1, positions, width], "float32"),
-    }
-
-
-def problems(tables: Mapping[str, torch.Tensor], model: Model) -> dict[str, str]:
-    """What is wrong with tables of the right shape, by name."""
-    return dict(faults(tables, model))
-
-
 def faults(tables: Mapping[str, torch.Tensor], model: Model) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) of each table."""
+    """(name, what is wrong) of tables of the right shapes and dtype, as far as they are there."""
     if not tables:
         return
     frequencies, positions = rotary_frequencies(model)[0], model.max_position_embeddings

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import rotary_tables
 from .device import pick_device
-from .errors import InputError
+from .errors import InputError, printable
 from .execution import Accuracy, Execution, Reference, held_out
 from .files import headers, sha256
 from .joined import Checkpoint
-from .layout import MODEL_DTYPE, Tensor, layer_tensors, rank_tensors
+from .layout import MODEL_DTYPE, Tensor, layer_tensors, rank_tensors, rotary_tables
 from .precision import LAYER
+from .rotary_tables import faults
 from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source
@@ -71,7 +71,8 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold."""
     path = checkpoint.rank_file(rank)
     wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype, checkpoint.embedding_axis)
-    known = rotary_tables.optional(checkpoint.model) | wanted
+    tables = rotary_tables(checkpoint.model)
+    known = tables | wanted
     found = {name: (shape, SAFETENSORS_DTYPES.get(dtype, dtype)) for name, shape, dtype in headers(path)}
     problems = dict.fromkeys(wanted.keys() - found.keys(), "is missing")
     problems |= dict.fromkeys(found.keys() - known.keys(), "is not one that config.json implies")
@@ -81,23 +82,24 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
             problems[name] = f"is {dtype} {shape}, config.json implies {known[name]}"
     sound = found.keys() - problems.keys()
     read, specs = partial(checkpoint.read, rank), defaultdict(lambda: OUTSIDE, rank_specs(checkpoint, rank))
-    for name in sorted(sound - rotary_tables.NAMES, key=lambda name: isinstance(specs[name].values, Zeros)):
-        problem = value_problem(name, specs[name], read, sound - problems.keys())  # zeros last, for they need scales
-        problems |= {} if problem is None else {name: problem}
-    problems |= rotary_tables.problems({name: read(name) for name in sound & rotary_tables.NAMES}, checkpoint.model)
-    return [f"{path.name}: tensor {name} {problem}" for name, problem in sorted(problems.items())]
+    for name in sorted(sound - tables.keys(), key=lambda name: isinstance(specs[name].values, Zeros)):
+        problem = value_problem(name, specs[name], read, lambda scale: scale in sound and scale not in problems)
+        if problem is not None:  # zeros come last, for they need scales
+            problems[name] = problem
+    problems |= faults({name: read(name) for name in sound & tables.keys()}, checkpoint.model)
+    return [f"{path.name}: tensor {printable(name, 120)} {problem}" for name, problem in sorted(problems.items())]
 
 
 # A tensor outside the decoder layers: the embedding, the final norm, lm_head.
 OUTSIDE = Tensor((), MODEL_DTYPE)
 
 
-def value_problem(name: str, spec: Tensor, read: Read, sound: Collection[str]) -> str | None:
+def value_problem(name: str, spec: Tensor, read: Read, sound: Callable[[str], bool]) -> str | None:
     """What is wrong with the values of a tensor of the right shape and dtype; None where nothing is.
 
     Args:
         read: gives a tensor by its name, as it is stored.
-        sound: names of tensors with which nothing is wrong so far.
+        sound: whether nothing is wrong with a tensor so far, by its name.
     """
     values, unpack = spec.values, spec.storage.read
     if values is None:
@@ -105,7 +107,7 @@ def value_problem(name: str, spec: Tensor, read: Read, sound: Collection[str]) -
     if isinstance(values, Values):
         return values.problem(unpack(read(name)))
     scale = f"{name.rpartition('.')[0]}.{values.scale}"
-    return values.problem(unpack(read(name)), unpack(read(scale))) if scale in sound else None
+    return values.problem(unpack(read(name)), unpack(read(scale))) if sound(scale) else None
 
 
 def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,9 @@ def read_by_plugins(folder: Path) -> None:
 READERS: list[Callable[[Path], object]] = [Checkpoint, planned, read_by_plugins]
 
 
-def refused(folder: Path, words: str) -> None:
+def refused(folder: Path, words: str, readers: Sequence[Callable[[Path], object]] = READERS) -> None:
     """verify, build and plugins refuse the checkpoint, each in one short line that names what is wrong."""
-    for read in READERS:
+    for read in readers:
         with pytest.raises(InputError) as error:
             read(folder)
         line = str(error.value).replace(str(folder), "ck")

@@ -12,14 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.verify import structure_problems
-from tests.checkpoint_folders import (
-    MANIFEST,
-    WIDE,
-    accepted,
-    change,
-    checkpoint_of,
-    state,
-)
+from tests.checkpoint_folders import MANIFEST, WIDE, accepted, change, checkpoint_of, planned, refused, state
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -132,6 +125,15 @@ def test_values_that_no_tensor_may_have(quant: str, tmp_path: Path) -> None:
         path.write_bytes(good)
 
 
+def test_a_tensor_too_many_is_refused_by_build_too(plain: Path) -> None:
+    path = plain / "rank0.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    save_file({**tensors, "transformer.layers.0.attention.q_layernorm.weight": torch.ones(16)}, path)
+    assert any("is not one that config.json implies" in problem for problem in structure_problems(Checkpoint(plain)))
+    refused(plain, "q_layernorm.weight' is not one that config.json implies", [planned])
+
+
 def test_a_row_of_zeros_may_have_scale_zero(tmp_path: Path) -> None:
     """As TensorRT-LLM's own rounding of weights leaves it."""
     folder = checkpoint_of(tmp_path, WIDE, quant="W8A16")
@@ -166,6 +168,8 @@ def test_rotary_tables_that_config_does_not_ask_for(model: dict[str, Any], tmp_p
         wrong = [table[..., :-1], table.half(), table * NAN, -table, table * 1.001, table.roll(1, -1)]
         for changed in wrong:
             save_file(tensors | right | {name: changed.contiguous()}, path)
+            if (changed.shape, changed.dtype) != (table.shape, table.dtype):
+                refused(folder, name, [planned])
             assert any(f"tensor {name} " in problem for problem in structure_problems(checkpoint))
     save_file(tensors | {"embed_positions_for_gpt_attention": right["embed_positions_for_gpt_attention"]}, path)
     assert any("is there without rotary_inv_freq" in problem for problem in structure_problems(checkpoint))
