@@ -1,7 +1,7 @@
 """How much GPU memory one rank of an engine takes: weights, KV cache, activations.
 
     weights       = the rank's file
-    KV per token  = 2 layers/pp ceil(kv_heads/tp) head_size bytes
+    KV per token  = 2 layers/pp ceil(kv_heads/tp) head_size bytes, for at most the sliding window's tokens a sequence
     activations   = max_num_tokens layer + logits
 
 Weights and KV cache are exact. Activations are an estimate that takes everything a layer makes as kept at once: for a
@@ -33,7 +33,7 @@ class Memory:
         rank: the rank.
         weights, activations, reserve: what is taken before the first request.
         kv_per_token: bytes of cache one token takes.
-        kv_per_sequence: a sequence of max_seq_len, in whole blocks.
+        kv_per_sequence: a sequence of max_seq_len, or of the sliding window if that is shorter, in whole blocks.
         kv_workload: max_batch_size * max_beam_width of them.
         available: what the runtime gives to the cache, its share of what is left.
         gpu: the GPU's memory.
@@ -69,11 +69,12 @@ def rank_memory(
         fraction: share of the free memory that the runtime gives to the cache (kv_cache_free_gpu_mem_fraction).
     """
     tp = checkpoint.mapping.tp_size
-    kv_heads = math.ceil(checkpoint.kv_heads / tp)
+    kv_heads = math.ceil(checkpoint.sizes.num_key_value_heads / tp)
     element = 1 if checkpoint.kv_cache in ("INT8", "FP8") else ITEM_SIZE[checkpoint.dtype]
-    per_token = 2 * len(checkpoint.layers_of(rank)) * kv_heads * checkpoint.head_size * element
+    per_token = 2 * len(checkpoint.layers_of(rank)) * kv_heads * checkpoint.sizes.head_size * element
     block: int = build_config["plugin_config"]["tokens_per_block"]
-    per_sequence: int = per_token * math.ceil(build_config["max_seq_len"] / block) * block
+    longest: int = min(build_config["max_seq_len"], checkpoint.sliding_window or build_config["max_seq_len"])
+    per_sequence = per_token * math.ceil(longest / block) * block
     weights = checkpoint.rank_bytes[rank]
     activations = activation_bytes(checkpoint, rank, build_config)
     reserve = CONTEXT + (ALL_REDUCE * tp if tp > 1 else 0)
@@ -98,10 +99,10 @@ def activation_bytes(checkpoint: CheckpointFolder, rank: int, build_config: dict
     product and its projection; layers share that memory. Logits are float32 for the last token of every sequence, for
     all tokens if context logits are gathered.
     """
-    tp, hidden = checkpoint.mapping.tp_size, checkpoint.hidden_size
-    query = checkpoint.heads // tp * checkpoint.head_size
-    key_value = math.ceil(checkpoint.kv_heads / tp) * checkpoint.head_size
-    made = 6 * hidden + (query + 2 * key_value) + query + 3 * checkpoint.intermediate_size // tp
+    tp, sizes = checkpoint.mapping.tp_size, checkpoint.sizes
+    query = sizes.num_attention_heads // tp * sizes.head_size
+    key_value = math.ceil(sizes.num_key_value_heads / tp) * sizes.head_size
+    made = 6 * sizes.hidden_size + (query + 2 * key_value) + query + 3 * sizes.intermediate_size // tp
     tokens: int = build_config["max_num_tokens"]
     layer = tokens * ITEM_SIZE[checkpoint.dtype] * made
     if rank // tp != checkpoint.mapping.pp_size - 1:
@@ -109,7 +110,7 @@ def activation_bytes(checkpoint: CheckpointFolder, rank: int, build_config: dict
     rows: int = build_config["max_batch_size"] * build_config["max_beam_width"]
     if build_config["gather_context_logits"]:
         rows = max(rows, tokens)
-    return layer + rows * checkpoint.vocab_size * LOGITS
+    return layer + rows * checkpoint.sizes.vocab_size * LOGITS
 
 
 def gibibytes(size: int) -> str:

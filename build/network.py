@@ -90,9 +90,8 @@ def outside(checkpoint: CheckpointFolder, rank: int, gemm_plugin: bool) -> list[
     mapping, nodes = checkpoint.mapping, []
     stage = rank // mapping.tp_size
     first, last = stage == 0, stage == mapping.pp_size - 1
-    if first and checkpoint.parallel_embedding and mapping.tp_size > 1:
-        by_hidden = checkpoint.config.get("embedding_sharding_dim") == 1
-        nodes.append((nccl.ALL_GATHER if by_hidden else nccl.ALL_REDUCE, "vocab_embedding"))
+    if first and checkpoint.embedding_axis is not None:
+        nodes.append((nccl.ALL_GATHER if checkpoint.embedding_axis == 1 else nccl.ALL_REDUCE, "vocab_embedding"))
     if not first:
         nodes.append((nccl.RECV, "hidden_states"))
     if not last:

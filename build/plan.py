@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..convert.bounds import LARGEST
-from ..convert.errors import InputError, shown
+from ..convert.errors import InputError, printable, shown
 from ..plugins import catalog
 from . import algorithms
 from .build_config import FUSED_MLP, Given, build_config, quantization_plugins
@@ -86,6 +86,7 @@ class Plan:
                 "dtype": checkpoint.dtype,
                 "quant_algo": checkpoint.algorithm,
                 "kv_cache_quant_algo": checkpoint.kv_cache,
+                "sliding_window": checkpoint.sliding_window,
                 "tp_size": checkpoint.mapping.tp_size,
                 "pp_size": checkpoint.mapping.pp_size,
             },
@@ -186,7 +187,7 @@ def fitting_batch(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wish
 
 def check_arrangement(checkpoint: CheckpointFolder, gpu: GPU) -> None:
     """Raise InputError for integers that conversion arranged for another generation's kernels."""
-    packed = checkpoint.packed_for_sm
+    packed = checkpoint.manifest.packed_for_sm
     if not is_arranged(checkpoint) or packed is None:
         return
     if algorithms.arrangement(packed) != algorithms.arrangement(gpu.sm):
@@ -206,7 +207,7 @@ def check_shapes_of_plugins(checkpoint: CheckpointFolder) -> None:
     if checkpoint.family is None:
         return
     sizes = {linear: (out_features, in_features) for linear, out_features, in_features in checkpoint.linear_sizes()}
-    layers = [checkpoint.layer_algorithms(index) for index in range(checkpoint.layers)]
+    layers = [checkpoint.layer_algorithms(index) for index in range(checkpoint.sizes.num_hidden_layers)]
     for linear, algorithm in dict.fromkeys(place for layer in layers for place in layer.items()):
         out_features, in_features = sizes[linear]
         for plugin in catalog.QUANTIZATION:
@@ -377,9 +378,21 @@ def warnings(
         yield "paged context attention is off: no KV cache reuse and no chunked context when serving"
     if config["max_seq_len"] > checkpoint.positions:
         yield f"max_seq_len {config['max_seq_len']} is beyond the model's {checkpoint.positions} positions"
+    window = checkpoint.sliding_window
+    if window is not None and config["max_seq_len"] > window:
+        yield (
+            f"max_seq_len {config['max_seq_len']} is beyond the sliding window of {window} tokens, which is not in the "
+            f"engine: serve with max_attention_window_size {window} (enginesmith triton sets it)"
+        )
+    if checkpoint.precision is None:
+        unknown = checkpoint.architecture if checkpoint.family is None else ", ".join(map(str, checkpoint.algorithms))
+        yield (
+            f"{printable(unknown, 60)} is not converted here: tensors, and what config.json says besides sizes, "
+            "mapping and quantization, are left to trtllm-build"
+        )
     if config["max_num_tokens"] > MOST_TOKENS:
         yield f"max_num_tokens {config['max_num_tokens']} is above {MOST_TOKENS}: more memory, hardly more throughput"
-    if is_arranged(checkpoint) and checkpoint.packed_for_sm is None:
+    if is_arranged(checkpoint) and checkpoint.manifest.packed_for_sm is None:
         yield "integers arranged by another tool: nothing says for which GPU generation; check with its maker"
     if wishes.chunked_context:
         yield "serve with chunked context (enginesmith triton --enable_chunked_context): prompts exceed one step"

@@ -61,6 +61,8 @@ def verify(
 def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str]) -> None:
     precision, mapping = checkpoint.precision, checkpoint.mapping
     what = f"{precision.algo or 'no quantization'}, KV cache {precision.kv_cache or checkpoint.dtype}"
+    if checkpoint.sliding_window is not None:
+        what += f", sliding window {checkpoint.sliding_window}"
     click.echo(f"{checkpoint.folder}: {what}, tp {mapping.tp_size}, pp {mapping.pp_size}")
     click.echo("structure: " + (f"{len(problems)} problems" if problems else "every tensor as config.json implies"))
     if accuracy is not None:

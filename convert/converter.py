@@ -26,7 +26,8 @@ from .files import MANIFEST, Hashes, write_json
 from .forward import rotary_frequencies
 from .layer import Tensors
 from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
-from .quant_config import QUANT_CFG, quant_cfg
+from .manifest import QUANT_CFG
+from .quant_config import quant_cfg
 from .quantizer import Quantized
 from .readymade import ANEW, ReadyMade
 from .rounding import Grouped
@@ -301,6 +302,7 @@ class Job:
             "rotated": self.quantizer.rotation is not None,
             "packed_for_sm": self.precision.packed_for_sm,
             "float16_range": self.float16_range(),
+            "sliding_window": self.model.sliding_window,
             "layers": layers if any(layers) else [],
         }
 

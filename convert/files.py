@@ -1,4 +1,4 @@
-"""Files that are read without PyTorch: JSON, safetensors headers, hashes, and the manifest of a conversion."""
+"""Files that are read without PyTorch: JSON, safetensors headers and hashes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError, shown
-from .reader import Reader
 
 # Beside a checkpoint's config.json: how it was made, and the SHA-256 of every file.
 MANIFEST = "enginesmith.json"
@@ -31,7 +30,6 @@ DTYPE_NAMES = {
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
 }
-MANIFEST_FILES = r"rank\d+\.safetensors|config\.json|quant_cfg\.json"
 
 
 def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
@@ -184,21 +182,3 @@ class Hashes:
 def text_digest(value: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """enginesmith.json; empty for a checkpoint that another converter made."""
-    path = folder / MANIFEST
-    return read_json(path) if is_there(path) else {}
-
-
-def manifest_problems(folder: Path, suspect: Callable[[Path], bool] = lambda path: True) -> list[str]:
-    """Files of a checkpoint that are no longer the ones its manifest recorded; only suspects are hashed."""
-    problems = []
-    for name, digest in Reader(read_manifest(folder), MANIFEST).section("files").values.items():
-        path = folder / name
-        if not re.fullmatch(MANIFEST_FILES, name):
-            problems.append(f"{MANIFEST}: {name[:60]!r} is no file of a checkpoint")
-        elif not path.is_file() or (suspect(path) and sha256(path) != digest):
-            problems.append(f"{name}: differs from the one {MANIFEST} recorded")
-    return problems

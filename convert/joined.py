@@ -8,44 +8,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError, shown
-from .files import read_json, read_manifest
 from .forward import rotary_frequencies
-from .layout import Mapping, Tensor, check_kernels, layer_tensors
-from .model import Model, model_of_checkpoint
-from .precision import LAYER
-from .quant_config import read_precision
-from .reader import Reader
+from .layout import Tensor, check_kernels, layer_tensors
+from .model import Model
+from .precision import LAYER, Precision
+from .stated import Stated
 
 
-class Checkpoint:
+class Checkpoint(Stated):
     """A TensorRT-LLM checkpoint folder that this project knows how to execute.
 
     Attributes:
-        model, precision, mapping, dtype: what config.json states.
-        stages: the layers of each pipeline stage.
+        model, precision: what its configuration states.
 
     Raises:
         InputError: not such a folder, or an architecture or quantization that is not supported.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.config = read_json(self.folder / "config.json")
-        self.model: Model = model_of_checkpoint(self.config)
-        parallel = Reader(self.config).section("mapping")
-        self.mapping = Mapping(parallel.integer("tp_size", 1), parallel.integer("pp_size", 1))
-        self.mapping.check(self.model)
-        if parallel.integer("world_size", self.mapping.world_size) != self.mapping.world_size:
-            raise InputError(f"config.json: world_size {parallel.values['world_size']} is not tp_size * pp_size")
-        self.stages = self.mapping.stages(self.model.num_hidden_layers)
-        self.precision = read_precision(self.folder, self.config, self.model, self.stages, arranged_for(self.folder))
-        check_kernels(self.precision, self.mapping)
-        self.dtype = str(self.config.get("dtype"))
-        if self.dtype not in ("float16", "bfloat16"):
-            raise InputError(f"{self.folder}/config.json: dtype {shown(self.dtype)} is not supported")
+    model: Model
+    precision: Precision
 
-    def rank_file(self, rank: int) -> Path:
-        return self.folder / f"rank{rank}.safetensors"
+    def __init__(self, folder: str | Path):
+        super().__init__(folder)
+        self.precision = self.read_precision()
+        check_kernels(self.precision, self.mapping)
+        if self.dtype == "float32":
+            raise InputError(f"{self.folder}/config.json: dtype {shown(self.dtype)} is not supported")
 
     def read(self, rank: int, name: str) -> torch.Tensor:
         path = self.rank_file(rank)
@@ -98,7 +86,10 @@ class Checkpoint:
 
     def embedding(self) -> torch.Tensor:
         """[vocab_size, hidden_size]."""
-        return self.same(range(self.mapping.tp_size), "transformer.vocab_embedding.weight")
+        ranks, name = range(self.mapping.tp_size), "transformer.vocab_embedding.weight"
+        if self.embedding_axis is None:
+            return self.same(ranks, name)
+        return torch.cat([self.read(rank, name) for rank in ranks], self.embedding_axis)[: self.model.vocab_size]
 
     def final_norm(self) -> torch.Tensor:
         """[hidden_size]."""
@@ -116,9 +107,3 @@ class Checkpoint:
         """[vocab_size, hidden_size], padding rows removed."""
         ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
         return torch.cat([self.read(rank, "lm_head.weight") for rank in ranks])[: self.model.vocab_size]
-
-
-def arranged_for(folder: Path) -> int:
-    """The GPU generation that the manifest says packed integers are arranged for; SM 80 to 89 where none says so."""
-    value = read_manifest(folder).get("packed_for_sm")
-    return value if isinstance(value, int) else 80

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .architectures import FAMILIES, Family
+from .checkpoint_keys import check_config
 from .errors import InputError, shown
 from .reader import Reader
 
@@ -128,37 +129,73 @@ def check_heads(model: Model) -> None:
         raise InputError(f"config.json: head size {model.head_size} is odd; the rotary embedding needs pairs")
 
 
-def model_of_checkpoint(config: dict[str, Any]) -> Model:
-    """Interpret a TensorRT-LLM checkpoint's config.json.
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a decoder of any architecture, under TensorRT-LLM's names."""
 
-    Raises:
-        InputError: an architecture that this version cannot execute, or a missing or wrong value.
-    """
-    said = Reader(config)
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_size: int
+    vocab_size: int
+
+
+def read_sizes(said: Reader) -> Sizes:
+    """The sizes that a TensorRT-LLM checkpoint's config.json states, or that TensorRT-LLM takes where it does not."""
     hidden, heads = said.integer("hidden_size"), said.integer("num_attention_heads")
-    positions = said.integer("max_position_embeddings")
-    rope = {"rope_theta": config.get("rotary_base"), "rope_scaling": config.get("rotary_scaling")}
-    base, scaling = read_rope(rope, positions)
-    for key, known in (("hidden_act", "silu"), ("position_embedding_type", "rope_gpt_neox")):
-        if config.get(key) != known:
-            raise InputError(f"config.json: {key} {shown(config.get(key))} is not supported; supported: {known}")
-    model = Model(
-        architecture=str(config.get("architecture")),
-        family=family_of(config.get("architecture")),
-        dtype=config.get("dtype"),
+    if hidden % heads and not said.has("head_size"):
+        raise InputError(
+            f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; state head_size"
+        )
+    kv_heads = said.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise InputError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    return Sizes(
         hidden_size=hidden,
         intermediate_size=said.integer("intermediate_size", 4 * hidden),
         num_hidden_layers=said.integer("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=said.integer("num_key_value_heads", heads),
+        num_key_value_heads=kv_heads,
         head_size=said.integer("head_size", hidden // heads),
         vocab_size=said.integer("vocab_size"),
+    )
+
+
+def model_of_checkpoint(config: dict[str, Any]) -> Model:
+    """Interpret a TensorRT-LLM checkpoint's config.json.
+
+    Raises:
+        InputError: an architecture that this version cannot execute, a key that it does not know, or a missing or
+            wrong value.
+    """
+    said = Reader(config)
+    sizes, positions, attn_bias = read_sizes(said), said.integer("max_position_embeddings"), said.flag("attn_bias")
+    check_config(said, sizes.head_size, attn_bias)
+    said.section("rotary_scaling")
+    base, scaling = read_rope(
+        {"rope_theta": said.number("rotary_base", 1e4), "rope_scaling": config.get("rotary_scaling")}, positions
+    )
+    said.choice("hidden_act", ("silu",))
+    said.choice("position_embedding_type", ("rope_gpt_neox",))
+    model = Model(
+        architecture=said.text("architecture"),
+        family=family_of(config.get("architecture")),
+        dtype=said.text("dtype"),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_hidden_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
+        head_size=sizes.head_size,
+        vocab_size=sizes.vocab_size,
         max_position_embeddings=positions,
         norm_epsilon=float(said.number("norm_epsilon", 1e-5, largest=1.0)),
         hidden_act="silu",
         rotary_base=base,
         rotary_scaling=scaling,
-        attn_bias=said.flag("attn_bias"),
+        attn_bias=attn_bias,
         mlp_bias=said.flag("mlp_bias"),
         tied=False,
         sliding_window=None,

@@ -10,23 +10,39 @@ quantize.py).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from .architectures import Group
 from .errors import InputError, printable, shown
 from .files import read_json
+from .manifest import QUANT_CFG
 from .model import Model
 from .patterns import compiled
 from .precision import LAYER, MIXED_PRECISION, WHOLE_BLOCKS, Precision, module_of
 from .reader import Reader
-from .scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, WEIGHT_ONLY, Scheme, scheme_of
+from .scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, SMOOTHQUANT_QDQ, WEIGHT_ONLY, Scheme, scheme_of
 
-QUANT_CFG = "quant_cfg.json"
 # What exclude_modules holds where a checkpoint says nothing.
 NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 OUTSIDE = ("lm_head", "transformer.vocab_embedding", "transformer.ln_f")
 NEVER_ROWWISE = ("*ln_f", "*ln_embed", "*lm_head")
+NAME = re.compile(r"[A-Z0-9_]{1,40}")
+# TensorRT-LLM's QuantConfig of 0.16 to 1.2; another key is an error when it loads the checkpoint.
+KEYS = (
+    "quant_algo",
+    "kv_cache_quant_algo",
+    "group_size",
+    "smoothquant_val",
+    "clamp_val",
+    "use_meta_recipe",
+    "has_zero_point",
+    "pre_quant_scale",
+    "exclude_modules",
+    "mamba_ssm_cache_dtype",
+)
+QUANT_CFG_KEYS = ("quant_algo", "kv_cache_quant_algo", "quantized_layers", "exclude_modules")
 
 
 def quantization(precision: Precision, smoothquant_val: float, layers: range) -> dict[str, Any]:
@@ -111,10 +127,11 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
     Raises:
         InputError: an algorithm or a mixture that this version does not know.
     """
-    said = Reader(config).section("quantization").values
+    section = Reader(config).section("quantization")
+    said, kv_cache = section.values, algorithm_of(section, "kv_cache_quant_algo")
     if said.get("quant_algo") == MIXED_PRECISION:
-        in_config, said = said.get("kv_cache_quant_algo"), read_quant_cfg(folder)
-        kv_cache = said.get("kv_cache_quant_algo")
+        in_config, said = kv_cache, read_quant_cfg(folder)
+        kv_cache = algorithm_of(Reader(said, QUANT_CFG), "kv_cache_quant_algo")
         if kv_cache != in_config:
             raise InputError(
                 f"{QUANT_CFG}: kv_cache_quant_algo is {shown(kv_cache)}, config.json's is {shown(in_config)}"
@@ -127,7 +144,7 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
         places = Places(schemes, QUANT_CFG)
         places.check_names(model, stages[0])
     else:
-        base = scheme_from(said, said.get("kv_cache_quant_algo"), sm, "config.json")
+        base = scheme_from(said, kv_cache, sm, "config.json")
         left = Reader(said, prefix="quantization.").texts("exclude_modules")
         places = Places(dict.fromkeys(left, Scheme(kv_cache=base.kv_cache)), "config.json: exclude_modules")
     others = {}
@@ -185,28 +202,71 @@ def scheme_at(local: int, group: Group, base: Scheme, places: Places) -> Scheme 
     return own
 
 
-def scheme_from(entry: Any, kv_cache: Any, sm: int, where: str) -> Scheme:
+def scheme_from(entry: dict[str, Any], kv_cache: str | None, sm: int, where: str) -> Scheme:
     """The scheme of a quantization section, or of one module's entry in quant_cfg.json.
 
     Args:
         where: file and module, for messages.
     """
-    if not isinstance(entry, dict):
-        raise InputError(f"{where}: a module's entry must be an object, not {shown(entry)}")
-    size = Reader(entry, where).integer("group_size", 128)
+    said = Reader(entry, where)
+    check_quantization(said)
     try:
-        scheme = scheme_of(entry.get("quant_algo"), kv_cache, size, sm)
+        scheme = scheme_of(algorithm_of(said, "quant_algo"), kv_cache, said.integer("group_size", 128), sm)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     for key, implied in (("has_zero_point", scheme.form == GPTQ), ("pre_quant_scale", scheme.form == AWQ)):
-        if scheme.grouped and Reader(entry, where).flag(key) != implied:
-            raise InputError(f"{where}: {key} must be {str(implied).lower()} for {scheme.algo} as it is written here")
+        if said.flag(key) != implied and scheme.form != SMOOTHQUANT_QDQ:  # which nothing asks for either
+            name = scheme.algo or "no quantization"
+            raise InputError(f"{where}: {key} must be {str(implied).lower()} for {name} as it is written here")
+    if said.has("clamp_val"):
+        raise said.wrong("clamp_val", "null: activations are not clamped here")
+    if said.flag("use_meta_recipe"):
+        raise said.wrong("use_meta_recipe", "false: Meta's recipe is not executed here")
+    if algorithm_of(said, "kv_cache_quant_algo") not in (None, kv_cache):
+        raise said.wrong("kv_cache_quant_algo", f"{kv_cache or 'null'}: all layers have one kind of cache")
     return scheme
 
 
+def check_quantization(said: Reader) -> None:
+    """Raise InputError for a key that QuantConfig does not have, or a value of a wrong type."""
+    said.check_keys(KEYS)
+    said.integer("group_size", 128)
+    strength, clamp = said.values.get("smoothquant_val"), said.values.get("clamp_val")
+    if strength is not None and not (is_number(strength) and 0 <= strength <= 1):
+        raise said.wrong("smoothquant_val", "a number from 0 to 1")
+    if clamp is not None and not (isinstance(clamp, list) and len(clamp) == 2 and all(map(is_number, clamp))):
+        raise said.wrong("clamp_val", "null or two numbers")
+    for key in ("use_meta_recipe", "has_zero_point", "pre_quant_scale"):
+        said.flag(key)
+    said.texts("exclude_modules")
+    said.text_or_none("mamba_ssm_cache_dtype")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def algorithm_of(said: Reader, key: str) -> str | None:
+    """A QuantAlgo name; None for NO_QUANT too."""
+    name = said.text_or_none(key)
+    if name is not None and not NAME.fullmatch(name):
+        raise said.wrong(key, "the name of a QuantAlgo")
+    return None if name == "NO_QUANT" else name
+
+
 def read_quant_cfg(folder: Path) -> dict[str, Any]:
-    """quant_cfg.json, with an object of quantized_layers in it."""
-    said = read_json(folder / QUANT_CFG)
-    if not isinstance(said.get("quantized_layers"), dict) or not said["quantized_layers"]:
+    """quant_cfg.json, with an object of quantized_layers in it, of which each is an object."""
+    said = Reader(read_json(folder / QUANT_CFG), QUANT_CFG)
+    said.check_keys(QUANT_CFG_KEYS)
+    said.choice("quant_algo", (MIXED_PRECISION,), MIXED_PRECISION)
+    if said.texts("exclude_modules"):
+        raise said.wrong("exclude_modules", "empty: what quantized_layers does not name is in floating point")
+    layers = said.section("quantized_layers").values
+    if not layers:
         raise InputError(f"{folder}/{QUANT_CFG}: no quantized_layers in it, which MIXED_PRECISION needs")
-    return said
+    for name, entry in layers.items():
+        if not isinstance(entry, dict):
+            raise InputError(
+                f"{QUANT_CFG}: {printable(name, 80)}: a module's entry must be an object, not {shown(entry)}"
+            )
+    return said.values

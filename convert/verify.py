@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .device import pick_device
-from .errors import InputError
+from .errors import InputError, printable
 from .execution import Accuracy, Execution, Reference, held_out
-from .files import MANIFEST, headers, manifest_problems, read_manifest, sha256
+from .files import headers, sha256
 from .joined import Checkpoint
-from .layout import layer_tensors, rank_tensors
+from .layout import MODEL_DTYPE, Tensor, layer_tensors, rank_tensors, rotary_tables
 from .precision import LAYER
-from .reader import Reader
+from .rotary_tables import faults
 from .rotation import Rotation
 from .runtime import Runtime
 from .source import Source
-from .storage import PLAIN
+from .values import Values, Zeros
 
 SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-SCALES = ("scale", "scale_to_int", "scaling_factor", "smoother")
-# Rotary tables that a checkpoint may hold or leave to be computed at load.
-OPTIONAL = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
-
 # (layer, phase)
 OnProgress = Callable[[int, str], None]
+# A stored tensor, by name.
+Read = Callable[[str], torch.Tensor]
 
 
 def structure_problems(checkpoint: Checkpoint) -> list[str]:
     """Everything wrong with a checkpoint's files; an empty list means that each rank holds exactly the tensors
-    that config.json implies, with their shapes and dtypes, finite, with positive scales, and that files are the
-    ones the manifest recorded."""
+    that config.json implies, with their shapes, dtypes and values that they may have, and that files are the ones the
+    manifest recorded."""
     problems: list[str] = []
     world = checkpoint.mapping.world_size
     for path in sorted(checkpoint.folder.glob("rank*.safetensors")):
@@ -52,7 +51,7 @@ def structure_problems(checkpoint: Checkpoint) -> list[str]:
             problems.append(str(error))
     if not problems:
         problems += rank_disagreements(checkpoint)
-    return problems + manifest_problems(checkpoint.folder)
+    return problems + checkpoint.manifest.problems()
 
 
 def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
@@ -69,40 +68,56 @@ def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
 
 
 def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
+    """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold."""
     path = checkpoint.rank_file(rank)
-    declared = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype)
-    found = {name: (shape, dtype) for name, shape, dtype in headers(path) if name in declared or name not in OPTIONAL}
-    packed = packed_tensors(checkpoint, rank)
-    problems = [f"{path.name}: tensor {name} is missing" for name in declared if name not in found]
-    problems += [f"{path.name}: tensor {name} is not one that config.json implies" for name in found.keys() - declared]
-    for name in declared.keys() & found.keys():
-        shape, dtype = found[name]
-        ours = SAFETENSORS_DTYPES.get(dtype, dtype)
-        if (shape, ours) != declared[name]:
-            problems.append(f"{path.name}: tensor {name} is {ours} {shape}, config.json implies {declared[name]}")
-            continue
-        tensor = checkpoint.read(rank, name)
-        if dtype == "F8_E4M3":
-            tensor = tensor.float()
-        if dtype == "I8":
-            if name not in packed and tensor.min() < -127:
-                problems.append(f"{path.name}: tensor {name} holds -128; symmetric weights end at -127")
-        elif name in packed:
-            continue
-        elif not torch.isfinite(tensor).all():
-            problems.append(f"{path.name}: tensor {name} holds NaN or Inf")
-        elif name.endswith(SCALES) and not (tensor > 0).all():
-            problems.append(f"{path.name}: scale {name} is not positive")
-    return sorted(problems)
+    wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype, checkpoint.embedding_axis)
+    tables = rotary_tables(checkpoint.model)
+    known = tables | wanted
+    found = {name: (shape, SAFETENSORS_DTYPES.get(dtype, dtype)) for name, shape, dtype in headers(path)}
+    problems = dict.fromkeys(wanted.keys() - found.keys(), "is missing")
+    problems |= dict.fromkeys(found.keys() - known.keys(), "is not one that config.json implies")
+    for name in known.keys() & found.keys():
+        if found[name] != known[name]:
+            shape, dtype = found[name]
+            problems[name] = f"is {dtype} {shape}, config.json implies {known[name]}"
+    sound = found.keys() - problems.keys()
+    read, specs = partial(checkpoint.read, rank), defaultdict(lambda: OUTSIDE, rank_specs(checkpoint, rank))
+    for name in sorted(sound - tables.keys(), key=lambda name: isinstance(specs[name].values, Zeros)):
+        problem = value_problem(name, specs[name], read, lambda scale: scale in sound and scale not in problems)
+        if problem is not None:  # zeros come last, for they need scales
+            problems[name] = problem
+    problems |= faults({name: read(name) for name in sound & tables.keys()}, checkpoint.model)
+    return [f"{path.name}: tensor {printable(name, 120)} {problem}" for name, problem in sorted(problems.items())]
 
 
-def packed_tensors(checkpoint: Checkpoint, rank: int) -> set[str]:
-    """The names of one rank's tensors whose values mean nothing before they are unpacked."""
-    names = set()
-    for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size]):
-        specs = layer_tensors(checkpoint.model, checkpoint.precision.layer(index), checkpoint.dtype)
-        names |= {LAYER.format(i=local) + name for name, spec in specs.items() if spec.storage is not PLAIN}
-    return names
+# A tensor outside the decoder layers: the embedding, the final norm, lm_head.
+OUTSIDE = Tensor((), MODEL_DTYPE)
+
+
+def value_problem(name: str, spec: Tensor, read: Read, sound: Callable[[str], bool]) -> str | None:
+    """What is wrong with the values of a tensor of the right shape and dtype; None where nothing is.
+
+    Args:
+        read: gives a tensor by its name, as it is stored.
+        sound: whether nothing is wrong with a tensor so far, by its name.
+    """
+    values, unpack = spec.values, spec.storage.read
+    if values is None:
+        return None
+    if isinstance(values, Values):
+        return values.problem(unpack(read(name)))
+    scale = f"{name.rpartition('.')[0]}.{values.scale}"
+    return values.problem(unpack(read(name)), unpack(read(scale))) if sound(scale) else None
+
+
+def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
+    """The tensors of one rank's decoder layers, by name."""
+    specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), checkpoint.dtype))
+    return {
+        LAYER.format(i=local) + name: spec
+        for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])
+        for name, spec in specs(*checkpoint.precision.layer(index).items()).items()
+    }
 
 
 def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
@@ -111,7 +126,7 @@ def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
         if ours != theirs:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
-    recorded = Reader(read_manifest(checkpoint.folder), MANIFEST).section("source").values
+    recorded = checkpoint.manifest.source
     for file in source.paths():
         if file.name in recorded and recorded[file.name] != sha256(file):
             raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
@@ -135,6 +150,9 @@ def measure(
     where = pick_device(device)
     source = Source(reference, "--reference")
     check_same_model(checkpoint, source)
+    window = checkpoint.sliding_window
+    if window is not None and length > window:
+        raise InputError(f"--seq_len {length} is longer than the sliding window of {window} tokens; give at most that")
     ids = held_out(source, text, chunks, length)
     reference_model = Reference(source, ids, where)
     runtime = Runtime.of(checkpoint, length, where)
@@ -150,11 +168,8 @@ def measure(
 
 def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
     """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
-    manifest = read_manifest(checkpoint.folder)
-    if manifest.get("rotated") is not True:
-        return None
-    seed = Reader(manifest, MANIFEST).section("options").integer("seed", least=0, largest=2**63 - 1)
-    return Rotation(checkpoint.model.hidden_size, seed)
+    seed = checkpoint.manifest.rotation
+    return None if seed is None else Rotation(checkpoint.model.hidden_size, seed)
 
 
 def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:

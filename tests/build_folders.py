@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from enginesmith.convert.files import sha256
+
 FAKE = Path(__file__).parent / "fake_tensorrt_llm"
 CONFIG: dict[str, Any] = {
     "architecture": "SomeForCausalLM",
@@ -42,6 +44,12 @@ def write_checkpoint(
     for rank in range(tp * pp):
         save_file({"one": np.ones(1, np.float32)}, folder / f"rank{rank}.safetensors")
     return folder
+
+
+def write_manifest(folder: Path, **changes: Any) -> None:
+    """An enginesmith.json beside a checkpoint that records the files as they are."""
+    files = {path.name: sha256(path) for path in folder.iterdir() if path.name != "enginesmith.json"}
+    (folder / "enginesmith.json").write_text(json.dumps({"files": files} | changes))
 
 
 def fake_machine(folder: Path, gpus: int = 2, name: str = "NVIDIA A100-SXM4-80GB", sm: str = "8.0") -> dict[str, str]:

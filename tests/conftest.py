@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,30 @@ def converted(tmp_path: Path) -> Callable[..., Checkpoint]:
         return Checkpoint(folder)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two tensor parallel ranks, SmoothQuant with all its kinds of tensors; to be copied."""
+    folder = tmp_path_factory.mktemp("tiny")
+    source, calib = write_model(folder / "hf"), str(folder / "ids.safetensors")
+    options = ConvertOptions(str(source), str(folder / "ck"), quant="W8A8_SQ_PER_TENSOR_PLUGIN", tp_size=2, calib=calib)
+    convert(replace(options, calib_size=4, calib_seq_len=16))
+    return folder / "ck"
+
+
+@pytest.fixture
+def made(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The tiny checkpoint, of which files may be replaced, but not written into."""
+    folder = tmp_path / "ck"
+    folder.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        os.link(path, folder / path.name)
+    return folder
+
+
+@pytest.fixture
+def plain(made: Path) -> Path:
+    """The same as another converter would have made it: without a manifest."""
+    (made / "enginesmith.json").unlink()
+    return made

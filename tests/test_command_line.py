@@ -84,12 +84,12 @@ def test_verify_notices_another_config(inputs: list[object], tmp_path: Path) -> 
         ({"mapping": {"tp_size": 0}}, "tp_size must be an integer from 1"),
         ({"mapping": {"tp_size": 3}}, "--tp_size 3 does not divide"),
         ({"quantization": {"quant_algo": "NVFP4"}}, "quantization 'NVFP4' is not supported"),
-        ({"quantization": {"quant_algo": []}}, "is not supported"),
+        ({"quantization": {"quant_algo": []}}, "quant_algo must be a text"),
         ({"norm_epsilon": "x"}, "norm_epsilon must be a positive number"),
-        ({"rotary_scaling": "x"}, "rope_scaling must be an object"),
+        ({"rotary_scaling": "x"}, "rotary_scaling must be an object"),
         ({"num_attention_heads": 10**30}, "num_attention_heads must be an integer"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"dtype": "int8"}, "dtype 'int8' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act must be one of silu, not 'gelu'"),
+        ({"dtype": "int8"}, "dtype must be one of float16, bfloat16, float32, not 'int8'"),
     ],
 )
 def test_verify_refuses_a_config_it_cannot_execute(

@@ -214,6 +214,7 @@ def test_20_scales_are_exact_to_float32(tiny: Tiny, converted: Convert) -> None:
 def test_21_loading_is_strict(tiny: Tiny, converted: Convert) -> None:
     checkpoint = converted(tiny(), quant=PER_TOKEN)
     (checkpoint.folder / "enginesmith.json").unlink()
+    checkpoint = Checkpoint(checkpoint.folder)
     path = checkpoint.rank_file(0)
     tensors = load_file(path)
     scale = "transformer.layers.1.mlp.fc.per_channel_scale"
