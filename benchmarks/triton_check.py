@@ -182,8 +182,6 @@ CHANGES: dict[str, Change] = {
     "version_policy without a version": add("preprocessing", "version_policy { specific {} }"),
     "version_policy of version 3": add("preprocessing", "version_policy { specific { versions: 3 } }"),
     "version_policy: the latest 0": add("preprocessing", "version_policy { latest { num_versions: 0 } }"),
-    "no model.py": lambda repository: (repository / "preprocessing/1/model.py").unlink(),
-    "default_model_filename of another file": add("preprocessing", 'default_model_filename: "other.py"'),
     "default_model_filename in the parent": add("preprocessing", 'default_model_filename: "../1/model.py"'),
     "an agent that is not there": add("preprocessing", 'model_repository_agents { agents [ { name: "none" } ] }'),
     "an EXECUTION_ENV_PATH that is not there": add("preprocessing", 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/none.tar.gz" } }'),
@@ -203,8 +201,10 @@ CHANGES: dict[str, Change] = {
     "max_attention_window_size 0": add("tensorrt_llm", 'parameters { key: "max_attention_window_size" value { string_value: "0" } }'),
     "a misspelt parameter of ours": edit("preprocessing", 'key: "add_special_tokens"', 'key: "add_special_token"'),
     "end_ids beyond the vocabulary": add("preprocessing", 'parameters { key: "end_ids" value { string_value: "1,99999" } }'),
-    # Last, for tritonserver 2.51 waits for such a model without end.
-    "default_model_filename with NUL": add("preprocessing", r'default_model_filename: "a\\000b"'),
+    # Last, for tritonserver 2.51 waits without end for a Python model whose file is not there.
+    "no model.py": lambda repository: (repository / "preprocessing/1/model.py").unlink(),
+    "default_model_filename of another file": add("preprocessing", 'default_model_filename: "other.py"'),
+    "default_model_filename with NUL": add("preprocessing", r'default_model_filename: "a\000b"'),
 }  # fmt: skip
 
 
