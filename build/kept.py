@@ -13,7 +13,6 @@ from typing import Any
 from ..convert.errors import InputError
 from ..convert.files import is_there, sha256, text_digest, write_json
 from ..convert.staging import MARK, remove
-from ..convert.text import BUILT_IN
 
 STATE = ".steps"
 
@@ -36,15 +35,6 @@ def tree(output: Path) -> str:
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(sha256, files))
     return text_digest({str(path.relative_to(output)): one for path, one in zip(files, digests, strict=True)})
-
-
-def text_hash(source: str) -> str:
-    """What identifies a text: its file's hash, or the name of a built-in one."""
-    if source in BUILT_IN:
-        return source
-    if not Path(source).is_file():
-        raise InputError(f"text {source}: no such file; give a file, or one of: {', '.join(BUILT_IN)}")
-    return sha256(Path(source))
 
 
 def write_whole(path: Path, value: dict[str, Any]) -> None:

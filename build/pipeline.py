@@ -18,14 +18,15 @@ from typing import Any
 
 from ..convert.apart import check_apart
 from ..convert.convert_options import ConvertOptions
-from ..convert.converter import Job, convert_job
+from ..convert.converter import Job, convert_job, versions
 from ..convert.device import pick_device
+from ..convert.documents import BUILT_IN
 from ..convert.errors import InputError
 from ..convert.execution import held_out
 from ..convert.files import is_there, read_json, text_digest
 from ..convert.joined import Checkpoint
 from ..convert.staging import Staging
-from ..convert.text import BUILT_IN
+from ..convert.text import content_hash
 from ..convert.verify import gate_failures, measure, structure_problems, summary
 from ..convert.verify_options import VerifyOptions
 from . import engines, gpus, sketch
@@ -39,7 +40,6 @@ from .kept import (
     note,
     only_one,
     removed_of,
-    text_hash,
     tokenizer_files,
     tree,
     write_whole,
@@ -172,9 +172,8 @@ class Run:
     def convert(self, job: Job) -> Step:
         options, source = job.options, job.source
         choices = {k: v for k, v in asdict(options).items() if k not in ("model_dir", "output_dir")}
-        versions = {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")}
         files = [*source.paths(), *tokenizer_files(source.folder)]
-        inputs = [choices, versions, hashes(files), text_hash(options.calib)]
+        inputs = [choices, versions(), hashes(files), content_hash(options.calib)]
         if self.current("convert", self.checkpoint, inputs) is None:
             for later in (self.verdict, self.plan_dir, self.engine, self.repository):
                 discard(later)
@@ -189,7 +188,7 @@ class Run:
         """Measure, unless that was done before; the gate is judged anew each time."""
         measured = {key: value for key, value in asdict(options).items() if key != "max_ppl_increase"}
         files = hashes(tokenizer_files(self.recipe.model_dir))
-        inputs = [measured, tree(self.checkpoint), text_hash(options.text), files, metadata.version("enginesmith")]
+        inputs = [measured, tree(self.checkpoint), content_hash(options.text), files, versions()]
 
         def work() -> dict[str, Any]:
             checkpoint = Checkpoint(self.checkpoint)

@@ -19,12 +19,12 @@ from ..convert.bounds import Option
 from ..convert.compare import NONE, SETTINGS, SWITCHES, Comparison, summary
 from ..convert.compare import compare as run
 from ..convert.convert_options import ConvertOptions
+from ..convert.documents import BUILT_IN
 from ..convert.errors import InputError
 from ..convert.report import cells, page
 from ..convert.scheme import SCHEMES
 from ..convert.source import Source
 from ..convert.staging import whole_file
-from ..convert.text import BUILT_IN
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar, adding_most

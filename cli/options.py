@@ -13,13 +13,17 @@ from ..convert.verify_options import VerifyOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+SOURCES = (
+    "a UTF-8 file, a .json, .jsonl or .parquet file or a folder of them with text, prompt and completion, or messages, "
+    "or a safetensors file with input_ids"
+)
 # Options that more than one command has.
 text = click.option(
     "--text",
     default="pydoc-heldout",
     show_default=True,
     metavar="FILE|NAME",
-    help="Held-out text: pydoc-heldout, a UTF-8 file, or a safetensors file with input_ids.",
+    help=f"Held-out text: pydoc-heldout, {SOURCES}.",
 )
 exclude = click.option(
     "--exclude",
@@ -34,7 +38,7 @@ calib = click.option(
     default="pydoc",
     show_default=True,
     metavar="FILE|NAME",
-    help="Calibration text: pydoc, a UTF-8 file, or a safetensors file with input_ids.",
+    help=f"Calibration text: pydoc, {SOURCES}.",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .bounds import bounded, check
+from .documents import BUILT_IN
 from .errors import InputError
 from .options import QuantizeOptions
 from .precision import Precision, mixed, of_parts
@@ -14,7 +15,7 @@ from .readymade import ANEW, quant_of
 from .rotation import Rotation
 from .scheme import GENERATIONS, GPTQ, GROUP_SIZES, KV_CACHE, SCHEMES, SMOOTHQUANT, Scheme, scheme_of
 from .source import Source
-from .text import BUILT_IN, Tokens, read_tokens
+from .text import Tokens, check_length, read_tokens
 
 # Options that say where things lie, not what they are.
 BY_RUN = ("model_dir", "output_dir", "stats", "save_stats")
@@ -40,7 +41,7 @@ class ConvertOptions:
         exclude: shell patterns of linears, or modules, that stay in floating point.
         quant_layer: PATTERN=ALGO each: linears that are quantized otherwise; see precision.mixed.
         rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
-        calib: a built-in text, a text file, or a safetensors file of token ids.
+        calib: a built-in text, a text file, a data set, or a safetensors file of token ids; see text.read_tokens.
         stats: a file of statistics to use instead of a forward pass; save_stats: the one to make.
     """
 
@@ -155,9 +156,7 @@ def read_calibration(options: ConvertOptions, source: Source) -> Tokens:
         InputError: a text that cannot be used, or sequences longer than the model's.
     """
     model, length = source.model, options.calib_seq_len
-    limit = min(model.sliding_window or model.max_position_embeddings, model.max_position_embeddings)
-    if length > limit:
-        raise InputError(f"--calib_seq_len {length} is longer than the model's {limit} positions")
+    check_length(model, length, "--calib_seq_len")
     return read_tokens(options.calib, source.folder, options.calib_size, length, model.vocab_size, "--calib")
 
 

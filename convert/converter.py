@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -292,7 +293,7 @@ class Job:
                 "dtype": dtype,
             }
         return {
-            "versions": {name: metadata.version(name) for name in ("enginesmith", "torch", "transformers")},
+            "versions": versions(),
             "options": options,
             "calibration": calibration,
             "quant": self.precision.algo,
@@ -302,6 +303,12 @@ class Job:
             "float16_range": self.float16_range(),
             "layers": layers if any(layers) else [],
         }
+
+
+def versions() -> dict[str, str]:
+    """What decides, beside model and options, which bytes a conversion writes."""
+    packages = ("enginesmith", "safetensors", "tokenizers", "torch", "transformers")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 
 def write_layer(files: list[RankFile], local: int, tensors: Tensors, specs: dict[str, Tensor], job: Job) -> None:

@@ -31,3 +31,9 @@ def printable(text: str, limit: int = LINE) -> str:
     words = " ".join(text[: 4 * limit].split())
     line = "".join(character if character.isprintable() else "?" for character in words)
     return line if len(line) <= limit and len(text) <= 4 * limit else f"{line[: limit - 3]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What a library's exception says, its first line, or its kind where it says nothing."""
+    said = str(getattr(error, "strerror", None) or error).strip()
+    return printable(said.splitlines()[0], 2 * SHOWN) if said else type(error).__name__

@@ -11,13 +11,12 @@ from torch.nn import functional
 
 from ..plugins import few_tokens
 from ..plugins.rmsnorm_quantization import rms_norm
-from .errors import InputError
 from .forward import LayerForward
 from .rotation import Rotation
 from .runtime import Activation, Runtime, Tensors
 from .scheme import LayerSchemes, Scheme
 from .source import Source
-from .text import read_tokens
+from .text import check_length, read_tokens
 
 # Output rows of a linear that its rounding error is measured on, at most.
 SAMPLED_ROWS = 256
@@ -181,9 +180,7 @@ def held_out(source: Source, text: str, chunks: int, length: int) -> torch.Tenso
     Raises:
         InputError: the text cannot be used, or the sequences are longer than the model's.
     """
-    limit = source.model.sliding_window or source.model.max_position_embeddings
-    if length > limit:
-        raise InputError(f"--seq_len {length} is longer than the model's {limit} positions")
+    check_length(source.model, length, "--seq_len")
     return read_tokens(text, source.folder, chunks, length, source.model.vocab_size, "--text").ids
 
 

@@ -1,19 +1,30 @@
-"""Token ids to calibrate on and to measure with: a text file, a built-in text, or ready-made ids."""
+"""Token ids to calibrate on and to measure with: from a text, a data set, a built-in text, or ready-made ones."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 
+from .bounded import in_child
+from .documents import BUILT_IN, blocks, built_in, documents
 from .errors import InputError
+from .files import headers, open_regular, shown_path, text_digest
+from .model import Model
+from .records import dataset_files
+from .tokenizer import Tokenizer
 
-# Every Python carries its own reference topics; the first half calibrates, the second is held out.
-BUILT_IN = ("pydoc", "pydoc-heldout")
+# Characters that are read in the hope of a token; a text of any script has fewer than ten to one.
+CHARACTERS_PER_TOKEN, CHARACTERS = 64, 2**22
+# What opening a tokenizer may take, and reading a token with the slowest of them.
+SECONDS, SECONDS_PER_TOKEN = 60.0, 0.001
+# Of larger files the first bytes, the size and the time of change are their identity.
+HASHED = 2**30
 
 
 @dataclass(frozen=True)
@@ -32,81 +43,126 @@ class Tokens:
 
 
 def read_tokens(source: str, tokenizer_dir: Path, sequences: int, length: int, vocab_size: int, flag: str) -> Tokens:
-    """The first ``sequences`` pieces of ``length`` tokens of a text.
+    """The first ``sequences`` pieces of ``length`` tokens of a text, or as many as it has.
 
     Args:
-        source: "pydoc", "pydoc-heldout", a UTF-8 text file, or a safetensors file with ``input_ids``
-            (integers, [sequences, tokens]).
-        tokenizer_dir: the Hugging Face folder whose tokenizer reads the text.
+        source: "pydoc", "pydoc-heldout", a UTF-8 text file, records in a .json, .jsonl, .parquet or .arrow file or a
+            folder of them (see documents), or a safetensors file with ``input_ids`` (integers, [sequences, tokens]).
+        tokenizer_dir: the Hugging Face folder whose tokenizer reads the text. Where it begins every prompt with a
+            token, each piece begins with it.
+        vocab_size: rows of the model's embedding.
         flag: the option that named the source, for error messages.
 
     Raises:
-        InputError: no such file, an empty or too short text, a missing tokenizer, or ids beyond the vocabulary.
+        InputError: no such file, an empty or too short text, records without text, a missing or broken tokenizer, or
+            ids beyond the vocabulary.
     """
     if sequences < 1 or length < 2:
         raise InputError(f"{flag}: at least 1 sequence of 2 tokens is needed, not {sequences} of {length}")
-    ids = ready_made(Path(source), length, flag) if source.endswith(".safetensors") else encoded(
-        text_of(source, flag), source, tokenizer_dir, length, flag
-    )  # fmt: skip
-    ids = ids[:sequences].contiguous()
-    if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
-        raise InputError(f"{flag}: {source} holds token ids outside the vocabulary of {vocab_size}")
+    if source not in BUILT_IN and not os.path.exists(source):
+        raise InputError(f"{flag}: no such file {shown_path(source)}; built-in texts: {', '.join(BUILT_IN)}")
+    ready = source.endswith(".safetensors")
+    if ready:
+        ids = ready_made(Path(source), sequences, length, flag)
+    else:
+        ids = encoded(source, Tokenizer(tokenizer_dir, flag), sequences, length, flag)
+    odd = next((one for one in (int(ids.max()), int(ids.min())) if not 0 <= one < vocab_size), None)
+    if odd is not None and ready:
+        raise InputError(f"{flag}: {shown_path(source)} holds token id {odd}, outside the vocabulary of {vocab_size}")
+    if odd is not None:
+        raise InputError(
+            f"{shown_path(tokenizer_dir)}: its tokenizer gives token id {odd}, outside the vocabulary of {vocab_size} "
+            "that config.json states; are its files another model's?"
+        )
     return Tokens(ids, source, hashlib.sha256(ids.numpy().tobytes()).hexdigest())
 
 
-def text_of(source: str, flag: str) -> str:
-    if source in BUILT_IN:
-        return built_in(source)
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{flag}: no such file {source}; built-in texts: {', '.join(BUILT_IN)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag}: {source} is not readable as UTF-8 text ({error})") from None
-    if not text.strip():
-        raise InputError(f"{flag}: {source} is empty")
-    return text
+def check_length(model: Model, length: int, flag: str) -> None:
+    """Raise InputError for sequences that are longer than the model's."""
+    if model.sliding_window is not None and length > model.sliding_window:
+        raise InputError(f"{flag} {length} is longer than the model's sliding window of {model.sliding_window} tokens")
+    if length > model.max_position_embeddings:
+        raise InputError(f"{flag} {length} is longer than the model's {model.max_position_embeddings} positions")
 
 
-def built_in(name: str) -> str:
-    from pydoc_data.topics import topics
+def encoded(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag: str) -> torch.Tensor:
+    """The text's tokens in pieces of ``length``, int64; a shorter rest is left out."""
 
-    text = "\n\n".join(topics[key] for key in sorted(topics))
-    half = len(text) // 2
-    return text[:half] if name == "pydoc" else text[half:]
+    def work() -> bytes:
+        return pieces(source, tokenizer, sequences, length, flag).tobytes()
+
+    blamed = f"{shown_path(tokenizer.folder)}: its tokenizer, reading {flag} {shown_path(source)},"
+    seconds = SECONDS + SECONDS_PER_TOKEN * min(sequences * length, 10**8)
+    data = in_child(work, seconds, blamed)
+    return torch.frombuffer(bytearray(data), dtype=torch.int64).view(-1, length)
 
 
-def encoded(text: str, source: str, tokenizer_dir: Path, length: int, flag: str) -> torch.Tensor:
-    """The text's tokens without special ones, in pieces of ``length``; a shorter rest is left out."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds, all of them meaning the same
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def pieces(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag: str) -> array[int]:
+    """Tokens of at most ``sequences`` pieces, one after the other; the text is read until there are enough."""
+    ids, characters, blank, name = array("q"), 0, True, f"{flag}: {shown_path(source)}"
+    for block in blocks(documents(source, name, tokenizer.render)):
+        characters += len(block)
+        if not block.isspace():
+            ids.extend(tokenizer.ids(block))
+            blank = False
+        if len(ids) >= sequences * length:
+            break
+        if characters > CHARACTERS + CHARACTERS_PER_TOKEN * sequences * length:
+            raise InputError(f"{name} has {len(ids)} tokens in {characters} characters; give text that has more")
+    if blank:
+        raise InputError(f"{name} is empty")
+    if not ids:
+        raise InputError(f"{shown_path(tokenizer.folder)}: its tokenizer gives no token for the text of {name}")
+    front = tokenizer.front
+    share = length - len(front)
+    if len(ids) < share:
         raise InputError(
-            f"{tokenizer_dir}: no usable tokenizer for {flag} ({reason}); add tokenizer.json, or give token ids in a "
-            "safetensors file"
-        ) from None
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) < length:
-        raise InputError(
-            f"{flag}: {source} has {len(ids)} tokens, less than one sequence of {length}; "
-            "give a longer text or a smaller sequence length"
+            f"{name} has {len(ids) + len(front)} tokens, less than one sequence of {length}; give a longer text or a "
+            "smaller sequence length"
         )
-    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    whole = array("q")
+    for start in range(0, min(sequences, len(ids) // share) * share, share):
+        whole.extend(front)
+        whole.extend(ids[start : start + share])
+    return whole
 
 
-def ready_made(path: Path, length: int, flag: str) -> torch.Tensor:
+def ready_made(path: Path, sequences: int, length: int, flag: str) -> torch.Tensor:
+    """The first ids of a safetensors file, int64 [at most sequences, length]."""
     try:
-        ids = load_file(path).get("input_ids")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{flag}: {path} is not readable as safetensors ({error})") from None
-    if ids is None or ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64) or ids.shape[0] == 0:
-        raise InputError(f"{flag}: {path} needs an integer tensor input_ids [sequences, tokens]")
-    if ids.shape[1] < length:
-        raise InputError(f"{flag}: {path} has sequences of {ids.shape[1]} tokens, fewer than the {length} asked for")
-    return ids[:, :length].long()
+        found = {name: (shape, dtype) for name, shape, dtype in headers(path)}
+        shape, dtype = found.get("input_ids", ([], ""))
+        if len(shape) != 2 or dtype not in ("I32", "I64") or shape[0] == 0:
+            raise InputError(f"{shown_path(path)} needs an integer tensor input_ids [sequences, tokens]")
+        if shape[1] < length:
+            raise InputError(
+                f"{shown_path(path)} has sequences of {shape[1]} tokens, fewer than the {length} asked for"
+            )
+        with safe_open(path, framework="pt") as file:
+            ids: torch.Tensor = file.get_slice("input_ids")[: min(sequences, shape[0]), :length]
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
+    return ids.long().contiguous()
+
+
+def content_hash(source: str) -> str:
+    """What identifies a text: the content of what may be read of it."""
+    if source in BUILT_IN:
+        return hashlib.sha256(built_in(source).encode()).hexdigest()
+    path = Path(source)
+    if not os.path.exists(path):
+        raise InputError(f"text {shown_path(source)}: no such file; give a file, or one of: {', '.join(BUILT_IN)}")
+    if path.is_dir():
+        return text_digest({file.name: file_hash(file) for file in dataset_files(path, f"text {shown_path(source)}")})
+    return file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        for _ in range(0, HASHED, 1 << 20):
+            digest.update(file.read(1 << 20))
+    if status.st_size <= HASHED:
+        return digest.hexdigest()
+    return text_digest([digest.hexdigest(), status.st_size, status.st_mtime_ns])
