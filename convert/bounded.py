@@ -22,7 +22,7 @@ MEMORY = 4 * 2**30
 RESULT, REFUSAL, FAULT = b"r", b"e", b"f"
 
 
-def in_child(work: Callable[[], bytes], seconds: float, blamed: str) -> bytes:
+def in_child(work: Callable[[], bytes], seconds: float, blamed: str, memory: int = MEMORY) -> bytes:
     """What ``work`` returns, computed in a copy of this process.
 
     Libraries that read untrusted files may panic, write to standard error, crash, or never end: all of it stays in
@@ -31,6 +31,7 @@ def in_child(work: Callable[[], bytes], seconds: float, blamed: str) -> bytes:
     Args:
         seconds: of wall time after which the copy is ended.
         blamed: the subject of the sentence that says so.
+        memory: bytes that the copy may allocate beyond what this process has.
 
     Raises:
         InputError: the one that ``work`` raises, or one that says how the copy ended.
@@ -39,7 +40,7 @@ def in_child(work: Callable[[], bytes], seconds: float, blamed: str) -> bytes:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _run(work, int(seconds), writing)
+        _run(work, int(seconds), memory, writing)
     os.close(writing)
     try:
         sent = _received(reading, time.monotonic() + seconds)
@@ -55,7 +56,7 @@ def in_child(work: Callable[[], bytes], seconds: float, blamed: str) -> bytes:
     if kind == FAULT:
         raise RuntimeError(content.decode())
     if kind != RESULT:
-        raise InputError(f"{blamed} crashes, or takes more than {MEMORY >> 30} GiB")
+        raise InputError(f"{blamed} crashes, or takes more than {memory / 2**30:g} GiB")
     return content
 
 
@@ -86,11 +87,11 @@ def _received(reading: int, deadline: float) -> bytes | None:
     return None
 
 
-def _run(work: Callable[[], bytes], seconds: int, writing: int) -> NoReturn:
+def _run(work: Callable[[], bytes], seconds: int, memory: int, writing: int) -> NoReturn:
     """The copy's whole life."""
     try:
         writing = fcntl.fcntl(writing, fcntl.F_DUPFD, 3)  # where our standard streams are closed, the pipe may be one
-        _restrict(seconds)
+        _restrict(seconds, memory)
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(_outcome(work))
     finally:
@@ -108,7 +109,7 @@ def _outcome(work: Callable[[], bytes]) -> bytes:
         return FAULT + traceback.format_exc().encode(errors="replace")
 
 
-def _restrict(seconds: int) -> None:
+def _restrict(seconds: int, memory: int) -> None:
     """Silence, limits, and the signals of a process that its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -120,7 +121,7 @@ def _restrict(seconds: int) -> None:
     _lower(resource.RLIMIT_CPU, seconds + 5)  # outlives a parent that was killed by no more
     with suppress(OSError):  # only Linux says how much is in use
         pages = int(Path("/proc/self/statm").read_text().split()[5])
-        _lower(resource.RLIMIT_DATA, pages * resource.getpagesize() + MEMORY)
+        _lower(resource.RLIMIT_DATA, pages * resource.getpagesize() + memory)
 
 
 def _lower(kind: int, limit: int) -> None:

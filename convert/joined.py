@@ -64,6 +64,8 @@ class Checkpoint(Stated):
             return pieces[0]
         if pieces[0].dtype == torch.float8_e4m3fn:  # PyTorch moves its bytes, but not its values
             return self.join(spec, [piece.view(torch.int8) for piece in pieces], name).view(torch.float8_e4m3fn)
+        if spec.summed:
+            return torch.stack(pieces).sum(0)
         if spec.cut_axis is None or spec.linear is None:
             if not all(torch.equal(piece, pieces[0]) for piece in pieces):
                 raise InputError(f"{self.folder}: ranks disagree about {name}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from ..plugins.lazy import torch
@@ -96,6 +96,7 @@ class Tensor:
         dtype: of the stored piece.
         values: what it may hold, once it is unpacked; None for integers of which every one means something.
         group_size: input channels of one place on the axis "groups".
+        summed: every rank adds it before their outputs are summed, so that the first holds it and the others zeros.
     """
 
     axes: tuple[Axis, ...]
@@ -104,6 +105,7 @@ class Tensor:
     linear: Linear | None = None
     storage: Storage = PLAIN
     group_size: int = 1
+    summed: bool = False
 
     @property
     def cut_axis(self) -> str | None:
@@ -187,7 +189,8 @@ def linear_tensors(model: Model, scheme: Scheme, linear: Linear, dtype: str) -> 
 
     form = scheme.form
     if model.has_bias(linear.name):
-        yield "bias", tensor(("out",), MODEL_DTYPE)
+        # The group-wise plugin adds the bias itself, on every rank, also where an all-reduce follows.
+        yield "bias", replace(tensor(("out",), MODEL_DTYPE), summed=scheme.grouped and linear.cut == COLUMNS)
     if form == FLOAT:
         yield "weight", tensor(("out", "in"), MODEL_DTYPE)
     elif form == SMOOTHQUANT_PLUGIN:
@@ -267,6 +270,8 @@ def check_group(model: Model, group: Group, scheme: Scheme, mapping: Mapping) ->
 
 def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
     """One tensor-parallel rank's piece of a whole layer tensor."""
+    if spec.summed and tp_rank > 0:
+        return torch.zeros_like(tensor)
     if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
         return tensor
     return tensor.index_select(spec.axes.index(spec.cut_axis), spec.places(model, tp_size, tp_rank))

@@ -34,7 +34,7 @@ class Tokenizer:
     @cached_property
     def loaded(self) -> Any:
         """transformers' tokenizer."""
-        self._refuse_odd_files()
+        refuse_odd_files(self.folder, self.flag)
         remedy = "add tokenizer.json, or give token ids in a safetensors file"
         with self._one_line(f"no usable tokenizer for {self.flag}", remedy):
             return self.open(self.folder, local_files_only=True, trust_remote_code=False)
@@ -69,14 +69,6 @@ class Tokenizer:
             text.encode()
         return text.removeprefix(self.loaded.bos_token) if self.front else text
 
-    def _refuse_odd_files(self) -> None:
-        """Raise InputError for what no tokenizer has: huge files, pipes, devices."""
-        for path in self.folder.glob("*"):
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise InputError(f"{path}: not a regular file")
-            if path.suffix in ENDINGS and path.is_file() and path.stat().st_size > LARGEST_FILE:
-                raise InputError(f"{path}: larger than any tokenizer's file ({LARGEST_FILE >> 20} MiB)")
-
     @contextmanager
     def _one_line(self, what: str, remedy: str = "") -> Iterator[None]:
         """Whatever transformers, its Rust library's panics included, or a template raises is the folder's fault."""
@@ -88,3 +80,16 @@ class Tokenizer:
             raise InputError(
                 f"{shown_path(self.folder)}: {what} ({reason(error)}){'; ' + remedy if remedy else ''}"
             ) from None
+
+
+def refuse_odd_files(folder: Path, flag: str) -> None:
+    """Raise InputError for what no tokenizer has: huge files, pipes, devices.
+
+    Args:
+        flag: what named the folder, for messages.
+    """
+    for path in folder.glob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{flag}: {shown_path(path)}: not a regular file")
+        if path.suffix in ENDINGS and path.is_file() and path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{flag}: {shown_path(path)}: larger than any tokenizer's file ({LARGEST_FILE >> 20} MiB)")

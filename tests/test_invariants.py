@@ -26,7 +26,7 @@ from enginesmith.convert.smoothing import Block, Smoothing
 from enginesmith.convert.smoothquant import smooth
 from enginesmith.plugins import gpt_attention, int8, rmsnorm_quantization
 
-from .conftest import ALGORITHMS, TINY, random_weights
+from .conftest import ALGORITHMS, TINY, assert_same_layers, random_weights, write_model
 
 CPU = torch.device("cpu")
 
@@ -176,3 +176,21 @@ def test_a_search_sees_the_rows_that_stand_out() -> None:
     assert torch.equal(block.sample[0], weight[1234])
     assert float(block.times.sum()) == pytest.approx(3000)
     assert len(block.sample) <= 1024
+
+
+@pytest.mark.parametrize(
+    "quant", ["W4A16_AWQ", "W4A16_GPTQ", "W8A16_GPTQ", "W8A16", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"]
+)
+def test_biases_behind_an_all_reduce_are_added_once(
+    quant: str, tmp_path: Path, converted: Callable[..., Checkpoint]
+) -> None:
+    """The group-wise plugin adds them on every rank, before the ranks' outputs are summed; others do so after."""
+    model = write_model(tmp_path / "hf", attention_bias=True, mlp_bias=True, intermediate_size=256, hidden_size=128)
+    options = {"quant": quant, "group_size": 64, "propagate": "float"}
+    whole, many = converted(model, **options), converted(model, tp_size=2, **options)
+    for linear in ("attention.dense", "mlp.proj"):
+        name = f"transformer.layers.1.{linear}.bias"
+        first, second = many.read(0, name), many.read(1, name)
+        assert torch.equal(first, whole.read(0, name))
+        assert torch.equal(second, first * (not whole.precision.layer(1)[linear].grouped))
+    assert_same_layers(whole, many)

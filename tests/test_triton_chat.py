@@ -184,14 +184,16 @@ GROWS = (
 )
 
 
-@pytest.mark.parametrize(("template", "words"), [(LOOPS, "not within 1 s"), (GROWS, "not within 64 MiB of memory")])
+@pytest.mark.parametrize(
+    ("template", "words"), [(LOOPS, "takes more than 1 seconds"), (GROWS, "takes more than 0.0625 GiB")]
+)
 def test_a_template_without_end(template: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_module, "RENDER_SECONDS", 1 if template is LOOPS else 30)
     monkeypatch.setattr(tokenizer_module, "RENDER_BYTES", 64 * 2**20)
     with pytest.raises(InputError) as raised:
         generate(TritonOptions(**folders(tmp_path, settings={"chat_template": template}), chat=True))
     assert str(raised.value).startswith("--chat: the chat template in ")
-    assert f"does not render ({words})" in str(raised.value)
+    assert words in str(raised.value)
 
 
 def test_a_template_that_says_much_when_it_fails(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .backend_rules import whole_numbers
 from .configs import LIMITS
 from .repository import Model, served_path
 from .special_tokens import MOST_ENDS
-from .tokenizer import largest_id, open_tokenizer, refuse_odd_files
+from .tokenizer import largest_id, open_tokenizer
 
 # What NVIDIA's BLS model calls beside the engine; ours says so in its parameter steps.
 CALLED_BY_BLS = ("preprocessing", "postprocessing")
@@ -79,7 +79,6 @@ def own_problems(model: Model, vocab_size: int) -> Iterator[str]:
 def open_untrusted(folder: Path, owner: str) -> tuple[Any, str]:
     """A tokenizer, or None and what is wrong with it."""
     try:
-        refuse_odd_files(folder, owner)
         return open_tokenizer(folder, f"{owner}: tokenizer_dir"), ""
     except InputError as error:
         return None, str(error)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import InputError
-from .bounded import bounded
+from ...convert.bounded import in_child
+from ...convert.errors import InputError, reason
+from ...convert.tokenizer import refuse_odd_files
 
-SIZE_LIMIT = 256 * 2**20
 # What rendering one short message may take.
 RENDER_SECONDS, RENDER_BYTES = 10, 512 * 2**20
-LINE_LIMIT = 200  # characters of what a tokenizer's library says
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt",
@@ -32,6 +31,7 @@ def open_tokenizer(folder: Path, flag: str) -> Any:
     """
     if not folder.is_dir():
         raise InputError(f"{flag}: {folder} is not a folder")
+    refuse_odd_files(folder, flag)
     from transformers.utils import logging
 
     from .models.tokenization import load_tokenizer
@@ -43,7 +43,7 @@ def open_tokenizer(folder: Path, flag: str) -> Any:
         raise
     except BaseException as error:  # many kinds, a panic of the Rust library among them, all meaning the same
         raise InputError(
-            f"{flag}: no usable tokenizer in {folder} ({first_line(error)}); tokenizer.json is needed"
+            f"{flag}: no usable tokenizer in {folder} ({reason(error)}); tokenizer.json is needed"
         ) from None
 
 
@@ -58,31 +58,17 @@ def check_chat(tokenizer: Any, folder: str) -> None:
     """Raise InputError unless the chat template renders a user's message, in Jinja's sandbox and within bounds."""
     if not tokenizer.chat_template:
         raise InputError(f"--chat: the tokenizer in {folder} has no chat template; leave --chat out")
-    message = {"role": "user", "content": "hello"}
+    message, blamed = {"role": "user", "content": "hello"}, f"--chat: the chat template in {folder}"
 
-    def render() -> str:
+    def render() -> bytes:
         try:
             text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         except MemoryError:
             raise
         except Exception as error:  # a template may raise whatever it likes
-            return first_line(error)
-        return "" if isinstance(text, str) else "it makes no text"
+            raise InputError(f"{blamed} does not render ({reason(error)})") from None
+        if not isinstance(text, str):
+            raise InputError(f"{blamed} makes no text")
+        return b""
 
-    if problem := bounded(render, RENDER_SECONDS, RENDER_BYTES):
-        raise InputError(f"--chat: the chat template in {folder} does not render ({problem})")
-
-
-def refuse_odd_files(folder: Path, owner: str) -> None:
-    """Raise InputError for what no tokenizer has: huge files, pipes, devices."""
-    for path in folder.glob("*"):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{owner}: tokenizer_dir {folder}: {path.name} is not a regular file")
-    for path in tokenizer_files(folder):
-        if path.stat().st_size > SIZE_LIMIT:
-            raise InputError(f"{owner}: tokenizer_dir {folder}: {path.name} is too large for a tokenizer")
-
-
-def first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return "".join(character if character.isprintable() else "?" for character in line[:LINE_LIMIT])
+    in_child(render, RENDER_SECONDS, blamed, RENDER_BYTES)
