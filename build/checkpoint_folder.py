@@ -20,6 +20,9 @@ from ..convert.precision import MIXED_PRECISION, Precision
 from ..convert.scheme import SCHEMES
 from ..convert.stated import Stated
 
+# (shape, dtype) of tensors, by name.
+Forms = dict[str, tuple[list[int], str]]
+
 
 class CheckpointFolder(Stated):
     """What a checkpoint states and how large each rank's file is.
@@ -88,26 +91,18 @@ class CheckpointFolder(Stated):
 
         Only for what this project converts; other checkpoints are left to trtllm-build.
         """
+        stages: dict[int, Forms] = {}  # the ranks of a stage hold the same tensors
         for rank in range(self.world_size):
             found = {name: (shape, dtype) for name, shape, dtype in headers(self.rank_file(rank))}
             if self.precision is None:
                 continue
-            wanted = rank_tensors(self.precision, self.mapping, rank, self.dtype, self.embedding_axis)
-            known = rotary_tables(self.precision.model) | wanted
-            for name in sorted(known.keys() | found.keys()):
-                if name not in known:
-                    raise InputError(
-                        f"rank{rank}.safetensors: tensor {shown(name)} is not one that config.json implies; "
-                        "run enginesmith verify"
-                    )
-                if name not in found and name in wanted:
-                    raise InputError(f"rank{rank}.safetensors: tensor {name} is missing; run enginesmith verify")
-                shape, dtype = known[name]
-                if name in found and found[name] != (shape, DTYPE_NAMES[dtype]):
-                    raise InputError(
-                        f"rank{rank}.safetensors: tensor {name} is {found[name][1]} {found[name][0]}, config.json "
-                        f"implies {DTYPE_NAMES[dtype]} {shape}"
-                    )
+            stage = rank // self.mapping.tp_size
+            if stage not in stages:
+                wanted = rank_tensors(self.precision, self.mapping, rank, self.dtype, self.embedding_axis)
+                stages[stage] = stored_forms(wanted)
+            if found != stages[stage]:
+                tables = stored_forms(rotary_tables(self.precision.model))
+                check_tensors(self.rank_file(rank).name, found, stages[stage], tables)
 
     def check_manifest(self, every_file: bool) -> None:
         """Raise InputError where a file is not the one that the conversion recorded.
@@ -138,3 +133,23 @@ class CheckpointFolder(Stated):
 
 def changed_since(path: Path, moment: int) -> bool:
     return not path.is_file() or path.stat().st_mtime_ns > moment
+
+
+def stored_forms(tensors: Forms) -> Forms:
+    """Shapes and safetensors' own names of dtypes."""
+    return {name: (shape, DTYPE_NAMES[dtype]) for name, (shape, dtype) in tensors.items()}
+
+
+def check_tensors(file: str, found: Forms, wanted: Forms, optional: Forms) -> None:
+    """Raise InputError for the first tensor of a file that is missing, of another form, or one too many."""
+    known = optional | wanted
+    for name in sorted(known.keys() | found.keys()):
+        if name not in known:
+            raise InputError(
+                f"{file}: tensor {shown(name)} is not one that config.json implies; run enginesmith verify"
+            )
+        if name not in found and name in wanted:
+            raise InputError(f"{file}: tensor {name} is missing; run enginesmith verify")
+        if name in found and found[name] != known[name]:
+            there, implied = (f"{dtype} {shape}" for shape, dtype in (found[name], known[name]))
+            raise InputError(f"{file}: tensor {name} is {there}, config.json implies {implied}")
