@@ -29,10 +29,12 @@ from .readymade import ANEW, ReadyMade
 from .rounding import Grouped
 from .scheme import WEIGHT_ONLY
 from .source import Source
-from .staging import MARK, Staging
+from .staging import Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
 from .text import Tokens
+from .written import Written
 
+POSITIONS_AT_ONCE = 65536
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
 
@@ -60,15 +62,21 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
     """
     job = Job(options)
     with Staging(options.output_dir) as staging, Hashes() as hashes, torch.inference_mode(), plain_disk_errors(options):
-        hashes.add("source", job.source.paths())
+        hashes.add("source", job.source.digests())
+        written = Written(staging.folder)
         with job.statistics(hashes) as save:
-            layers = job.run(staging.folder, save, on_progress)
+            layers = job.run(written, save, on_progress)
+            job.source.check_unchanged()
         on_progress(job.model.num_hidden_layers, "hash", 0)
         for name, content in job.configs().items():
             write_json(staging.folder / name, content)
-        hashes.add("files", sorted(path for path in staging.folder.iterdir() if path.name != MARK))
+            written.add(staging.folder / name)
+        hashes.add("files", written.digests())
         manifest = job.manifest(layers) | hashes.wait()
         write_json(staging.folder / MANIFEST, manifest)
+        written.add(staging.folder / MANIFEST)
+        job.source.check_unchanged()
+        written.check()
         staging.commit()
     return Converted(Path(options.output_dir), manifest)
 
@@ -89,6 +97,8 @@ class Job:
         self.quantizer = quantizer_of(options, self.source)
         self.quantizer.check(self.mapping)
         self.precision = self.quantizer.precision
+        if self.source.ready is not None:
+            self.source.check_ready_made()
         if self.ready is not None:
             self.check_repackable()
         self.gathered = EVERYTHING if options.save_stats else self.quantizer.wanted
@@ -153,13 +163,13 @@ class Job:
         with saving(self.options.save_stats, self.model, self.origin(hashes.of("source"))) as save:
             yield save
 
-    def run(self, folder: Path, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
+    def run(self, written: Written, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
         """Write every rank's file; returns what was chosen for each layer."""
         model, mapping, report = self.model, self.mapping, []
         with ExitStack() as open_files:
             files = [
                 RankFile(
-                    folder / f"rank{rank}.safetensors",
+                    written.folder / f"rank{rank}.safetensors",
                     rank_tensors(self.precision, mapping, rank, self.quantizer.dtype),
                 )
                 for rank in range(mapping.world_size)
@@ -183,7 +193,7 @@ class Job:
             on_progress(model.num_hidden_layers, "head", 0)
             self.write_head(files[-mapping.tp_size :])
             for file in files:
-                file.close()
+                written.add(file.path, file.close())
         return report
 
     def calibration(self, embedding: torch.Tensor) -> Calibration | None:
@@ -227,11 +237,16 @@ class Job:
         if not self.model.brings_rotary_tables:
             return
         frequencies, _ = rotary_frequencies(self.model)
-        angles = torch.outer(torch.arange(self.model.max_position_embeddings).float(), frequencies)
-        pairs = torch.stack((angles.cos(), angles.sin()), -1).view(1, -1)
         for file in files:
             file.write("rotary_inv_freq", frequencies)
-            file.write("embed_positions_for_gpt_attention", pairs)
+            file.fill("embed_positions_for_gpt_attention", self.rotary_pairs(frequencies))
+
+    def rotary_pairs(self, frequencies: torch.Tensor) -> Iterator[torch.Tensor]:
+        """(cos, sin) of every position and frequency, float32 [positions, head_size / 2, 2], some positions at a
+        time."""
+        for positions in torch.arange(self.model.max_position_embeddings).split(POSITIONS_AT_ONCE):
+            angles = torch.outer(positions.float(), frequencies)
+            yield torch.stack((angles.cos(), angles.sin()), -1)
 
     def write_embedding(self, files: list[RankFile], embedding: torch.Tensor) -> None:
         """Store the embedding on the first stage."""
@@ -275,6 +290,8 @@ class Job:
             "calibration": calibration,
             "quant": self.precision.algo,
             "repacked_from": self.ready.method if self.ready else None,
+            "stripped_prefix": self.source.prefix or None,
+            "source_notes": self.source.notes,
             "rotated": self.quantizer.rotation is not None,
             "packed_for_sm": self.precision.packed_for_sm,
             "layers": layers if any(layers) else [],

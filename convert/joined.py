@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .errors import InputError, shown
 from .files import read_json, read_manifest
@@ -15,6 +14,7 @@ from .model import Model, model_of_checkpoint
 from .precision import LAYER
 from .quant_config import read_precision
 from .reader import Reader
+from .shard import Shard
 
 
 class Checkpoint:
@@ -30,6 +30,7 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self.shards: dict[int, Shard] = {}  # opened once, when they are first read
         self.config = read_json(self.folder / "config.json")
         self.model: Model = model_of_checkpoint(self.config)
         parallel = Reader(self.config).section("mapping")
@@ -48,13 +49,9 @@ class Checkpoint:
         return self.folder / f"rank{rank}.safetensors"
 
     def read(self, rank: int, name: str) -> torch.Tensor:
-        path = self.rank_file(rank)
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path.name}: tensor {name} cannot be read ({error})") from None
-        return tensor
+        if rank not in self.shards:
+            self.shards[rank] = Shard(self.rank_file(rank))
+        return self.shards[rank].read(name)
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
         """A layer's whole tensors, by TensorRT-LLM name inside the layer.
