@@ -49,9 +49,11 @@ class Checkpoint:
         return self.folder / f"rank{rank}.safetensors"
 
     def read(self, rank: int, name: str) -> torch.Tensor:
-        if rank not in self.shards:
-            self.shards[rank] = Shard(self.rank_file(rank))
-        return self.shards[rank].read(name)
+        """One tensor of a rank's file, as it is stored."""
+        shard = self.shards.get(rank)
+        if shard is None or not shard.file.is_current():
+            shard = self.shards[rank] = Shard(self.rank_file(rank))
+        return shard.read(name)
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
         """A layer's whole tensors, by TensorRT-LLM name inside the layer.

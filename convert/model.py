@@ -16,7 +16,7 @@ LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
 SPELLINGS = {"LLaMAForCausalLM": LLAMA, "llama": LLAMA, "mistral": MISTRAL}
 # What transformers takes for a key that config.json does not have.
 POSITIONS = {LLAMA: 2048, MISTRAL: 131072}
-MISTRAL_WINDOW = 4096
+MISTRAL_WINDOW, MISTRAL_KV_HEADS = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def read_model(config: dict[str, Any]) -> Model:
         raise InputError(
             f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; state head_dim"
         )
+    kv_heads = MISTRAL_KV_HEADS if mistral and "num_key_value_heads" not in config else heads
     positions = said.integer("max_position_embeddings", POSITIONS[architecture])
     base, scaling = read_rope(config, positions)
     model = Model(
@@ -99,7 +100,7 @@ def read_model(config: dict[str, Any]) -> Model:
         intermediate_size=said.integer("intermediate_size"),
         num_hidden_layers=said.integer("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=said.integer("num_key_value_heads", heads),
+        num_key_value_heads=said.integer("num_key_value_heads", kv_heads),
         head_size=said.integer("head_dim", hidden // heads),
         vocab_size=said.integer("vocab_size"),
         max_position_embeddings=positions,

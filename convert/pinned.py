@@ -99,12 +99,15 @@ class Pinned:
     def check_unchanged(self) -> None:
         """Raise InputError unless the path still names the file that was opened, as it was."""
         self.check_same()
+        if not self.is_current():
+            raise InputError(f"{self.name}: was removed or replaced while it was read; {AGAIN}")
+
+    def is_current(self) -> bool:
+        """Whether the path still names the file that was opened."""
         try:
-            there = os.stat(self.path)
+            return os.path.samestat(os.stat(self.path), self.opened)
         except OSError:
-            raise InputError(f"{self.name}: was removed while it was read; {AGAIN}") from None
-        if not os.path.samestat(there, self.opened):
-            raise InputError(f"{self.name}: was replaced while it was read; {AGAIN}")
+            return False
 
 
 def state(status: os.stat_result) -> tuple[int, int, int]:

@@ -129,6 +129,20 @@ class ReadyMade(ABC):
                     "correct it"
                 )
 
+    def engine_group(self, asked: int | None) -> int:
+        """The group size of the checkpoint: the one asked for, or the largest that cuts the folder's groups evenly.
+
+        Raises:
+            InputError: the one asked for does not.
+        """
+        works = [size for size in GROUP_SIZES if self.group_size == WHOLE_ROW or self.group_size % size == 0]
+        if asked is not None and asked not in works:
+            raise InputError(
+                f"--group_size {asked} would mix the folder's scales, one every {self.group_size} channels; "
+                f"use {' or '.join(map(str, works))}, or {ANEW}"
+            )
+        return asked or max(works)
+
     def full_names(self, linear: str, out_features: int, in_features: int) -> dict[str, Expected]:
         """``tensors`` by full name, with what may lie beside the linear."""
         own = {f"{linear}.{suffix}": held for suffix, held in self.tensors(linear, out_features, in_features).items()}
@@ -169,20 +183,6 @@ class Packed(ReadyMade):
 
     def weight(self, tensors: Tensors, name: str) -> torch.Tensor:
         return self.linear(tensors, name).dequantize()
-
-    def engine_group(self, asked: int | None) -> int:
-        """The group size of the checkpoint: the one asked for, or the largest that cuts the folder's groups evenly.
-
-        Raises:
-            InputError: the one asked for does not.
-        """
-        works = [size for size in GROUP_SIZES if self.group_size == WHOLE_ROW or self.group_size % size == 0]
-        if asked is not None and asked not in works:
-            raise InputError(
-                f"--group_size {asked} would mix the folder's scales, one every {self.group_size} channels; "
-                f"use {' or '.join(map(str, works))}, or {ANEW}"
-            )
-        return asked or max(works)
 
     def index(self, in_features: int) -> Expected:
         """The group of each input channel."""

@@ -160,9 +160,10 @@ def compressed_tensors(tensors: Tensors, name: str, bits: int) -> Quantized:
 
 def compressed_zero(stored: torch.Tensor, bits: int) -> torch.Tensor:
     """Signed zero points, int16 [out, groups], from int32 packed along out, or int8 as they are."""
-    if stored.dtype == torch.int32:
-        return fields(stored.t(), bits).t().to(torch.int16) - 2 ** (bits - 1)
-    return stored.to(torch.int16)
+    if stored.dtype != torch.int32:
+        return stored.to(torch.int16)
+    signed: torch.Tensor = fields(stored.t(), bits).t().to(torch.int16) - 2 ** (bits - 1)
+    return signed
 
 
 def scaled(tensors: Tensors, name: str) -> torch.Tensor:
@@ -179,7 +180,7 @@ def scaled(tensors: Tensors, name: str) -> torch.Tensor:
     if (scale < 0).any():
         raise InputError(f"{name}.weight_scale: holds negative scales; give the unquantized model")
     shape = (-1, 1) if scale.dim() < 2 else scale.shape
-    values = weight.float().unflatten(1, (shape[1], -1))
+    values: torch.Tensor = weight.float().unflatten(1, (shape[1], -1))
     zero = tensors.get("weight_zero_point")
     if zero is not None:
         values = values - zero.float().reshape(shape)[..., None]

@@ -78,7 +78,7 @@ class Shard:
             reason = "is not there" if stored is None else f"is {stored.dtype}, which cannot be read"
             raise InputError(f"{self.file.name}: tensor {shown(name)} {reason}")
         data = torch.empty(stored.size, dtype=torch.uint8)
-        self.file.read_into(memoryview(data.numpy()), stored.start)
+        self.file.read_into(data.numpy().data, stored.start)
         return data.view(DTYPES[stored.dtype]).view(stored.shape)
 
     def _layout(self) -> tuple[dict[str, Stored], dict[str, str]]:

@@ -8,7 +8,7 @@ opened once: what is hashed, parsed and read is one content, or an error.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -141,8 +141,7 @@ class Source:
         assert self.ready is not None
         told = dict[str, None]()
         for linear in sorted(self.packed):
-            tensors = {suffix: self.tensor(f"{linear}.{suffix}") for suffix in self.ready.small
-                       if f"{linear}.{suffix}" in self.where}  # fmt: skip
+            tensors = self._those_of(linear, self.ready.small)
             note = self.ready.check(tensors, linear)
             if note is not None:
                 told[note] = None
@@ -150,11 +149,11 @@ class Source:
 
     def left_in_float(self) -> list[tuple[int, str]]:
         """(layer, name inside it) of the linears that a ready-made folder has not quantized."""
-        layers = range(self.model.num_hidden_layers)
-        prefix = {i: self.model.family.layer.format(i=i) for i in layers}
-        return [
-            (i, name.removeprefix(prefix[i])) for i in layers for name in self.linears(i) if name not in self.packed
-        ]
+        left = []
+        for index in range(self.model.num_hidden_layers):
+            prefix = self.model.family.layer.format(i=index)
+            left += [(index, name.removeprefix(prefix)) for name in self.linears(index) if name not in self.packed]
+        return left
 
     def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """The output projection [vocab_size, hidden_size]; the embedding where the two are tied."""
@@ -197,9 +196,10 @@ class Source:
     def _tensors_of(self, linear: str) -> dict[str, torch.Tensor]:
         """The tensors that a quantized linear consists of, by last name."""
         assert self.ready is not None
-        names = {
-            suffix: f"{linear}.{suffix}" for suffix in self.ready.tensors(linear, *self.shapes[f"{linear}.weight"])
-        }
+        return self._those_of(linear, self.ready.tensors(linear, *self.shapes[f"{linear}.weight"]))
+
+    def _those_of(self, linear: str, suffixes: Iterable[str]) -> dict[str, torch.Tensor]:
+        names = {suffix: f"{linear}.{suffix}" for suffix in suffixes}
         return {suffix: self.tensor(name) for suffix, name in names.items() if name in self.where}
 
     def _read_ready_made(self) -> ReadyMade | None:
@@ -207,10 +207,9 @@ class Source:
         section = self.config.get("quantization_config")
         if not section and not self.beside:
             return None
-        beside = [name for linear in self._all_linears() for name in [f"{linear}.weight"] if name in self.where]
-        plain = len(beside) == len(self._all_linears()) and all(self.where[name].dtype in FLOATS for name in beside)
-        shapes = hugging_face_shapes(self.model)
-        if plain and all(name in shapes for name in self.where):
+        weights = [f"{linear}.weight" for linear in self._all_linears()]
+        plain = all(name in self.where and self.where[name].dtype in FLOATS for name in weights)
+        if plain and self.where.keys() <= hugging_face_shapes(self.model).keys():
             transforms = section.get("transform_config") if isinstance(section, dict) else None
             if transforms:
                 raise InputError(f"config.json: transform_config {shown(transforms)} changes what the weights mean")

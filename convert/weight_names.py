@@ -24,7 +24,7 @@ SIGNS = (
      "it holds LoRA weights that are not merged; merge them (peft: merge_and_unload) and save the model again"),
     ((".absmax", ".quant_map", ".quant_state.", ".nested_", ".SCB", ".weight_format"),
      "it is quantized by bitsandbytes; give the unquantized model"),
-    ((".weight_scale_inv",), "its weights are FP8 by blocks; give the unquantized model, or one dequantized to bfloat16"),
+    ((".weight_scale_inv",), "its weights are FP8 by blocks; give the unquantized model, or one made bfloat16"),
     ((".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".g_idx"),
      "it is quantized, but no configuration says so; put the tool's quantization config beside it"),
     (("vision_tower.", "vision_model.", "visual.", "multi_modal_projector."),
