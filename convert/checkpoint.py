@@ -50,9 +50,10 @@ class RankFile:
             self.offset[name], position = position, end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self.start = 8 + len(text)
+        self.start, self.flag = 8 + len(text), flag
+        self.size = self.start + position
         self.file = path.open("wb")
-        reserve(self.file.fileno(), self.start + position, path, flag)
+        reserve(self.file.fileno(), self.size, path, flag)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
@@ -74,12 +75,20 @@ class RankFile:
             left -= piece.numel()
         if left:
             raise AssertionError(f"{name}: {left} elements are lacking")
+        self.check_whole()
         self.missing.discard(name)
+
+    def check_whole(self) -> os.stat_result:
+        """Its status; InputError if someone has cut it, or removed its name."""
+        status = os.fstat(self.file.fileno())
+        if status.st_size != self.size or not status.st_nlink:
+            raise InputError(f"{self.flag}: {self.path.name}: was cut or removed while it was written; start again")
+        return status
 
     def close(self) -> os.stat_result:
         """Its status, complete."""
         self.file.flush()
-        status = os.fstat(self.file.fileno())
+        status = self.check_whole()
         self.file.close()
         if self.missing:
             raise AssertionError(f"{self.path.name}: never written: {sorted(self.missing)[:3]}")

@@ -26,6 +26,7 @@ from .layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tens
 from .quant_config import QUANT_CFG, quant_cfg
 from .quantizer import Quantized
 from .readymade import ANEW, ReadyMade
+from .rope import rotary_pairs
 from .rounding import Grouped
 from .scheme import WEIGHT_ONLY
 from .source import Source
@@ -34,7 +35,6 @@ from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
 from .text import Tokens
 from .written import Written
 
-POSITIONS_AT_ONCE = 65536
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
 
@@ -239,14 +239,9 @@ class Job:
         frequencies, _ = rotary_frequencies(self.model)
         for file in files:
             file.write("rotary_inv_freq", frequencies)
-            file.fill("embed_positions_for_gpt_attention", self.rotary_pairs(frequencies))
-
-    def rotary_pairs(self, frequencies: torch.Tensor) -> Iterator[torch.Tensor]:
-        """(cos, sin) of every position and frequency, float32 [positions, head_size / 2, 2], some positions at a
-        time."""
-        for positions in torch.arange(self.model.max_position_embeddings).split(POSITIONS_AT_ONCE):
-            angles = torch.outer(positions.float(), frequencies)
-            yield torch.stack((angles.cos(), angles.sin()), -1)
+            file.fill(
+                "embed_positions_for_gpt_attention", rotary_pairs(frequencies, self.model.max_position_embeddings)
+            )
 
     def write_embedding(self, files: list[RankFile], embedding: torch.Tensor) -> None:
         """Store the embedding on the first stage."""

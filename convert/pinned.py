@@ -75,7 +75,7 @@ class Pinned:
             except OSError as error:
                 raise InputError(f"{self.name}: cannot be read ({error.strerror})") from None
             if not count:
-                raise InputError(f"{self.name}: was cut while it was read")
+                raise InputError(f"{self.name}: was cut while it was read; {AGAIN}")
             done += count
         self.check_same()
 
@@ -103,11 +103,12 @@ class Pinned:
             raise InputError(f"{self.name}: was removed or replaced while it was read; {AGAIN}")
 
     def is_current(self) -> bool:
-        """Whether the path still names the file that was opened."""
+        """Whether the path still names the file that was opened, as it was."""
         try:
-            return os.path.samestat(os.stat(self.path), self.opened)
+            there = os.stat(self.path)
         except OSError:
             return False
+        return os.path.samestat(there, self.opened) and state(there) == state(self.opened)
 
 
 def state(status: os.stat_result) -> tuple[int, int, int]:

@@ -10,8 +10,9 @@ from typing import Any
 from .errors import InputError, shown
 from .reader import Reader
 
-# A pattern may not make a short name take long: no repeated group, few unbounded repetitions.
-MOST_REPETITIONS, LONGEST_PATTERN, MOST_NAMES = 4, 1000, 100_000
+# A pattern may not make a short name take long: no repeated group, few repetitions and few choices.
+MOST_REPETITIONS, MOST_CHOICES, LONGEST_PATTERN, MOST_NAMES = 4, 16, 1000, 100_000
+REPETITION, CHOICE, HARD = r"(?<!\\)[*+{]", r"(?<!\\)\||(?<![\\(])\?", r"\)\s*[*+{]|\\[1-9]|\(\?[P(<]"
 Holds = Callable[[str], bool]
 
 
@@ -29,8 +30,9 @@ def pattern(text: str, file: str, key: str) -> re.Pattern[str]:
     Raises:
         InputError: it may, or is none.
     """
-    repeated = len(re.findall(r"(?<!\\)[*+{]", text))
-    if len(text) > LONGEST_PATTERN or repeated > MOST_REPETITIONS or re.search(r"\)\s*[*+{]", text) or r"\1" in text:
+    repetitions, choices = (len(re.findall(kind, text)) for kind in (REPETITION, CHOICE))
+    hard = len(text) > LONGEST_PATTERN or re.search(HARD, text)
+    if hard or repetitions > MOST_REPETITIONS or choices > MOST_CHOICES:
         raise InputError(f"{file}: {key}: pattern {shown(text)} is too complicated; name the modules instead")
     try:
         return re.compile(text)
@@ -49,8 +51,6 @@ def shell(patterns: Iterable[str]) -> Holds:
     wanted = list(dict.fromkeys(patterns))
     plain = {text for text in wanted if not set(text) & set("*?[")}
     others = [text for text in wanted if text not in plain]
-    if any(text.count("*") > MOST_REPETITIONS or len(text) > LONGEST_PATTERN for text in others):
-        return lambda name: False
     return lambda name: (
         any(outer in plain for outer in outers(name)) or any(fnmatch.fnmatchcase(name, one) for one in others)
     )

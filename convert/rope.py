@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from ..plugins.lazy import torch
 from .errors import InputError, shown
 from .reader import Reader
 
@@ -12,6 +14,7 @@ ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 TABLED_ROPE_TYPES = ("dynamic", "yarn")
 # Float32 counts no further, one by one; a table of so many positions has 8 GB for heads of 128.
 MOST_TABLED_POSITIONS = 2**24
+POSITIONS_AT_ONCE = 65536
 YARN_NUMBERS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 
 
@@ -75,3 +78,10 @@ def check_rope(theta: float, scaling: dict[str, Any] | None, head_size: int, pos
             f"config.json: max_position_embeddings {positions}: with rope type {kind} a checkpoint holds a table of "
             f"all positions, at most {MOST_TABLED_POSITIONS}; state a smaller one"
         )
+
+
+def rotary_pairs(frequencies: torch.Tensor, positions: int) -> Iterator[torch.Tensor]:
+    """(cos, sin) of every position and frequency, float32 [positions, head_size / 2, 2], some positions at a time."""
+    for some in torch.arange(positions).split(POSITIONS_AT_ONCE):
+        angles = torch.outer(some.float(), frequencies)
+        yield torch.stack((angles.cos(), angles.sin()), -1)

@@ -18,6 +18,7 @@ from .files import is_there, parse_json, shown_path
 from .layout import hugging_face_shapes
 from .model import Model, read_model
 from .pinned import Pinned
+from .reader import Reader
 from .readymade import Expected, Packed, ReadyMade
 from .readymade_folder import FILES, read_ready_made
 from .repack import Quantized
@@ -204,15 +205,15 @@ class Source:
 
     def _read_ready_made(self) -> ReadyMade | None:
         """How the linears are quantized; a configuration beside floating-point weights is a leftover."""
-        section = self.config.get("quantization_config")
+        section = Reader(self.config).section("quantization_config").values
         if not section and not self.beside:
             return None
         weights = [f"{linear}.weight" for linear in self._all_linears()]
         plain = all(name in self.where and self.where[name].dtype in FLOATS for name in weights)
         if plain and self.where.keys() <= hugging_face_shapes(self.model).keys():
-            transforms = section.get("transform_config") if isinstance(section, dict) else None
-            if transforms:
-                raise InputError(f"config.json: transform_config {shown(transforms)} changes what the weights mean")
+            if section.get("transform_config"):
+                transforms = shown(section["transform_config"])
+                raise InputError(f"config.json: transform_config {transforms} changes what the weights mean")
             said = "quantization_config" if section else next(iter(self.beside))
             self.note(f"{said} is not used: every weight is in floating point")
             self.beside = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import InputError, printable
-from .pinned import Pinned
+from .pinned import AGAIN, Pinned
 from .staging import MARK
 
 
@@ -28,14 +28,11 @@ class Written:
             status: of its descriptor when it was closed.
 
         Raises:
-            InputError: another file has its name by now, or it is not as it was.
+            InputError: another file has its name by now.
         """
-        try:
-            file = Pinned(path)
-        except InputError:
-            raise self.meddled(path.name, "was removed") from None
-        if status is not None and not (os.path.samestat(file.opened, status) and file.size == status.st_size):
-            raise self.meddled(path.name, "was changed")
+        file = Pinned(path, "--output_dir")
+        if status is not None and not os.path.samestat(file.opened, status):
+            raise InputError(f"{file.name}: was replaced while it was written; {AGAIN}")
         self.files[path.name] = file
 
     def digests(self) -> dict[str, Callable[[], str]]:
@@ -44,15 +41,8 @@ class Written:
 
     def check(self) -> None:
         """Raise InputError unless the folder holds these files, as they were written, and no others."""
-        for name, file in self.files.items():
-            try:
-                file.check_unchanged()
-            except InputError:
-                raise self.meddled(name, "was changed or removed") from None
+        for file in self.files.values():
+            file.check_unchanged()
         others = {path.name for path in self.folder.iterdir()} - self.files.keys() - {MARK}
         if others:
-            raise self.meddled(min(others), "was put there")
-
-    def meddled(self, name: str, what: str) -> InputError:
-        where = f"--output_dir: {printable(self.folder.name, 80)}/{printable(name, 80)}"
-        return InputError(f"{where}: {what} by someone else while it was being made; start again")
+            raise InputError(f"--output_dir: {printable(min(others), 80)}: was put there by someone else; {AGAIN}")
