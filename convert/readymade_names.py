@@ -11,7 +11,7 @@ from .errors import InputError, shown
 from .reader import Reader
 
 # A pattern may not make a short name take long: no repeated group, few repetitions and few choices.
-MOST_REPETITIONS, MOST_CHOICES, LONGEST_PATTERN, MOST_NAMES = 4, 16, 1000, 100_000
+MOST_REPETITIONS, MOST_CHOICES, LONGEST_PATTERN, MOST_PATTERNS, MOST_NAMES = 4, 16, 1000, 1000, 100_000
 REPETITION, CHOICE, HARD = r"(?<!\\)[*+{]", r"(?<!\\)\||(?<![\\(])\?", r"\)\s*[*+{]|\\[1-9]|\(\?[P(<]"
 Holds = Callable[[str], bool]
 
@@ -46,21 +46,31 @@ def holding(parts: Iterable[str]) -> Holds:
     return lambda name: any(part in name for part in wanted)
 
 
-def shell(patterns: Iterable[str]) -> Holds:
+def shell(patterns: Iterable[str], file: str, key: str) -> Holds:
     """ModelOpt's way: a shell pattern of the name, or of a module around it."""
-    wanted = list(dict.fromkeys(patterns))
+    wanted = set(patterns)
     plain = {text for text in wanted if not set(text) & set("*?[")}
-    others = [text for text in wanted if text not in plain]
-    return lambda name: (
-        any(outer in plain for outer in outers(name)) or any(fnmatch.fnmatchcase(name, one) for one in others)
-    )
+    compiled = [pattern_of_shell(text) for text in few(wanted - plain, file, key)]
+    return lambda name: any(outer in plain for outer in outers(name)) or any(one.match(name) for one in compiled)
 
 
 def exact_or_pattern(entries: Iterable[str], file: str, key: str) -> Holds:
     """compressed-tensors' way: a full name, or "re:" and a regular expression that the name begins with."""
     wanted = set(entries)
-    patterns = [pattern(entry[3:], file, key) for entry in wanted if entry.startswith("re:")]
+    expressions = few({entry[3:] for entry in wanted if entry.startswith("re:")}, file, key)
+    patterns = [pattern(text, file, key) for text in expressions]
     return lambda name: name in wanted or any(one.match(name) for one in patterns)
+
+
+def pattern_of_shell(text: str) -> re.Pattern[str]:
+    """Its own regular expression never tries one place twice."""
+    return re.compile(fnmatch.translate(text))
+
+
+def few(patterns: set[str], file: str, key: str) -> set[str]:
+    if len(patterns) > MOST_PATTERNS:
+        raise InputError(f"{file}: {key} has more than {MOST_PATTERNS} patterns; name the modules instead")
+    return patterns
 
 
 def outers(name: str) -> list[str]:

@@ -97,6 +97,6 @@ def modelopt_config(said: Reader, file: Path) -> Scaled:
             raise InputError(f"{said.file}: no group_size for {shown(algo)}; hf_quant_config.json must be there too")
         size = said.integer("group_size")
     key = "exclude_modules" if said.has("exclude_modules") else "ignore"
-    left = (LeftOut(key, shell(names(said, key))),)
+    left = (LeftOut(key, shell(names(said, key), said.file, key)),)
     bits = 4 if stored == ROW_PAIRS else 8
     return Scaled(file, f"{MODELOPT} {algo}", bits, size, stored, left_out=left, cache_scales=True)

@@ -234,8 +234,13 @@ def test_patterns_take_no_long_time() -> None:
         with pytest.raises(InputError):
             pattern(text, "config.json", "ignore")
     assert pattern(r".*\.(q|k)_proj$", "config.json", "ignore").match("model.layers.0.self_attn.k_proj")
-    assert not shell(["*a" * 50 + "b"])(name)
-    assert shell(["*self_attn*"])(name)
+    assert not shell(["*a" * 50 + "b"], "f", "k")(name)
+    assert shell(["*self_attn*"], "f", "k")(name)
+    numbers = [f"*{i}" for i in range(2000)]
+    with pytest.raises(InputError, match="more than 1000 patterns"):
+        shell(numbers, "f", "k")
+    with pytest.raises(InputError, match="more than 1000 patterns"):
+        exact_or_pattern([f"re:a{number}" for number in numbers], "f", "k")
     many = exact_or_pattern([f"model.layers.{i}.x" for i in range(100_000)], "config.json", "ignore")
     assert many("model.layers.99999.x")
     assert not many(name)
