@@ -30,6 +30,7 @@ from .weight_names import check_tensors, find, settle_biases, settle_head, sign
 
 FLOATS = {name: STORED[name] for name in ("F32", "F16", "BF16", "F64")}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ELEMENTS_AT_ONCE = 1 << 22
 
 
 class Source:
@@ -86,8 +87,7 @@ class Source:
             InputError: it holds NaN or Inf, or its file changed.
         """
         tensor = self.where[name].read()
-        values = tensor.float() if tensor.dtype == torch.float8_e4m3fn else tensor
-        if not torch.isfinite(values).all():
+        if not finite(tensor):
             raise InputError(f"{self.where[name].file}: tensor {name} holds NaN or Inf")
         return tensor.to(device)
 
@@ -273,3 +273,10 @@ class Source:
             return name
         stored = FLOATS[self.where[self.model.family.embedding].dtype]
         return next((name for name, dtype in DTYPES.items() if dtype == stored), "float32")
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is finite; some are looked at at a time, for the answer takes as much room as they do."""
+    narrow = tensor.dtype == torch.float8_e4m3fn  # of which PyTorch knows no infinity
+    pieces = tensor.view(-1).split(ELEMENTS_AT_ONCE)
+    return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)
