@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from .source import Source
 from .staging import Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
 from .text import Tokens
-from .written import Written
+from .written import Written, plain_disk_errors
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
@@ -61,7 +60,8 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
         InputError: any input that cannot be converted, or a disk that cannot hold the result.
     """
     job = Job(options)
-    with Staging(options.output_dir) as staging, Hashes() as hashes, torch.inference_mode(), plain_disk_errors(options):
+    output = options.output_dir
+    with Staging(output) as staging, Hashes() as hashes, torch.inference_mode(), plain_disk_errors(output):
         hashes.add("source", job.source.digests())
         written = Written(staging.folder)
         with job.statistics(hashes) as save:
@@ -78,7 +78,7 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
         job.source.check_unchanged()
         written.check()
         staging.commit()
-    return Converted(Path(options.output_dir), manifest)
+    return Converted(Path(output), manifest)
 
 
 class Job:
@@ -306,14 +306,3 @@ def check_apart(source: Path, output: Path, flag: str = "--output_dir") -> None:
     resolved, inside = output.resolve(), source.resolve()
     if resolved == inside or inside in resolved.parents:
         raise InputError(f"{flag}: {output} lies in --model_dir, which is never written to")
-
-
-@contextmanager
-def plain_disk_errors(options: ConvertOptions) -> Iterator[None]:
-    """A full disk or a quota is bad input, not a crash."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InputError(f"--output_dir: cannot write {options.output_dir} ({error.strerror})") from None
-        raise

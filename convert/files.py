@@ -163,7 +163,11 @@ def _sha256(file: Any) -> str:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+    """A file that ``read_json`` reads: bytes of paths that are not UTF-8 become question marks."""
+    text = json.dumps(value, indent=4, allow_nan=False)
+    if SURROGATE.search(text):
+        text = json.dumps(value, indent=4, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace").decode()
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 class Hashes:

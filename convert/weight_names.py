@@ -16,8 +16,8 @@ from .shard import Shard
 
 # Told what is done that the folder does not say in so many words.
 Note = Callable[[str], None]
-# Rows of two tensors that are compared at once.
-ROWS = 4096
+# Elements of two tensors that are compared at once.
+AT_ONCE = 1 << 22
 # What a part of a tensor's name says about the state that a folder is in.
 SIGNS = (
     ((".lora_A", ".lora_B", ".lora_embedding", ".base_layer.", ".lora_magnitude"),
@@ -99,7 +99,7 @@ def same(one: Found, other: Found) -> bool:
     if one.shape != other.shape:
         return False
     first, second = one.read(), other.read()
-    pieces = zip(first.split(ROWS), second.split(ROWS), strict=True)
+    pieces = zip(first.view(-1).split(AT_ONCE), second.view(-1).split(AT_ONCE), strict=True)
     return all(torch.equal(a.float(), b.float()) for a, b in pieces)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError, printable
@@ -46,3 +48,14 @@ class Written:
         others = {path.name for path in self.folder.iterdir()} - self.files.keys() - {MARK}
         if others:
             raise InputError(f"--output_dir: {printable(min(others), 80)}: was put there by someone else; {AGAIN}")
+
+
+@contextmanager
+def plain_disk_errors(output_dir: str) -> Iterator[None]:
+    """A full disk or a quota is bad input, not a crash."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(f"--output_dir: cannot write {output_dir} ({error.strerror})") from None
+        raise

@@ -216,6 +216,21 @@ def test_tied_embeddings_are_what_transformers_makes_of_them(state: str, tmp_pat
     assert bool(source.notes) == (state in ("different", "only the head"))
 
 
+def test_a_tied_head_of_no_size_is_refused(tmp_path: Path) -> None:
+    weights = random_weights(TINY | SMALL) | {HEAD: torch.tensor(1.0), EMBEDDING: torch.tensor(2.0)}
+    message = refused(write_model(tmp_path / "hf", weights, tie_word_embeddings=True, **SMALL))
+    assert "has shape [], config.json implies [101, 64]" in message
+
+
+def test_a_path_that_is_not_utf_8(tmp_path: Path, converted: Callable[..., Checkpoint]) -> None:
+    folder = write_model(tmp_path / os.fsdecode(b"caf\xe9") / "hf", **SMALL)
+    assert structure_problems(converted(folder)) == []
+    (folder / WHOLE).rename(folder / os.fsdecode(b"\xe9.safetensors"))
+    assert converted(folder).layer(0)
+    (folder / os.fsdecode(b"\xe9.safetensors")).write_bytes(b"")
+    assert refused(folder).isprintable()
+
+
 def test_an_untied_head_must_be_there(tmp_path: Path) -> None:
     weights = random_weights(TINY | SMALL)
     del weights[HEAD]
