@@ -62,6 +62,8 @@ class Source:
         self.model: Model = read_model(self.config)
         if self.config.get("max_position_embeddings") is None:
             self.note(f"max_position_embeddings {self.model.max_position_embeddings}, transformers' default")
+        if self.config.get("sliding_window") is not None and self.model.sliding_window is None:
+            self.note(f"sliding_window is not used: attention of {self.model.architecture} has none")
         self.shards = [Shard(path) for path in weight_files(self.folder, self.config, self.note)]
         self.where, self.prefix = find(self.shards, self.model.family)
         if self.prefix:

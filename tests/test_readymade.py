@@ -138,7 +138,7 @@ def test_quantize_config_beside_config(tmp_path: Path, converted: Converted) -> 
         ("quant_config.json", {"zero_point": 1}, "zero_point must be true or false, not 1"),
         (
             "quantize_config.json",
-            {"quant_method": "compressed-tensors", "config_groups": []},
+            {"quant_method": "compressed-tensors", "config_groups": [], "bits": None, "group_size": None},
             "config_groups must be an",
         ),
     ],

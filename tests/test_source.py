@@ -430,7 +430,10 @@ def test_the_window_is_the_one_that_transformers_model_has(architecture: str, tm
     other = ids.clone()
     other[0, 0] = (ids[0, 0] + 1) % 101
     sees = not torch.equal(logits(folder, ids)[0, -1], logits(folder, other)[0, -1])
-    assert (Source(folder).model.sliding_window is None) == sees
+    source = Source(folder)
+    assert (source.model.sliding_window is None) == sees
+    words = f"sliding_window is not used: attention of {architecture} has none"
+    assert source.notes == ([words] if sees else [])
 
 
 @pytest.mark.parametrize(
