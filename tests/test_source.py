@@ -348,11 +348,12 @@ def test_a_source_that_changes_leaves_no_statistics(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ids.safetensors"]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("phase", ["read", "hash"])
-def test_a_result_that_changes_is_no_checkpoint(change: str, phase: str, tmp_path: Path) -> None:
-    if (phase, change) == ("read", "written to"):
-        pytest.skip("a file that is being written to may hold anything yet")
+@pytest.mark.parametrize(
+    ("phase", "change"),
+    # What another writes into a file that is itself being written shows in no time stamp.
+    [("hash", change) for change in CHANGES] + [("read", change) for change in CHANGES if change != "written to"],
+)
+def test_a_result_that_changes_is_no_checkpoint(phase: str, change: str, tmp_path: Path) -> None:
     folder, left = write_model(tmp_path / "hf"), [1]
 
     def on_progress(layer: int, now: str, tokens: int) -> None:
