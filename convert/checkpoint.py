@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +52,52 @@ class RankFile:
             self.offset[name], position = position, end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self.start = 8 + len(text)
+        self.start, self.flag = 8 + len(text), flag
+        self.size = self.start + position
         self.file = path.open("wb")
         if room:
-            reserve(self.file.fileno(), self.start + position, path, flag)
+            reserve(self.file.fileno(), self.size, path, flag)
         else:
-            os.ftruncate(self.file.fileno(), self.start + position)
+            os.ftruncate(self.file.fileno(), self.size)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Store one tensor; shape and dtype must be the declared ones."""
         shape, dtype = self.tensors[name]
-        if list(tensor.shape) != shape or tensor.dtype != getattr(torch, dtype):
+        if list(tensor.shape) != shape:
             raise AssertionError(f"{name}: {list(tensor.shape)} {tensor.dtype}, declared {shape} {dtype}")
-        data = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
+        self.fill(name, [tensor])
+
+    def fill(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
+        """Store one tensor piece by piece, in the order of its elements."""
+        shape, dtype = self.tensors[name]
         self.file.seek(self.start + self.offset[name])
-        self.file.write(data.data)
+        left = prod(shape)
+        for piece in pieces:
+            if piece.dtype != getattr(torch, dtype) or piece.numel() > left:
+                raise AssertionError(f"{name}: {list(piece.shape)} {piece.dtype}, declared {shape} {dtype}")
+            self.file.write(piece.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().data)
+            left -= piece.numel()
+        if left:
+            raise AssertionError(f"{name}: {left} elements are lacking")
+        self.check_whole()
         self.missing.discard(name)
 
-    def close(self) -> None:
+    def check_whole(self) -> os.stat_result:
+        """Its status; InputError if someone has cut it, or removed its name."""
+        status = os.fstat(self.file.fileno())
+        if status.st_size != self.size or not status.st_nlink:
+            raise InputError(f"{self.flag}: {self.path.name}: was cut or removed while it was written; start again")
+        return status
+
+    def close(self) -> os.stat_result:
+        """Its status, complete."""
+        self.file.flush()
+        status = self.check_whole()
         self.file.close()
         if self.missing:
             raise AssertionError(f"{self.path.name}: never written: {sorted(self.missing)[:3]}")
+        return status
 
 
 def reserve(descriptor: int, size: int, path: Path, flag: str = "--output_dir") -> None:

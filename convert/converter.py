@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -30,11 +29,13 @@ from .manifest import QUANT_CFG
 from .quant_config import quant_cfg
 from .quantizer import Quantized
 from .readymade import ANEW, ReadyMade
+from .rope import rotary_pairs
 from .rounding import Grouped
 from .source import Source
 from .staging import Partial, Staging
 from .statistics_file import Origin, Save, StatisticsFile, check_new, saving
 from .text import Tokens
+from .written import Written, plain_disk_errors
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
@@ -67,27 +68,32 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
 def convert_job(job: Job, on_progress: OnProgress) -> Converted:
     """Do what was checked; the folder, and the file of statistics if one is asked for, get their names together."""
     options = job.options
-    folder, saved = Staging(options.output_dir), options.save_stats
+    output, saved = options.output_dir, options.save_stats
     with (
         Partial(saved, "--save_stats") if saved else nullcontext() as place,
-        folder as staging,
+        Staging(output) as staging,
         Hashes() as hashes,
         torch.inference_mode(),
-        plain_disk_errors(options),
+        plain_disk_errors(output),
     ):
-        hashes.add("source", job.source.paths())
+        hashes.add("source", job.source.digests())
+        written = Written(staging.folder)
         with job.statistics(hashes, place) as save:
-            layers = job.run(staging.folder, save, on_progress)
+            layers = job.run(written, save, on_progress)
         on_progress(job.model.num_hidden_layers, "hash", 0)
         for name, content in job.configs().items():
             write_json(staging.folder / name, content)
-        hashes.add("files", sorted(staging.folder.iterdir()))
+            written.add(staging.folder / name)
+        hashes.add("files", written.digests())
         manifest = job.manifest(layers) | hashes.wait()
         write_json(staging.folder / MANIFEST, manifest)
+        written.add(staging.folder / MANIFEST)
+        job.source.check_unchanged()
+        written.check()
         if place is not None:
             place.commit()
         staging.commit()
-    return Converted(Path(options.output_dir), manifest)
+    return Converted(Path(output), manifest)
 
 
 class Job:
@@ -105,6 +111,8 @@ class Job:
         self.quantizer = quantizer_of(options, self.source)
         self.quantizer.check(self.mapping)
         self.precision = self.quantizer.precision
+        if self.source.ready is not None:
+            self.source.check_ready_made()
         if self.ready is not None:
             self.check_repackable()
         self.gathered = EVERYTHING if options.save_stats else self.quantizer.wanted
@@ -169,13 +177,13 @@ class Job:
         with saving(place, self.model, self.origin(hashes.of("source"))) as save:
             yield save
 
-    def run(self, folder: Path, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
+    def run(self, written: Written, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
         """Write every rank's file; returns what was chosen for each layer."""
         model, mapping, report = self.model, self.mapping, []
         with ExitStack() as open_files:
             files = [
                 RankFile(
-                    folder / f"rank{rank}.safetensors",
+                    written.folder / f"rank{rank}.safetensors",
                     rank_tensors(self.precision, mapping, rank, self.quantizer.dtype),
                 )
                 for rank in range(mapping.world_size)
@@ -202,7 +210,7 @@ class Job:
                 half_range.check_one("the last norm's output", calibration.largest_normed(norm))
             self.write_head(files[-mapping.tp_size :], norm, head)
             for file in files:
-                file.close()
+                written.add(file.path, file.close())
         return report
 
     def calibration(self, embedding: torch.Tensor) -> Calibration | None:
@@ -252,11 +260,11 @@ class Job:
         if not self.model.brings_rotary_tables:
             return
         frequencies, _ = rotary_frequencies(self.model)
-        angles = torch.outer(torch.arange(self.model.max_position_embeddings).float(), frequencies)
-        pairs = torch.stack((angles.cos(), angles.sin()), -1).view(1, -1)
         for file in files:
             file.write("rotary_inv_freq", frequencies)
-            file.write("embed_positions_for_gpt_attention", pairs)
+            file.fill(
+                "embed_positions_for_gpt_attention", rotary_pairs(frequencies, self.model.max_position_embeddings)
+            )
 
     def write_embedding(self, files: list[RankFile], embedding: torch.Tensor) -> None:
         """Store the embedding on the first stage."""
@@ -299,6 +307,8 @@ class Job:
             "calibration": calibration,
             "quant": self.precision.algo,
             "repacked_from": self.ready.method if self.ready else None,
+            "stripped_prefix": self.source.prefix or None,
+            "source_notes": self.source.notes,
             "rotated": self.quantizer.rotation is not None,
             "packed_for_sm": self.precision.packed_for_sm,
             "float16_range": self.float16_range(),
@@ -320,14 +330,3 @@ def write_layer(files: list[RankFile], local: int, tensors: Tensors, specs: dict
         for tp_rank, file in enumerate(files):
             piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
             file.write(f"transformer.layers.{local}.{name}", piece)
-
-
-@contextmanager
-def plain_disk_errors(options: ConvertOptions) -> Iterator[None]:
-    """A full disk or a quota is bad input, not a crash."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InputError(f"--output_dir: cannot write {options.output_dir} ({error.strerror})") from None
-        raise

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,6 +93,10 @@ def read_text(path: Path, largest: int, what: str = "") -> str:
             raise InputError(f"{shown_path(path)}: cannot be read ({error.strerror})") from None
     if len(data) > largest:
         raise InputError(f"{shown_path(path)}: larger than the {largest / 2**20:g} MiB that such a file may have")
+    return decoded(data, path)
+
+
+def decoded(data: bytes, path: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -106,7 +110,11 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
         InputError: no such file, no JSON object, a key that is given twice, or a value that no JSON file can hold
             (NaN, infinity, half of a surrogate pair).
     """
-    text = read_text(path, largest)
+    return parse_json(read_text(path, largest), path)
+
+
+def parse_json(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object in a file's text, on ``read_json``'s terms."""
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
         if SURROGATE.search(text):
@@ -153,7 +161,11 @@ def _sha256(file: Any) -> str:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+    """A file that ``read_json`` reads: bytes of paths that are not UTF-8 become question marks."""
+    text = json.dumps(value, indent=4, allow_nan=False)
+    if SURROGATE.search(text):
+        text = json.dumps(value, indent=4, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace").decode()
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 class Hashes:
@@ -164,8 +176,9 @@ class Hashes:
         self.pending: dict[str, dict[str, Future[str]]] = {}
         return self
 
-    def add(self, kind: str, paths: list[Path]) -> None:
-        self.pending[kind] = {path.name: self.pool.submit(sha256, path) for path in paths}
+    def add(self, kind: str, files: Mapping[str, Callable[[], str]]) -> None:
+        """Begin with some files: by name, what hashes each."""
+        self.pending[kind] = {name: self.pool.submit(digest) for name, digest in files.items()}
 
     def of(self, kind: str) -> dict[str, str]:
         """By file name, once they are known."""

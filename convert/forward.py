@@ -26,7 +26,7 @@ def transformers_config(model: Model) -> transformers.LlamaConfig:
     else:
         rope = {"rope_theta": model.rotary_base, "rope_scaling": model.rotary_scaling}
     config = transformers.LlamaConfig(
-        hidden_size=model.hidden_size,
+        hidden_size=model.query_size,
         intermediate_size=model.intermediate_size,
         num_hidden_layers=1,
         num_attention_heads=model.num_attention_heads,
@@ -40,6 +40,7 @@ def transformers_config(model: Model) -> transformers.LlamaConfig:
         mlp_bias=model.mlp_bias,
         **rope,
     )
+    config.hidden_size = model.hidden_size  # it refuses one that is no multiple of the heads; its layers do not
     config._attn_implementation = "sdpa"
     return config
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .errors import InputError, shown
 from .forward import rotary_frequencies
 from .layout import Tensor, check_kernels, layer_tensors
 from .model import Model
 from .precision import LAYER, Precision
+from .shard import Shard
 from .stated import Stated
 
 
@@ -30,19 +30,18 @@ class Checkpoint(Stated):
 
     def __init__(self, folder: str | Path):
         super().__init__(folder)
+        self.shards: dict[int, Shard] = {}  # opened once, when they are first read
         self.precision = self.read_precision()
         check_kernels(self.precision, self.mapping)
         if self.dtype == "float32":
             raise InputError(f"{self.folder}/config.json: dtype {shown(self.dtype)} is not supported")
 
     def read(self, rank: int, name: str) -> torch.Tensor:
-        path = self.rank_file(rank)
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path.name}: tensor {name} cannot be read ({error})") from None
-        return tensor
+        """One tensor of a rank's file, as it is stored."""
+        shard = self.shards.get(rank)
+        if shard is None or not shard.file.is_current():
+            shard = self.shards[rank] = Shard(self.rank_file(rank))
+        return shard.read(name)
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
         """A layer's whole tensors, by TensorRT-LLM name inside the layer.

@@ -9,11 +9,15 @@ from .architectures import FAMILIES, Family
 from .checkpoint_keys import check_config
 from .errors import InputError, shown
 from .reader import Reader
+from .rope import TABLED_ROPE_TYPES, check_rope, read_rope
 
-ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
-# Types whose frequencies TensorRT-LLM computes wrongly at load, unless the checkpoint brings its own tables.
-TABLED_ROPE_TYPES = ("dynamic", "yarn")
 MOST_LAYERS = 10_000
+LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
+# What files of either kind were called before.
+SPELLINGS = {"LLaMAForCausalLM": LLAMA, "llama": LLAMA, "mistral": MISTRAL}
+# What transformers takes for a key that config.json does not have.
+POSITIONS = {LLAMA: 2048, MISTRAL: 131072}
+MISTRAL_WINDOW, MISTRAL_KV_HEADS = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -76,27 +80,28 @@ def read_model(config: dict[str, Any]) -> Model:
     Raises:
         InputError: an architecture, activation, rope type or value that this version cannot convert.
     """
-    said, architectures = Reader(config), config.get("architectures")
-    architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    said, architecture = Reader(config), architecture_of(config)
     family = family_of(architecture)
-    if config.get("hidden_act", "silu") != "silu":
+    if config.get("hidden_act") not in (None, "silu", "swish"):
         raise InputError(f"config.json: hidden_act {shown(config['hidden_act'])} is not supported; supported: silu")
+    mistral = architecture == MISTRAL
     hidden, heads = said.integer("hidden_size"), said.integer("num_attention_heads")
-    if hidden % heads:
-        raise InputError(f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
-    positions = said.integer("max_position_embeddings")
+    if hidden % heads and not said.has("head_dim"):
+        raise InputError(
+            f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; state head_dim"
+        )
+    kv_heads = MISTRAL_KV_HEADS if mistral and "num_key_value_heads" not in config else heads
+    positions = said.integer("max_position_embeddings", POSITIONS[architecture])
     base, scaling = read_rope(config, positions)
-    mistral = architecture == "MistralForCausalLM"
-    window = mistral and config.get("sliding_window") is not None
     model = Model(
-        architecture=str(architecture),
+        architecture=architecture,
         family=family,
-        dtype=config.get("dtype") or config.get("torch_dtype"),
+        dtype=said.text_or_none("dtype") or said.text_or_none("torch_dtype"),
         hidden_size=hidden,
         intermediate_size=said.integer("intermediate_size"),
         num_hidden_layers=said.integer("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=said.integer("num_key_value_heads", heads),
+        num_key_value_heads=said.integer("num_key_value_heads", kv_heads),
         head_size=said.integer("head_dim", hidden // heads),
         vocab_size=said.integer("vocab_size"),
         max_position_embeddings=positions,
@@ -104,13 +109,39 @@ def read_model(config: dict[str, Any]) -> Model:
         hidden_act="silu",
         rotary_base=base,
         rotary_scaling=scaling,
-        attn_bias=said.flag("attention_bias") and not mistral,
+        attn_bias=said.flag("attention_bias", said.flag("bias")) and not mistral,
         mlp_bias=said.flag("mlp_bias") and not mistral,
         tied=said.flag("tie_word_embeddings"),
-        sliding_window=said.integer("sliding_window") if window else None,
+        sliding_window=window_of(said, architecture),
     )
     check_heads(model)
     return model
+
+
+def window_of(said: Reader, architecture: str) -> int | None:
+    """The attention window in tokens, as transformers' model of the architecture has it: Llama's attention reads none
+    whatever config.json says, Mistral's has one of 4096 unless config.json says another, or null."""
+    if architecture != MISTRAL or said.values.get("sliding_window", MISTRAL_WINDOW) is None:
+        return None
+    return said.integer("sliding_window", MISTRAL_WINDOW)
+
+
+def architecture_of(config: dict[str, Any]) -> str:
+    """The class that config.json names; where it names none, the one that its model_type implies.
+
+    Raises:
+        InputError: a class that is not supported, or a model that holds a text model among others.
+    """
+    stated = config.get("architectures")
+    stated = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
+    name = config.get("model_type") if stated in (None, []) else stated
+    name = SPELLINGS.get(name, name) if isinstance(name, str) else stated
+    if isinstance(config.get("text_config"), dict) and not any(name in family.architectures for family in FAMILIES):
+        raise InputError(
+            f"config.json: {shown(name)} holds its text model in text_config; save that by itself "
+            "(model.language_model.save_pretrained) and give its folder"
+        )
+    return next(known for known in family_of(name).architectures if known == name)
 
 
 def family_of(architecture: Any) -> Family:
@@ -127,6 +158,7 @@ def check_heads(model: Model) -> None:
         raise InputError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
     if model.head_size % 2:
         raise InputError(f"config.json: head size {model.head_size} is odd; the rotary embedding needs pairs")
+    check_rope(model.rotary_base, model.rotary_scaling, model.head_size, model.max_position_embeddings)
 
 
 @dataclass(frozen=True)
@@ -202,40 +234,3 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
     )
     check_heads(model)
     return model
-
-
-def read_rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling): scaling is None for plain rope, else a dictionary with ``rope_type`` and every number that
-    type reads, defaults written out, since TensorRT-LLM's defaults are not transformers'."""
-    said = Reader(config)
-    parameters = said.section("rope_parameters" if said.has("rope_parameters") else "rope_scaling")
-    scaling = dict(parameters.values)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    in_scaling = scaling.pop("rope_theta", None)
-    theta = float((said if in_scaling is None else parameters).number("rope_theta", 1e4))
-    fraction = (parameters if parameters.has("partial_rotary_factor") else said).number("partial_rotary_factor", 1.0)
-    scaling.pop("partial_rotary_factor", None)
-    if fraction != 1.0:
-        raise InputError(f"config.json: partial_rotary_factor {fraction} is not supported; supported: 1.0")
-    if kind == "default":
-        if scaling:
-            raise InputError(f"config.json: rope scaling has {shown(', '.join(scaling))} but no rope_type; state one")
-        return theta, None
-    if kind not in ROPE_TYPES:
-        raise InputError(
-            f"config.json: rope type {shown(kind)} is not supported; supported: default, {', '.join(ROPE_TYPES)}"
-        )
-    if parameters.number("factor") < 1:
-        raise InputError(f"config.json: rope type {kind} needs a factor of at least 1, not {shown(scaling['factor'])}")
-    if kind == "llama3":
-        low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
-        if low >= high:
-            raise InputError(f"config.json: low_freq_factor {low} must be less than high_freq_factor {high}")
-        scaling["original_max_position_embeddings"] = parameters.integer("original_max_position_embeddings", positions)
-    elif kind == "yarn":
-        scaling["original_max_position_embeddings"] = parameters.integer("original_max_position_embeddings", positions)
-        for key in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
-            if scaling.get(key) is not None:
-                parameters.number(key)
-    return theta, {"rope_type": kind, **scaling}

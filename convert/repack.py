@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import InputError
+from .packing import unpack_rows
 from .rounding import Grouped
 
 # Position in a word of AutoAWQ's column c.
@@ -73,7 +74,7 @@ class Quantized:
         return Grouped(self.integers, self.scale[:, order], zero)
 
 
-def gptq(tensors: Tensors, name: str, bits: int, version: int = 1) -> Quantized:
+def gptq(tensors: Tensors, name: str, bits: int, version: int = 1, symmetric: bool | None = None) -> Quantized:
     """AutoGPTQ's and GPTQModel's tensors of one linear.
 
     Args:
@@ -82,14 +83,16 @@ def gptq(tensors: Tensors, name: str, bits: int, version: int = 1) -> Quantized:
         name: of the linear, for messages.
         bits: 4 or 8.
         version: 1, or 2 for checkpoint_format "gptq_v2".
+        symmetric: what the folder says of its zero points; None where it says nothing.
     """
     _check_bits(name, bits)
     words, scale = _get(tensors, name, "qweight", torch.int32), _get(tensors, name, "scales")
-    integers = _fields(words.t(), bits)
+    integers = fields(words.t(), bits)
     out_features, groups = integers.shape[0], scale.shape[0]
     _check_shape(f"{name}.scales", scale, (groups, out_features))
     _check_shape(f"{name}.qzeros", _get(tensors, name, "qzeros", torch.int32), (groups, out_features * bits // 32))
-    zero = _fields(tensors["qzeros"], bits)
+    version = gptq_version(tensors["qzeros"], f"{name}.qzeros", bits, version, symmetric)
+    zero = fields(tensors["qzeros"], bits)
     if version == 1:
         # All ones is where readers part: some take it for 0, others for 2^b, and in some files it spilled over.
         if (zero == 2**bits - 1).any():
@@ -101,14 +104,36 @@ def gptq(tensors: Tensors, name: str, bits: int, version: int = 1) -> Quantized:
     return _quantized(name, "g_idx", tensors, integers, scale.t(), zero.t(), bits)
 
 
+def gptq_version(qzeros: torch.Tensor, name: str, bits: int, version: int, symmetric: bool | None) -> int:
+    """The version of GPTQ's format in which a linear's zero points are stored: the one that its label says, unless it
+    is symmetric, where all of them are the middle in one version only.
+
+    Raises:
+        InputError: it says that it is symmetric, and is in neither.
+    """
+    stored, middle = fields(qzeros, bits), 2 ** (bits - 1)
+    if symmetric is False or not stored.numel():
+        return version
+    first = int(stored.view(-1)[0])
+    middles = {middle - 1: 1, middle: 2}
+    if first in middles and (stored == first).all():
+        return middles[first]
+    if symmetric:
+        raise InputError(
+            f"{name}: zero points that are not all {middle - 1} (gptq) or {middle} (gptq_v2), but the folder says "
+            "sym: true; correct it"
+        )
+    return version
+
+
 def awq(tensors: Tensors, name: str) -> Quantized:
     """AutoAWQ's GEMM tensors of one linear, 4 bits: int32 qweight and qzeros, floating scales, by their last names."""
     words, scale = _get(tensors, name, "qweight", torch.int32), _get(tensors, name, "scales")
-    integers = _fields(words, 4).unflatten(1, (-1, 8))[..., _AWQ_POSITION].flatten(1).t()
+    integers = fields(words, 4).unflatten(1, (-1, 8))[..., _AWQ_POSITION].flatten(1).t()
     out_features, groups = integers.shape[0], scale.shape[0]
     _check_shape(f"{name}.scales", scale, (groups, out_features))
     _check_shape(f"{name}.qzeros", _get(tensors, name, "qzeros", torch.int32), (groups, out_features // 8))
-    zero = _fields(tensors["qzeros"], 4).unflatten(1, (-1, 8))[..., _AWQ_POSITION].flatten(1).t()
+    zero = fields(tensors["qzeros"], 4).unflatten(1, (-1, 8))[..., _AWQ_POSITION].flatten(1).t()
     return _quantized(name, None, tensors, integers, scale.t(), zero, 4)
 
 
@@ -126,27 +151,55 @@ def compressed_tensors(tensors: Tensors, name: str, bits: int) -> Quantized:
     out_features, in_features = (int(size) for size in _get(tensors, name, "weight_shape").flatten())
     _check_shape(f"{name}.weight_packed", words, (out_features, -(-in_features * bits // 32)))
     _check_shape(f"{name}.weight_scale", scale, (out_features, scale.shape[1]))
-    integers = _fields(words, bits)[:, :in_features]
-    zero = tensors.get("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int8))
-    if zero.dtype == torch.int32:
-        zero = _fields(zero.t(), bits).t()[:out_features]
-    else:
-        zero = zero.to(torch.int16) + 2 ** (bits - 1)
+    integers = fields(words, bits)[:, :in_features]
+    stored = tensors.get("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int8))
+    zero = compressed_zero(stored, bits)[:out_features] + 2 ** (bits - 1)
     _check_shape(f"{name}.weight_zero_point", zero, (out_features, scale.shape[1]))
     return _quantized(name, "weight_g_idx", tensors, integers, scale, zero, bits)
+
+
+def compressed_zero(stored: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed zero points, int16 [out, groups], from int32 packed along out, or int8 as they are."""
+    if stored.dtype != torch.int32:
+        return stored.to(torch.int16)
+    signed: torch.Tensor = fields(stored.t(), bits).t().to(torch.int16) - 2 ** (bits - 1)
+    return signed
+
+
+def scaled(tensors: Tensors, name: str) -> torch.Tensor:
+    """(weight - zero) * scale * pre_quant_scale, float32 [out, in].
+
+    Args:
+        tensors: weight, int8 or float8 [out, in], or uint8 [out / 2, in] (row 2j in the low nibbles); weight_scale of
+            one element, [out], [out, 1] or [out, groups]; weight_zero_point like it; pre_quant_scale [in].
+        name: of the linear, for messages.
+    """
+    weight, scale = tensors["weight"], tensors["weight_scale"].float()
+    if weight.dtype == torch.uint8:
+        weight = unpack_rows(weight.view(torch.int8))
+    if (scale < 0).any():
+        raise InputError(f"{name}.weight_scale: holds negative scales; give the unquantized model")
+    shape = (-1, 1) if scale.dim() < 2 else scale.shape
+    values: torch.Tensor = weight.float().unflatten(1, (shape[1], -1))
+    zero = tensors.get("weight_zero_point")
+    if zero is not None:
+        values = values - zero.float().reshape(shape)[..., None]
+    values = (values * scale.reshape(shape)[..., None]).flatten(1)
+    factor = tensors.get("pre_quant_scale")
+    return values if factor is None else values * factor.float()
 
 
 def _quantized(
     name: str,
     index: str | None,
     tensors: Tensors,
-    fields: torch.Tensor,
+    unsigned: torch.Tensor,
     scale: torch.Tensor,
     zero: torch.Tensor,
     bits: int,
 ) -> Quantized:
     """Unsigned fields made signed, with the group of each channel read or counted off."""
-    half, in_features, groups = 2 ** (bits - 1), fields.shape[1], scale.shape[1]
+    half, in_features, groups = 2 ** (bits - 1), unsigned.shape[1], scale.shape[1]
     if not scale.isfinite().all():
         raise InputError(f"{name}: scales hold NaN or infinity")
     group_of = torch.arange(in_features) // -(-in_features // groups)
@@ -157,11 +210,11 @@ def _quantized(
         if group_of.min() < 0 or group_of.max() >= groups:
             wrong = int(group_of.min()) if group_of.min() < 0 else int(group_of.max())
             raise InputError(f"{name}.{index}: names group {wrong}, but scales hold {groups}, from 0")
-    signed, signed_zero = ((values.to(torch.int16) - half).to(torch.int8).contiguous() for values in (fields, zero))
+    signed, signed_zero = ((values.to(torch.int16) - half).to(torch.int8).contiguous() for values in (unsigned, zero))
     return Quantized(name, signed, scale.float().contiguous(), signed_zero, group_of)
 
 
-def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
+def fields(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Unsigned fields along the last axis of int32 [..., n]: uint8 [..., n * 32 / bits]."""
     octets = words.contiguous().view(torch.uint8)
     return octets if bits == 8 else torch.stack((octets & 15, octets >> 4), -1).flatten(-2)

@@ -1,26 +1,36 @@
 """The model to convert: a Hugging Face folder, its tensors read one at a time.
 
 Files are untrusted. Only safetensors are read (no pickles, no remote code), an index may only name
-files that lie in the folder, and every tensor is checked against the architecture before any work.
+files that lie in the folder, and every tensor is checked against the architecture before any work. Each file is
+opened once: what is hashed, parsed and read is one content, or an error.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from .errors import InputError, printable, shown
-from .files import headers, read_json
+from .errors import InputError, shown
+from .files import is_there, parse_json, shown_path
 from .layout import hugging_face_shapes
 from .model import Model, read_model
-from .readymade import Expected, ReadyMade, read_ready_made
+from .pinned import Pinned
+from .reader import Reader
+from .readymade import Expected, Packed, ReadyMade
+from .readymade_folder import FILES, read_ready_made
 from .repack import Quantized
 from .rounding import Grouped
+from .shard import DTYPES as STORED
+from .shard import Shard
+from .weight_files import state_of, weight_files
+from .weight_names import check_tensors, find, settle_biases, settle_head, sign
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+FLOATS = {name: STORED[name] for name in ("F32", "F16", "BF16", "F64")}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ELEMENTS_AT_ONCE = 1 << 22
 
 
 class Source:
@@ -31,6 +41,10 @@ class Source:
         dtype: "float16", "bfloat16" or "float32": what the config states, else what the weights are.
         ready: how its linears are quantized already; None in floating point.
         packed: the full names of the linears that are.
+        where: each tensor by its family's name; shapes: what config.json implies.
+        zeros: biases that config.json declares and no file holds.
+        prefix: what stood before every tensor's name.
+        notes: what was done that the folder does not say in so many words.
 
     Raises:
         InputError: a file, tensor, shape, dtype or config value that cannot be converted.
@@ -39,54 +53,75 @@ class Source:
     def __init__(self, folder: str | Path, flag: str = "--model_dir"):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InputError(f"{flag}: {self.folder} is not a folder")
-        self.config = read_json(self.folder / "config.json")
+            raise InputError(f"{flag}: {shown_path(self.folder)} is not a folder")
+        self.notes: list[str] = []
+        if not is_there(self.folder / "config.json"):
+            raise InputError(f"{flag}: {shown_path(self.folder)}: no config.json; {state_of(self.folder)}")
+        self.config_file = Pinned(self.folder / "config.json")
+        self.config = parse_json(self.config_file.text(), self.config_file.path)
         self.model: Model = read_model(self.config)
-        self.ready: ReadyMade | None = read_ready_made(self.folder, self.config)
-        self.files = weight_files(self.folder)
-        self.where: dict[str, Path] = {}
-        self.packed: set[str] = set()
-        self._check_tensors()
+        if self.config.get("max_position_embeddings") is None:
+            self.note(f"max_position_embeddings {self.model.max_position_embeddings}, transformers' default")
+        if self.config.get("sliding_window") is not None and self.model.sliding_window is None:
+            self.note(f"sliding_window is not used: attention of {self.model.architecture} has none")
+        self.shards = [Shard(path) for path in weight_files(self.folder, self.config, self.note)]
+        self.where, self.prefix = find(self.shards, self.model.family)
+        if self.prefix:
+            self.note(f"names of tensors are without their prefix {shown(self.prefix)}")
+        self.model = settle_head(self.where, self.model, self.note)
+        self.model, self.zeros = settle_biases(self.where, self.model, self.config, self.note)
+        self.beside = {name: Pinned(self.folder / name) for name in FILES if is_there(self.folder / name)}
+        self.ready: ReadyMade | None = self._read_ready_made()
+        self.shapes = hugging_face_shapes(self.model)
+        expected, self.packed = self._expected()
+        check_tensors(self.where, expected, self._about, shown_path(self.folder))
+        self._drop_empty_biases()
+        self.layers = self._by_layer()
         self.dtype = self._dtype()
 
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
     def tensor(self, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
-        """One tensor, mapped from its file and released with its last reference.
+        """One tensor, in memory of its own.
 
         Raises:
-            InputError: it holds NaN or Inf.
+            InputError: it holds NaN or Inf, or its file changed.
         """
-        with safe_open(self.where[name], framework="pt", device=str(device)) as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{self.where[name].name}: tensor {name} holds NaN or Inf")
-        return tensor
+        tensor = self.where[name].read()
+        if not finite(tensor):
+            raise InputError(f"{self.where[name].file}: tensor {name} holds NaN or Inf")
+        return tensor.to(device)
 
     def layer(self, index: int, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """The tensors of one decoder layer, named as inside the layer ("self_attn.q_proj.weight"); weights that are
         quantized already are dequantized, in float32."""
         prefix = self.model.family.layer.format(i=index)
-        floats = [name for name in self.where if name.startswith(prefix) and name in self.shapes]
-        tensors = {name[len(prefix) :]: self.tensor(name, device) for name in floats}
-        for linear in sorted(name for name in self.packed if name.startswith(prefix)):
-            tensors[f"{linear[len(prefix) :]}.weight"] = self.quantized(linear).dequantize().to(device)
+        tensors = {}
+        for name in self.layers[index]:
+            inside, linear = name.removeprefix(prefix), name.removesuffix(".weight")
+            if name in self.zeros:
+                tensors[inside] = torch.zeros(self.shapes[name], dtype=DTYPES[self.dtype], device=device)
+            elif linear in self.packed:
+                tensors[inside] = self.dequantized(linear).to(device)
+            else:
+                tensors[inside] = self.tensor(name, device)
         return tensors
 
-    def quantized(self, linear: str) -> Quantized:
-        """A linear of a ready-made folder, by its full name, as it is.
+    def dequantized(self, linear: str) -> torch.Tensor:
+        """The weight of a linear of a ready-made folder, by its full name, float32 [out, in].
 
         Raises:
-            InputError: its tensors contradict each other or config.json.
+            InputError: its tensors contradict each other or the configuration.
         """
         assert self.ready is not None
-        suffixes = self.ready.tensors(linear, *self.shapes[f"{linear}.weight"])
-        names = {suffix: f"{linear}.{suffix}" for suffix in suffixes}
-        tensors = {suffix: self.tensor(name) for suffix, name in names.items() if name in self.where}
-        read = self.ready.linear(tensors, linear)
-        if list(read.integers.shape) != self.shapes[f"{linear}.weight"]:
-            raise InputError(
-                f"{linear}: holds a weight {list(read.integers.shape)}, "
-                f"config.json implies {self.shapes[f'{linear}.weight']}"
-            )
+        return self._whole(linear, self.ready.weight(self._tensors_of(linear), linear))
+
+    def quantized(self, linear: str) -> Quantized:
+        """The same, as it is: for a folder whose integers can be kept."""
+        assert isinstance(self.ready, Packed)
+        read = self.ready.linear(self._tensors_of(linear), linear)
+        self._whole(linear, read.integers)
         return read
 
     def ready_layer(self, index: int, group_size: int, dtype: torch.dtype) -> dict[str, Grouped]:
@@ -95,16 +130,33 @@ class Source:
         Raises:
             InputError: a linear is not quantized in a way that the engine can keep.
         """
-        assert self.ready is not None
+        assert isinstance(self.ready, Packed)
         prefix = self.model.family.layer.format(i=index)
-        names = [name for name in self._linears() if name.startswith(prefix) and name in self.packed]
+        names = [name for name in self.linears(index) if name in self.packed]
         return {name[len(prefix) :]: self.ready.exact(self.quantized(name), group_size, dtype) for name in names}
+
+    def check_ready_made(self) -> None:
+        """Hold every quantized linear's zero points and groups against the configuration, before any work.
+
+        Raises:
+            InputError: they contradict each other.
+        """
+        assert self.ready is not None
+        told = dict[str, None]()
+        for linear in sorted(self.packed):
+            tensors = self._those_of(linear, self.ready.small)
+            note = self.ready.check(tensors, linear)
+            if note is not None:
+                told[note] = None
+        self.notes += told
 
     def left_in_float(self) -> list[tuple[int, str]]:
         """(layer, name inside it) of the linears that a ready-made folder has not quantized."""
-        layer, layers = self.model.family.layer, range(self.model.num_hidden_layers)
-        parts = [part for linear in self.model.family.linears for part in linear.parts]
-        return [(i, part) for i in layers for part in parts if f"{layer.format(i=i)}{part}" not in self.packed]
+        left = []
+        for index in range(self.model.num_hidden_layers):
+            prefix = self.model.family.layer.format(i=index)
+            left += [(index, name.removeprefix(prefix)) for name in self.linears(index) if name not in self.packed]
+        return left
 
     def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """The output projection [vocab_size, hidden_size]; the embedding where the two are tied."""
@@ -112,111 +164,121 @@ class Source:
         return self.tensor(family.head if family.head in self.where else family.embedding, device)
 
     def paths(self) -> list[Path]:
-        """config.json, every weight file, and the file beside them that says how they are quantized."""
-        said = [] if self.ready is None or self.ready.file.name == "config.json" else [self.ready.file]
-        return [self.folder / "config.json", *self.files, *said]
+        """config.json, every weight file, and the files beside them that say how they are quantized."""
+        return [file.path for file in self.files()]
 
-    def _check_tensors(self) -> None:
-        found = self._found()
-        self.shapes = hugging_face_shapes(self.model)
-        expected = self._expected(set(found))
-        hint = "a bias or an extra module that config.json does not declare?"
-        if self.ready is not None:
-            hint = f"only decoder linears may be quantized, each in {self.ready.method}'s tensors alone"
-        for name, (path, shape, dtype) in found.items():
-            if name not in expected:
-                raise InputError(
-                    f"{path.name}: tensor {name} is not part of {self.model.architecture} as config.json "
-                    f"describes it ({hint})"
-                )
-            shapes = [form for kind, form in expected[name].forms if kind == dtype]
-            if not shapes:
-                raise InputError(
-                    f"{path.name}: tensor {name} is {dtype}; only {expected[name].kinds()} can be converted"
-                )
-            if shape not in shapes:
-                raise InputError(f"{path.name}: tensor {name} has shape {shape}, config.json implies {shapes[0]}")
-            self.where[name] = path
-        missing = [name for name, tensor in expected.items() if name not in found and not tensor.optional]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise InputError(f"{self.folder}: tensor {missing[0]}{more} missing from the safetensors files")
-        self._drop_empty_biases()
+    def files(self) -> list[Pinned]:
+        """``paths``, open."""
+        return [self.config_file, *(shard.file for shard in self.shards), *self.beside.values()]
 
-    def _found(self) -> dict[str, tuple[Path, list[int], str]]:
-        """(file, shape, dtype) of every tensor that counts, by name."""
-        family, found = self.model.family, dict[str, tuple[Path, list[int], str]]()
-        for path in self.files:
-            for name, shape, dtype in headers(path):
-                if (name == family.head and self.model.tied) or name.endswith(family.ignored):
-                    continue
-                if name in found:
-                    raise InputError(f"{path.name}: tensor {name} is also in {found[name][0].name}")
-                found[name] = path, shape, dtype
-        return found
+    def digests(self) -> dict[str, Callable[[], str]]:
+        """What hashes each of these files, by name."""
+        return {file.path.name: file.sha256 for file in self.files()}
 
-    def _expected(self, found: set[str]) -> dict[str, Expected]:
-        """Every tensor that config.json implies; a ready-made folder may leave some linears in floating point."""
-        expected = {name: Expected.of(tuple(FLOATS), *shape) for name, shape in self.shapes.items()}
+    def check_unchanged(self) -> None:
+        """Raise InputError unless every file is still there as it was when it was opened."""
+        for file in self.files():
+            file.check_unchanged()
+
+    def linears(self, index: int) -> list[str]:
+        """The full names of one decoder layer's linears."""
+        family = self.model.family
+        return [f"{family.layer.format(i=index)}{part}" for linear in family.linears for part in linear.parts]
+
+    def _all_linears(self) -> list[str]:
+        return [name for index in range(self.model.num_hidden_layers) for name in self.linears(index)]
+
+    def _whole(self, linear: str, weight: torch.Tensor) -> torch.Tensor:
+        """Raise InputError unless a weight read from packed tensors is as large as config.json implies."""
+        if list(weight.shape) != self.shapes[f"{linear}.weight"]:
+            raise InputError(
+                f"{linear}: holds a weight {list(weight.shape)}, config.json implies {self.shapes[f'{linear}.weight']}"
+            )
+        return weight
+
+    def _tensors_of(self, linear: str) -> dict[str, torch.Tensor]:
+        """The tensors that a quantized linear consists of, by last name."""
+        assert self.ready is not None
+        return self._those_of(linear, self.ready.tensors(linear, *self.shapes[f"{linear}.weight"]))
+
+    def _those_of(self, linear: str, suffixes: Iterable[str]) -> dict[str, torch.Tensor]:
+        names = {suffix: f"{linear}.{suffix}" for suffix in suffixes}
+        return {suffix: self.tensor(name) for suffix, name in names.items() if name in self.where}
+
+    def _read_ready_made(self) -> ReadyMade | None:
+        """How the linears are quantized; a configuration beside floating-point weights is a leftover."""
+        section = Reader(self.config).section("quantization_config").values
+        if not section and not self.beside:
+            return None
+        weights = [f"{linear}.weight" for linear in self._all_linears()]
+        plain = all(name in self.where and self.where[name].dtype in FLOATS for name in weights)
+        if plain and self.where.keys() <= hugging_face_shapes(self.model).keys():
+            if section.get("transform_config"):
+                transforms = shown(section["transform_config"])
+                raise InputError(f"config.json: transform_config {transforms} changes what the weights mean")
+            said = "quantization_config" if section else next(iter(self.beside))
+            self.note(f"{said} is not used: every weight is in floating point")
+            self.beside = {}
+            return None
+        return read_ready_made(self.config_file.path, self.config, self.beside)
+
+    def _expected(self) -> tuple[dict[str, Expected], set[str]]:
+        """Every tensor that config.json implies, and the linears whose tensors are a ready-made folder's; such a folder
+        may leave some in floating point."""
+        expected = {
+            name: Expected.of(tuple(FLOATS), *shape, optional=name in self.zeros) for name, shape in self.shapes.items()
+        }
         if self.model.tied:
             expected.pop(self.model.family.head)
-        for linear in self._linears() if self.ready is not None else []:
+        packed = set[str]()
+        for linear in [] if self.ready is None else self._all_linears():
             weight, bias = f"{linear}.weight", f"{linear}.bias"
             expected.setdefault(bias, Expected.of(tuple(FLOATS), self.shapes[weight][0], optional=True))
-            if weight not in found and self.ready is not None:
-                self.packed.add(linear)
+            if self.ready is not None and not (weight in self.where and self.where[weight].dtype in FLOATS):
+                self.ready.check_left_out(linear)
+                packed.add(linear)
                 expected.pop(weight)
-                packed = self.ready.tensors(linear, *self.shapes[weight])
-                expected |= {f"{linear}.{suffix}": tensor for suffix, tensor in packed.items()}
-        return expected
+                expected |= self.ready.full_names(linear, *self.shapes[weight])
+        return expected, packed
 
-    def _linears(self) -> list[str]:
-        """The full names of the decoder layers' linears."""
-        family = self.model.family
-        parts = [part for linear in family.linears for part in linear.parts]
-        return [f"{family.layer.format(i=i)}{part}" for i in range(self.model.num_hidden_layers) for part in parts]
+    def _about(self, name: str) -> str:
+        """Why a tensor is refused that config.json does not imply."""
+        hint = sign(name) or "a bias or an extra module that config.json does not declare?"
+        if self.ready is not None:
+            hint = f"only decoder linears may be quantized, each in {self.ready.method}'s tensors alone"
+        return f"is not part of {self.model.architecture} as config.json describes it ({hint})"
 
     def _drop_empty_biases(self) -> None:
         """Old AutoGPTQ writes a bias of zeros for each linear that has none."""
         for name in [name for name in self.where if name.endswith(".bias") and name not in self.shapes]:
             if self.tensor(name).any():
-                raise InputError(f"{self.where[name].name}: tensor {name} is not 0, but config.json declares no bias")
+                raise InputError(f"{self.where[name].file}: tensor {name} is not 0, but config.json declares no bias")
             del self.where[name]
+
+    def _by_layer(self) -> dict[int, list[str]]:
+        """The names of each layer's tensors in floating point."""
+        layers = defaultdict[int, list[str]](list)
+        prefixes = {self.model.family.layer.format(i=i): i for i in range(self.model.num_hidden_layers)}
+        for name in self.shapes:
+            for dot in [place for place, letter in enumerate(name) if letter == "."]:
+                if name[: dot + 1] in prefixes:
+                    layers[prefixes[name[: dot + 1]]].append(name)
+                    break
+        return layers
 
     def _dtype(self) -> str:
         stated = self.model.dtype
         if stated is not None:
-            name = str(stated).removeprefix("torch.")
+            name = stated.removeprefix("torch.")
             if name not in DTYPES:
                 raise InputError(f"config.json: dtype {shown(stated)} is not supported; use {', '.join(DTYPES)}")
             return name
-        embedding = self.model.family.embedding
-        with safe_open(self.where[embedding], framework="pt") as file:
-            stored = FLOATS[file.get_slice(embedding).get_dtype()]
+        stored = FLOATS[self.where[self.model.family.embedding].dtype]
         return next((name for name, dtype in DTYPES.items() if dtype == stored), "float32")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, those of the index if there is one."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index.name}: no weight_map in it")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if name != Path(name).name or name in ("", ".", ".."):
-                raise InputError(f"{index.name}: {shown(name)} points outside the folder")
-            if not (folder / name).is_file():
-                raise InputError(f"{index.name}: shard {printable(name, 80)} is missing from {folder}")
-        return [folder / name for name in names]
-    # The second is AutoGPTQ's older name.
-    for single in (folder / "model.safetensors", *sorted(folder.glob("gptq_model-*bit-*g.safetensors"))):
-        if single.is_file():
-            return [single]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise InputError(
-            f"{folder}: only pickled weights found, which are not read; save the model again with "
-            "save_pretrained(..., safe_serialization=True)"
-        )
-    raise InputError(f"{folder}: no model.safetensors or model.safetensors.index.json")
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is finite; some are looked at at a time, for the answer takes as much room as they do."""
+    narrow = tensor.dtype == torch.float8_e4m3fn  # of which PyTorch knows no infinity
+    pieces = tensor.view(-1).split(ELEMENTS_AT_ONCE)
+    return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)

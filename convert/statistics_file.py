@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .calibrate import KEPT_PER_SEQUENCE, InputStatistics, LayerStatistics, Wanted
 from .checkpoint import RankFile
 from .errors import InputError
-from .files import DTYPE_NAMES, headers
+from .files import DTYPE_NAMES
 from .model import Model
+from .shard import Shard
 from .staging import Partial
 
 # The key of our JSON in the safetensors header, and the version of the layout.
@@ -93,8 +93,9 @@ class StatisticsFile:
         self.path, self.model, self.device = Path(path), model, device
         if not self.path.is_file():
             raise InputError(f"--stats: {path} is no file; make it with enginesmith convert --save_stats")
-        found = {name: (shape, dtype) for name, shape, dtype in headers(self.path)}
-        self.origin = read_origin(self.path)
+        self.shard = Shard(self.path, "--stats")
+        found = {name: (stored.shape, stored.dtype) for name, stored in self.shard.tensors.items()}
+        self.origin = read_origin(self.shard)
         expected = {name: (shape, "F32") for name, (shape, _) in layout(model, self.origin).items()}
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
@@ -111,14 +112,8 @@ class StatisticsFile:
 
     def layer(self, index: int) -> LayerStatistics:
         """The statistics of one layer, on the device."""
-        names = [name for name in layout(self.model, self.origin) if name.startswith(f"layers.{index}.")]
-        tensors = {}
-        try:
-            with safe_open(self.path, framework="pt", device=str(self.device)) as file:
-                for name in names:
-                    tensors[name.removeprefix(f"layers.{index}.")] = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"--stats: {self.path} cannot be read ({error})") from None
+        names = one_layer(self.model, self.origin)
+        tensors = {name: self.shard.read(f"layers.{index}.{name}").to(self.device) for name in names}
         for name, tensor in tensors.items():
             if not possible(name.rpartition(".")[2], tensor):
                 raise InputError(
@@ -138,6 +133,12 @@ def possible(name: str, tensor: torch.Tensor) -> bool:
 
 def layout(model: Model, origin: Origin) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of every tensor in the file."""
+    one, layers = one_layer(model, origin), range(model.num_hidden_layers)
+    return {f"layers.{i}.{name}": (shape, "float32") for i in layers for name, shape in one.items()}
+
+
+def one_layer(model: Model, origin: Origin) -> dict[str, list[int]]:
+    """Name -> shape of every tensor of one layer."""
     one = {"hidden_amax": [1]}
     wanted, kept = origin.wanted, origin.sequences * (KEPT_PER_SEQUENCE + 1)
     for group in model.family.groups if wanted.inputs else ():
@@ -150,8 +151,7 @@ def layout(model: Model, origin: Origin) -> dict[str, tuple[list[int], str]]:
         one |= {"output_amax": [sum(rows_of(model).values())], "stream_amax": [len(model.family.norms)]}
     if wanted.cache:
         one |= {"key_amax": [model.kv_size], "value_amax": [model.kv_size], "query_amax": [model.query_size]}
-    layers = range(model.num_hidden_layers)
-    return {f"layers.{i}.{name}": (shape, "float32") for i in layers for name, shape in one.items()}
+    return one
 
 
 def rows_of(model: Model) -> dict[str, int]:
@@ -192,17 +192,13 @@ def unnamed(tensors: dict[str, torch.Tensor], model: Model) -> LayerStatistics:
     return seen
 
 
-def read_origin(path: Path) -> Origin:
+def read_origin(shard: Shard) -> Origin:
     """What the header says.
 
     Raises:
         InputError: it is no statistics file, or one of another version.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get(KEY)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"--stats: {path} cannot be read ({error})") from None
+    path, text = shard.file.path, shard.metadata.get(KEY)
     if text is None:
         raise InputError(f"--stats: {path} holds no statistics; make it with enginesmith convert --save_stats")
     try:

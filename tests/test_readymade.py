@@ -138,13 +138,13 @@ def test_quantize_config_beside_config(tmp_path: Path, converted: Converted) -> 
         ("quant_config.json", {"zero_point": 1}, "zero_point must be true or false, not 1"),
         (
             "quantize_config.json",
-            {"quant_method": "compressed-tensors", "config_groups": []},
+            {"quant_method": "compressed-tensors", "config_groups": [], "bits": None, "group_size": None},
             "config_groups must be an",
         ),
     ],
 )
 def test_a_wrong_value_is_told_with_its_file(name: str, said: dict[str, Any], words: str, tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "hf")
+    folder = Folder(tmp_path / "hf", "awq" if name == "quant_config.json" else "gptq", num_hidden_layers=1).path
     (folder / name).write_text(json.dumps({"bits": 4, "group_size": 64, **said}))
     with pytest.raises(InputError) as refused:
         Source(folder)
@@ -181,6 +181,7 @@ def act_order(folder: Folder) -> None:
     g_idx = packed.g_idx[torch.randperm(256, generator=torch.Generator().manual_seed(0))]
     for linear in ("model.layers.0.self_attn.q_proj", PART):
         folder.change(**{f"{linear}.g_idx": g_idx.int()})
+    folder.say(desc_act=True)
 
 
 def left_in_float(folder: Folder) -> None:

@@ -1,0 +1,188 @@
+"""Folders whose weights are read to be quantized anew: INT8 and FP8 with quantized activations, and AutoRound's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from enginesmith.convert.errors import InputError
+from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.source import Source
+from enginesmith.convert.verify import measure
+
+from .command import run
+from .conftest import DATA
+from .readymade_folders import PART, Folder
+
+FOLDERS = sorted(path.parent for path in (DATA / "scaled").glob("*/dequantized.json"))
+PLACE = "model.layers.0.self_attn.k_proj"
+Converted = Callable[..., Checkpoint]
+
+
+@pytest.fixture(params=FOLDERS, ids=[folder.name for folder in FOLDERS])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of one of them, with token ids beside it."""
+    copy = Path(shutil.copytree(request.param, tmp_path / "hf"))
+    save_file(
+        {"input_ids": torch.randint(32, (8, 24), generator=torch.Generator().manual_seed(0))},
+        tmp_path / "ids.safetensors",
+    )
+    return copy
+
+
+def test_weights_are_what_the_formula_makes_of_them(folder: Path) -> None:
+    source = Source(folder)
+    source.check_ready_made()
+    noted = json.loads((folder / "dequantized.json").read_text())["sha256 of float32 weights"]
+    assert source.packed == noted.keys()
+    layer = source.layer(0)
+    read = {name: layer[f"{name.split('.', 3)[3]}.weight"] for name in noted}
+    assert {name: hashlib.sha256(weight.numpy().tobytes()).hexdigest() for name, weight in read.items()} == noted
+
+
+def test_they_are_requantized_or_refused(folder: Path, tmp_path: Path, converted: Converted) -> None:
+    words = ["--model_dir", folder, "--output_dir", tmp_path / "out"]
+    said = run("convert", *words, expect=2).stderr
+    assert "weights cannot be kept as they are; give --requantize" in said
+    assert "config.json" in said
+    assert said == run("convert", *words, "--quant", "W8A16", expect=2).stderr
+    checkpoint = converted(folder, quant="W8A16", requantize=True)
+    assert measure(checkpoint, folder, str(tmp_path / "ids.safetensors"), 4, 24).kl < 0.01
+    plain = converted(folder, requantize=True, dtype="bfloat16")
+    assert plain.precision.base.algo is None
+
+
+def change(folder: Path, **tensors: torch.Tensor | None) -> None:
+    held = load_file(folder / "model.safetensors")
+    for suffix, tensor in tensors.items():
+        held.pop(f"{PLACE}.{suffix}", None)
+        if tensor is not None:
+            held[f"{PLACE}.{suffix}"] = tensor
+    save_file(held, folder / "model.safetensors")
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    source = Source(folder)
+    source.check_ready_made()
+    return source.layer(0)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"weight_scale": None}, f"tensor {PLACE}.weight_scale missing"),
+        ({"weight_scale": torch.tensor(-1.0)}, f"{PLACE}.weight_scale: holds negative scales"),
+        ({"weight_scale": torch.tensor(float("inf"))}, "holds NaN or Inf"),
+        ({"weight_scale": torch.ones(7)}, f"{PLACE}.weight_scale has shape [7]"),
+        ({"weight": torch.ones(64, 128).to(torch.float8_e5m2)}, f"{PLACE}.weight is F8_E5M2; only"),
+        ({"weight": torch.full((64, 128), float("nan")).to(torch.float8_e4m3fn)}, "holds NaN or Inf"),
+        ({"weight_zero_point": torch.ones(64, 1, dtype=torch.int8)}, "holds zero points, but config.json says that th"),
+        ({"more": torch.ones(1)}, "is not part of LlamaForCausalLM"),
+    ],
+)
+def test_tensors_that_do_not_fit(tensors: dict[str, torch.Tensor | None], words: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "compressed-fp8-static-kv", tmp_path / "hf"))
+    change(folder, **tensors)
+    assert words in refused(folder)
+
+
+def test_zero_points_that_are_stated_are_subtracted(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "compressed-w8a8-static", tmp_path / "hf"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "weight_zero_point and 6 more missing" in refused(folder)
+    held = load_file(folder / "model.safetensors")
+    scales = [name for name in held if name.endswith(".weight_scale")]
+    zeros = {name.replace("_scale", "_zero_point"): torch.full(held[name].shape, 3).to(torch.int8) for name in scales}
+    save_file(held | zeros, folder / "model.safetensors")
+    expected = (held[f"{PLACE}.weight"].float() - 3) * held[f"{PLACE}.weight_scale"].float()
+    assert torch.equal(Source(folder).dequantized(PLACE), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("hf_quant_config.json", {"quant_algo": "NVFP4"}, "describe different quantizations"),
+        ("config.json", {"quant_algo": "W8A16"}, "describe different quantizations"),
+        (
+            "hf_quant_config.json",
+            {"exclude_modules": ["lm_head", "*.q_proj"]},
+            "exclude_modules leaves model.layers.0.s",
+        ),
+        ("hf_quant_config.json", {"exclude_modules": ["model.layers.0"]}, "exclude_modules leaves model.layers.0.self"),
+        ("hf_quant_config.json", {"exclude_modules": "lm_head"}, "exclude_modules must be a list of texts"),
+        ("hf_quant_config.json", {"has_zero_point": True}, "has_zero_point True"),
+        ("hf_quant_config.json", {"quantized_layers": {"a": 1}}, "unknown key 'quantized_layers'"),
+    ],
+)
+def test_what_modelopt_may_not_say(name: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "modelopt-fp8-kv", tmp_path / "hf"))
+    content = json.loads((folder / name).read_text())
+    content["quantization" if name.startswith("hf") else "quantization_config"].update(changes)
+    (folder / name).write_text(json.dumps(content))
+    assert words in refused(folder)
+
+
+def test_modelopts_file_alone_and_its_copy_alone(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "modelopt-int4-awq-g128", tmp_path / "hf"))
+    whole = Source(folder).layer(0)
+    said = (folder / "hf_quant_config.json").read_text()
+    (folder / "hf_quant_config.json").unlink()
+    assert "hf_quant_config.json must be there too" in refused(folder)
+    (folder / "hf_quant_config.json").write_text(said)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in Source(folder).layer(0).items())
+
+
+@pytest.mark.parametrize("packing", ["auto_round:auto_gptq", "auto_round:gptq", None])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_auto_rounds_gptq(packing: str | None, symmetric: bool, tmp_path: Path, converted: Converted) -> None:
+    folder = Folder(tmp_path / "hf", "gptq", symmetric=symmetric, num_hidden_layers=2)
+    folder.said = {
+        "quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": 64, "sym": symmetric,
+        "data_type": "int", "iters": 200, "autoround_version": "0.5", "lr": 0.005, "extra_config": {},
+    }  # fmt: skip
+    folder.say()
+    with pytest.raises(InputError, match=r"auto-round weights cannot be kept as they are; give --requantize"):
+        converted(folder.path)
+    checkpoint = converted(folder.path, requantize=True)
+    expected = folder.linears["model.layers.1.mlp.down_proj"].dequantized()
+    assert torch.equal(checkpoint.layer(1)["mlp.proj.weight"], expected.half())
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"packing_format": "auto_round:auto_awq"}, "packing_format 'auto_round:auto_awq' cannot be repacked"),
+        ({"packing_format": 1}, "packing_format must be a text"),
+        ({"extra_config": {PART: {"bits": 8}}}, "extra_config"),
+        ({"extra_config": {PART: {"bits": 16}}}, f"extra_config leaves {PART} in floating point"),
+        ({"act_bits": 8}, "act_bits 8 cannot be repacked: only weights may be quantized"),
+        ({"data_type": "mx_fp"}, "data_type 'mx_fp'"),
+        ({"rotation_config": {"a": 1}}, "unknown key 'rotation_config'"),
+    ],
+)
+def test_what_auto_round_may_not_say(said: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "hf", "gptq")
+    folder.said = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "sym": False}
+    folder.say(**said)
+    assert words in refused(folder.path)
