@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from enginesmith.convert import converter
 from enginesmith.convert.convert_options import ConvertOptions
 from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.files import write_json
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.model import read_model
 from enginesmith.convert.source import Source
@@ -326,7 +328,24 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-CHANGES = {"written to": another_model, "renamed over": rename_over, "cut": cut, "removed": Path.unlink}
+def moved_away(path: Path) -> None:
+    """Its inode keeps a name, elsewhere, and a copy takes its place."""
+    content = path.read_bytes()
+    path.rename(path.parent.parent / "moved")
+    path.write_bytes(content)
+
+
+CHANGES = {
+    "written to": another_model,
+    "renamed over": rename_over,
+    "cut": cut,
+    "removed": Path.unlink,
+    "moved away": moved_away,
+}
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "moved")
 
 
 @pytest.mark.parametrize("name", [WHOLE, "config.json"])
@@ -336,16 +355,30 @@ def test_a_source_that_changes_becomes_no_checkpoint(change: str, name: str, tmp
     options = ConvertOptions(str(folder), str(tmp_path / "out"))
     with pytest.raises(InputError, match=rf"{name}: (was|changed) .*while it was read; start again"):
         convert(options, at_layer(2, lambda: CHANGES[change](folder / name)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ids.safetensors"]
+    assert left_in(tmp_path) == ["hf", "ids.safetensors"]
 
 
-def test_a_source_that_changes_leaves_no_statistics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_source_that_changes_at_the_very_end_becomes_no_checkpoint(change: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf")
+
+    def on_progress(layer: int, phase: str, tokens: int) -> None:
+        if phase == "hash":
+            CHANGES[change](folder / "config.json")
+
+    with pytest.raises(InputError, match=r"config\.json: .*while it was read; start again"):
+        convert(ConvertOptions(str(folder), str(tmp_path / "out")), on_progress)
+    assert left_in(tmp_path) == ["hf", "ids.safetensors"]
+
+
+@pytest.mark.parametrize("name", [WHOLE, "config.json"])
+def test_a_source_that_changes_leaves_no_statistics(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "hf")
     calibration = {"calib": str(tmp_path / "ids.safetensors"), "calib_size": 8, "calib_seq_len": 24}
     options = ConvertOptions(str(folder), str(tmp_path / "out"), save_stats=str(tmp_path / "st"), **calibration)
     with pytest.raises(InputError, match="while it was read"):
-        convert(options, at_layer(3, lambda: rename_over(folder / WHOLE)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ids.safetensors"]
+        convert(options, at_layer(3, lambda: rename_over(folder / name)))
+    assert left_in(tmp_path) == ["hf", "ids.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -354,16 +387,34 @@ def test_a_source_that_changes_leaves_no_statistics(tmp_path: Path) -> None:
     [("hash", change) for change in CHANGES] + [("read", change) for change in CHANGES if change != "written to"],
 )
 def test_a_result_that_changes_is_no_checkpoint(phase: str, change: str, tmp_path: Path) -> None:
-    folder, left = write_model(tmp_path / "hf"), [1]
+    folder, seen = write_model(tmp_path / "hf"), list[tuple[int, str]]()
 
     def on_progress(layer: int, now: str, tokens: int) -> None:
-        if now == phase and left:
-            left.pop()
+        if now == phase and (phase == "hash" or not layer):
             CHANGES[change](tmp_path / ".out.partial" / "rank0.safetensors")
+        seen.append((layer, now))
 
     with pytest.raises(InputError, match=r"--output_dir: rank0\.safetensors: .* while it was \w+; start again"):
         convert(ConvertOptions(str(folder), str(tmp_path / "out")), on_progress)
-    assert not (tmp_path / "out").exists()
+    assert left_in(tmp_path) == ["hf", "ids.safetensors"]
+    # What shows while it is written is not written to the end.
+    assert ((1, "read") in seen) == (phase == "hash" or change == "moved away")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_result_that_changes_after_it_was_hashed_is_no_checkpoint(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, value: dict[str, Any]) -> None:
+        write_json(path, value)
+        if path.name == "enginesmith.json":
+            CHANGES[change](path.with_name("rank0.safetensors"))
+
+    monkeypatch.setattr(converter, "write_json", write)
+    folder = write_model(tmp_path / "hf")
+    with pytest.raises(InputError, match=r"--output_dir: rank0\.safetensors: .* while it was read; start again"):
+        convert(ConvertOptions(str(folder), str(tmp_path / "out")))
+    assert left_in(tmp_path) == ["hf", "ids.safetensors"]
 
 
 def test_a_file_that_nobody_wrote_is_no_result(tmp_path: Path) -> None:
