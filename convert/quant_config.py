@@ -196,10 +196,19 @@ def scheme_at(local: int, group: Group, base: Scheme, places: Places) -> Scheme 
     found = {places.scheme(prefix + name) for name in group.linears}
     if len(found) > 1:
         raise InputError(f"{prefix}{group.name}: its linears are not quantized alike, which is not supported")
-    own, around = found.pop(), places.scheme(prefix + module_of(group))
-    if own is None and around is not None and {around.form, base.form} & set(WHOLE_BLOCKS):
-        return around
-    return own
+    scheme, around = found.pop(), places.scheme(prefix + module_of(group))
+    if scheme is None and around is not None and {around.form, base.form} & set(WHOLE_BLOCKS):
+        scheme = around
+    if group.norm is not None:
+        check_norm(prefix + group.norm, places.scheme(prefix + group.norm) or base, scheme or base)
+    return scheme
+
+
+def check_norm(name: str, norm: Scheme, behind: Scheme) -> None:
+    """Raise InputError for a norm that would quantize what nobody behind it reads so, or the other way round."""
+    if norm != behind and {norm.form, behind.form} & set(WHOLE_BLOCKS):
+        own, readers = (scheme.algo or "no quantization" for scheme in (norm, behind))
+        raise InputError(f"{name} has {own}, what reads its output {readers}; they must be quantized alike")
 
 
 def scheme_from(entry: dict[str, Any], kv_cache: str | None, sm: int, where: str) -> Scheme:

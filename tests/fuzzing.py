@@ -61,7 +61,7 @@ class Mutant:
     """A changed file: its bytes, and what was changed, for messages and for who judges what came of it.
 
     Attributes:
-        value: what a JSON reader would get of it; None where bytes were changed.
+        value: what a JSON reader would get of it; None where bytes were changed, or nothing was.
         path: the keys that lead to what was changed.
     """
 
@@ -135,7 +135,8 @@ def mutant_of_json(draw: Draw, document: dict[str, Any]) -> Mutant:
     if how == "twice" and isinstance(holder, dict):
         inside = json.dumps(str(key)) + ": " + written(holder[key])
         text = text.replace(inside, f"{json.dumps(str(key))}: {written(draw(VALUES))}, {inside}", 1)
-    return Mutant(text.encode("utf-8", "surrogatepass"), f"{how} at {path!r}"[:300], path, changed)
+    value = None if text == written(document) else changed
+    return Mutant(text.encode("utf-8", "surrogatepass"), f"{how} at {path!r}"[:300], path, value)
 
 
 def otherwise(value: Any) -> list[Any]:
