@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import os
 import resource
@@ -22,7 +23,7 @@ MEMORY = 4 * 2**30
 RESULT, REFUSAL, FAULT = b"r", b"e", b"f"
 
 
-def in_child(work: Callable[[], bytes], seconds: float, blamed: str, memory: int = MEMORY) -> bytes:
+def in_child(work: Callable[[], bytes], seconds: float, blamed: str, memory: int | None = None) -> bytes:
     """What ``work`` returns, computed in a copy of this process.
 
     Libraries that read untrusted files may panic, write to standard error, crash, or never end: all of it stays in
@@ -31,11 +32,12 @@ def in_child(work: Callable[[], bytes], seconds: float, blamed: str, memory: int
     Args:
         seconds: of wall time after which the copy is ended.
         blamed: the subject of the sentence that says so.
-        memory: bytes that the copy may allocate beyond what this process has.
+        memory: bytes that the copy may allocate beyond what this process has; MEMORY where none is given.
 
     Raises:
         InputError: the one that ``work`` raises, or one that says how the copy ended.
     """
+    memory = memory or MEMORY
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -111,6 +113,7 @@ def _outcome(work: Callable[[], bytes]) -> bytes:
 
 def _restrict(seconds: int, memory: int) -> None:
     """Silence, limits, and the signals of a process that its parent ends."""
+    faulthandler.disable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     nowhere = os.open(os.devnull, os.O_RDWR)

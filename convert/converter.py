@@ -68,13 +68,13 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
 def convert_job(job: Job, on_progress: OnProgress) -> Converted:
     """Do what was checked; the folder, and the file of statistics if one is asked for, get their names together."""
     options = job.options
-    output, saved = options.output_dir, options.save_stats
+    folder, saved = Staging(options.output_dir), options.save_stats
     with (
         Partial(saved, "--save_stats") if saved else nullcontext() as place,
-        Staging(output) as staging,
+        folder as staging,
         Hashes() as hashes,
         torch.inference_mode(),
-        plain_disk_errors(output),
+        plain_disk_errors(options.output_dir),
     ):
         hashes.add("source", job.source.digests())
         written = Written(staging.folder)
@@ -93,7 +93,7 @@ def convert_job(job: Job, on_progress: OnProgress) -> Converted:
         if place is not None:
             place.commit()
         staging.commit()
-    return Converted(Path(output), manifest)
+    return Converted(Path(options.output_dir), manifest)
 
 
 class Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -121,7 +122,9 @@ def scheme_of(algo: str | None, kv_cache: str | None = None, group_size: int = 1
     if algo is None:
         return Scheme(kv_cache=kv_cache)
     if not isinstance(algo, str) or algo not in SCHEMES:
-        raise InputError(f"quantization {shown(algo)} is not supported; use one of: {', '.join(SCHEMES)}")
+        close = difflib.get_close_matches(algo[:80].upper(), SCHEMES, 2) if isinstance(algo, str) else []
+        hint = f"did you mean {' or '.join(close)}?" if close else "enginesmith convert --help lists the names"
+        raise InputError(f"quantization {shown(algo)} is not supported; {hint}")
     scheme = replace(SCHEMES[algo], kv_cache=kv_cache, sm=sm)
     scheme = replace(scheme, group_size=group_size) if scheme.grouped else scheme
     sizes = (128,) if scheme.fp8_activations else GROUP_SIZES

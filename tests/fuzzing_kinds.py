@@ -75,8 +75,17 @@ DEFAULTS = {
     "torch_dtype",
     "sliding_window",
 }
-# What a checkpoint says that changes neither its tensors nor what they compute.
-HARMLESS = {"smoothquant_val", "gpus_per_node", "producer", "moe", "disable_weight_only_quant_plugin", "world_size"}
+# What a checkpoint of one rank says that changes neither its tensors nor what they compute.
+HARMLESS = {
+    "disable_weight_only_quant_plugin",
+    "embedding_sharding_dim",
+    "gpus_per_node",
+    "moe",
+    "producer",
+    "smoothquant_val",
+    "use_parallel_embedding",
+    "world_size",
+}
 
 
 @dataclass
@@ -133,7 +142,7 @@ def seen_where_it_counts(unread: set[str], defaults: set[str], valid: Any, mutan
     for word in mutant.path[:-1]:
         holder = holder[word]
     now = holder.get(mutant.path[-1]) if isinstance(holder, dict) else holder
-    if now is None and (not defaults or key in defaults):
+    if now in (None, []) and (not defaults or key in defaults):
         return
     raise Fault(f"accepted, and read as if nothing had changed: {mutant.how} is now {now!r:.80}")
 
@@ -147,7 +156,7 @@ def hugging_face_config(folder: Folder) -> Kind:
     def work() -> Any:
         source = Source(model)
         quantizer_of(ConvertOptions(str(model), "out"), source).check(Mapping())
-        return source.model, source.dtype
+        return source.model, source.dtype, source.notes
 
     def judge(valid: Any, mutant: Mutant, read: Any) -> None:
         seen_where_it_counts(UNREAD, DEFAULTS, valid, mutant, read)

@@ -105,7 +105,7 @@ def test_awq_scaling_leaves_a_float_layer_unchanged(model: Path) -> None:
         ("W4A16_AWQ", {}, {"group_size": 128, "tp_size": 2}, "attention.dense on one of 2 ranks"),
         ("W4A8_AWQ", {}, {"group_size": 64}, "know 128"),
         ("W8A16", {"intermediate_size": 208}, {}, "mlp.fc: out_features 208 must be a multiple of 32"),
-        ("W4A16_GPTQ", {}, {"sm": 100}, "arranged for one of: 80, 86, 89, 90"),
+        ("W4A16_GPTQ", {}, {"sm": 100}, "--sm is 100; use one of: 80, 86, 89, 90"),
         ("W4A8_QSERVE_PER_GROUP", {"intermediate_size": 192}, {}, "multiple of 128"),
         ("W4A16", {}, {"propagate": "quantized"}, None),
         ("FP8", {}, {"propagate": "quantized"}, "is for weight-only schemes"),

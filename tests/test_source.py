@@ -391,7 +391,7 @@ def test_a_result_that_changes_is_no_checkpoint(phase: str, change: str, tmp_pat
 
     def on_progress(layer: int, now: str, tokens: int) -> None:
         if now == phase and (phase == "hash" or not layer):
-            CHANGES[change](tmp_path / ".out.partial" / "rank0.safetensors")
+            CHANGES[change](tmp_path / ".out.partial" / "out" / "rank0.safetensors")
         seen.append((layer, now))
 
     with pytest.raises(InputError, match=r"--output_dir: rank0\.safetensors: .* while it was \w+; start again"):
@@ -422,7 +422,7 @@ def test_a_file_that_nobody_wrote_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rank7\.safetensors: was put there by someone else"):
         convert(
             ConvertOptions(str(folder), str(tmp_path / "out")),
-            at_layer(1, lambda: (tmp_path / ".out.partial" / "rank7.safetensors").touch()),
+            at_layer(1, lambda: (tmp_path / ".out.partial" / "out" / "rank7.safetensors").touch()),
         )
     assert not (tmp_path / "out").exists()
 

@@ -134,7 +134,7 @@ def test_a_window_that_the_engine_was_planned_for(repository: Path, tmp_path: Pa
     edit("tensorrt_llm", "512,1024", "512, 256")(repository)
     assert check(repository) == []
     manifest.write_text('{"plan": {"checkpoint": {"sliding_window": "x"}}}')
-    assert any("checkpoint.sliding_window is 'x'" in problem for problem in check(repository))
+    assert any("checkpoint.sliding_window must be an integer from 1" in problem for problem in check(repository))
 
 
 def test_what_is_not_checked_is_said(repository: Path) -> None:
