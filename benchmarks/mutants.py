@@ -1,7 +1,7 @@
 """Drop one check at a time, and see whether a test notices.
 
-    python benchmarks/mutants.py map [PYTEST ARGS]        which tests reach which check, into out/checks.json
-    python benchmarks/mutants.py run [--jobs N] [WORD]    each check dropped, the tests that reach it run
+    python benchmarks/mutants.py map [--jobs N] [FILE ...]   which tests reach which check, into out/checks.json
+    python benchmarks/mutants.py run [--jobs N] [WORD]       each check dropped, the tests that reach it run
 
 A check is a statement that refuses (``raise``, but not the bare one) or that reports (a problem or a reason added to a
 list, a fault yielded). Dropped, a ``raise`` does nothing; in an ``except`` clause it lets the first error through. Each
@@ -127,7 +127,34 @@ def all_checks() -> list[str]:
     return keys
 
 
-def map_tests(words: list[str]) -> None:
+def map_tests(jobs: int, words: list[str]) -> None:
+    """Run every test once, a share of their files in each process, and write which checks each reached."""
+    import torch
+
+    torch.set_num_threads(1)
+    files = words or sorted(map(str, Path("tests").glob("test_*.py")))
+    MAP.parent.mkdir(exist_ok=True)
+    parts = [MAP.with_suffix(f".{job}") for job in range(min(jobs, len(files)))]
+    for job, part in enumerate(parts):
+        if os.fork() == 0:
+            map_share(files[job :: len(parts)], part)
+    for _ in parts:
+        os.wait()
+    seconds: dict[str, float] = {}
+    tests: dict[str, list[str]] = defaultdict(list)
+    for part in parts:
+        found = json.loads(part.read_text())
+        part.unlink()
+        seconds |= found["seconds"]
+        for key, own in found["reached"].items():
+            tests[key] += own
+    known = {key: sorted(own, key=lambda test: seconds.get(test, 0.0)) for key, own in tests.items()}
+    MAP.write_text(json.dumps(known, indent=1))
+    print(f"{len(known)} of {len(all_checks())} checks reached by {len(seconds)} tests; {MAP}")
+
+
+def map_share(files: list[str], part: Path) -> None:
+    """The whole life of a process that runs some of the tests."""
     import builtins
 
     import pytest
@@ -135,11 +162,11 @@ def map_tests(words: list[str]) -> None:
     setattr(builtins, HIT, lambda key: reached[key].add(now_running))
     install(None)
     recorder = Recorder()
-    pytest.main(["-q", "-p", "no:cacheprovider", *words], plugins=[recorder])
-    known = {key: sorted(tests, key=lambda test: recorder.seconds.get(test, 0.0)) for key, tests in reached.items()}
-    MAP.parent.mkdir(exist_ok=True)
-    MAP.write_text(json.dumps(known, indent=1))
-    print(f"{len(known)} of {len(all_checks())} checks reached by {len(recorder.seconds)} tests; {MAP}")
+    pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[recorder])
+    sound = {key: sorted(tests - {*recorder.failed}) for key, tests in reached.items()}
+    found = {"reached": {key: tests for key, tests in sound.items() if tests}, "seconds": recorder.seconds}
+    part.write_text(json.dumps(found))
+    os._exit(0)
 
 
 def start(key: str, tests: list[str]) -> int:
@@ -194,7 +221,7 @@ def main() -> None:
     options = parser.parse_args()
     os.chdir(ROOT)
     if options.what == "map":
-        map_tests(options.words)
+        map_tests(options.jobs, options.words)
     else:
         sys.exit(run_mutants(options.jobs, options.words[0] if options.words else ""))
 
