@@ -1,12 +1,12 @@
 """Drop one check at a time, and see whether a test notices.
 
     python benchmarks/mutants.py map [--jobs N] [FILE ...]   which tests reach which check, into out/checks.json
-    python benchmarks/mutants.py run [--jobs N] [WORD]       each check dropped, the tests that reach it run
+    python benchmarks/mutants.py run [--jobs N] [WORD ...]   each check dropped, the tests that reach it run
 
 A check is a statement that refuses (``raise``, but not the bare one) or that reports (a problem or a reason added to a
 list, a fault yielded). Dropped, a ``raise`` does nothing; in an ``except`` clause it lets the first error through. Each
-mutant is a fork of a process that has loaded PyTorch already, and runs the quickest tests first until one fails. WORD
-limits the run to checks whose file and line contain it. Survivors are listed; exit code 1 if there is one.
+mutant is a fork of a process that has loaded PyTorch already, and runs the quickest tests first until one fails. WORDs
+limit the run to checks whose file and line contain one. Survivors are listed; exit code 1 if there is one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDERS = ("convert", "build", "cli")
 REPORTS = ("problems", "reasons", "failures", "found")
 HIT = "__check_reached__"
 # Seconds a mutant may take, and how many tests are tried; a check that hangs a test has been noticed.
-LONGEST, MOST_TESTS = 240, 25
+LONGEST, MOST_TESTS = 300, 500
 
 reached: dict[str, set[str]] = defaultdict(set)
 now_running = ""
@@ -186,7 +186,7 @@ def start(key: str, tests: list[str]) -> int:
     os._exit(1 if failed else 0)
 
 
-def run_mutants(jobs: int, word: str) -> int:
+def run_mutants(jobs: int, words: list[str]) -> int:
     import hypothesis  # noqa: F401 (loaded once, for all forks)
     import pytest  # noqa: F401
     import torch
@@ -194,7 +194,7 @@ def run_mutants(jobs: int, word: str) -> int:
 
     torch.set_num_threads(1)
     known: dict[str, list[str]] = json.loads(MAP.read_text())
-    waiting = [key for key in all_checks() if word in key]
+    waiting = [key for key in all_checks() if not words or any(word in key for word in words)]
     unreached = [key for key in waiting if key not in known]
     waiting = [key for key in waiting if key in known]
     total, running, survived, began = len(waiting), dict[int, str](), list[str](), time.monotonic()
@@ -223,7 +223,7 @@ def main() -> None:
     if options.what == "map":
         map_tests(options.jobs, options.words)
     else:
-        sys.exit(run_mutants(options.jobs, options.words[0] if options.words else ""))
+        sys.exit(run_mutants(options.jobs, options.words))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import select
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +40,9 @@ def in_child(work: Callable[[], bytes], seconds: float, blamed: str, memory: int
     """
     memory = memory or MEMORY
     reading, writing = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the copy uses none of them
+        child = os.fork()
     if child == 0:
         os.close(reading)
         _run(work, int(seconds), memory, writing)

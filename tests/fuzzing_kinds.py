@@ -142,7 +142,7 @@ def seen_where_it_counts(unread: set[str], defaults: set[str], valid: Any, mutan
     for word in mutant.path[:-1]:
         holder = holder[word]
     now = holder.get(mutant.path[-1]) if isinstance(holder, dict) else holder
-    if now in (None, []) and (not defaults or key in defaults):
+    if now in (None, [], {}) and (not defaults or key in defaults):
         return
     raise Fault(f"accepted, and read as if nothing had changed: {mutant.how} is now {now!r:.80}")
 
