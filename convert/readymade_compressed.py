@@ -10,7 +10,7 @@ from .errors import InputError, shown
 from .reader import Reader
 from .readymade import SCALES, WHOLE_ROW, Expected, LeftOut, Packed, ReadyMade
 from .readymade_gptq import bits_of, group_of, unreadable
-from .readymade_names import check_known, exact_or_pattern, names
+from .readymade_names import Holds, check_known, exact_or_pattern, names
 from .readymade_scaled import FLOAT8, INT8, Scaled
 from .repack import Quantized, Tensors
 
@@ -146,9 +146,14 @@ def check_whole(said: Reader, weights: Reader) -> None:
 
 def left_out(said: Reader, group: Reader) -> list[LeftOut]:
     """``ignore`` leaves modules in float, and so do ``targets`` that do not name them."""
-    left = [LeftOut("ignore", exact_or_pattern(names(said, "ignore"), said.file, "ignore"))]
-    targets = names(group, "targets")
-    if targets and "Linear" not in targets:
-        named = exact_or_pattern(targets, said.file, "targets")
-        left.append(LeftOut("targets", lambda name: not named(name)))
+    ignored = linears(names(said, "ignore"), said.file, "ignore")
+    targeted = linears(names(group, "targets"), said.file, "targets")
+    left = [LeftOut("ignore", ignored)]
+    if group.has("targets"):
+        left.append(LeftOut("targets", lambda name: not targeted(name)))
     return left
+
+
+def linears(entries: list[str], file: str, key: str) -> Holds:
+    """Which linears a list means, which may name their class as well as themselves."""
+    return (lambda name: True) if "Linear" in entries else exact_or_pattern(entries, file, key)

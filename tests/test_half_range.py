@@ -72,6 +72,21 @@ def test_what_float16_cannot_hold_is_refused(
     convert(options_of(model, tmp_path / "wide", **{**options, "dtype": "bfloat16"}))
 
 
+def test_logits_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """Those of the calibration text: a row that no token reaches is no reason."""
+    model = write_model(tmp_path / "hf", torch_dtype="bfloat16", num_hidden_layers=1)
+    weights = load_file(model / "model.safetensors")
+    head = weights["lm_head.weight"]
+    save_file(weights | {"lm_head.weight": head * 5e4}, model / "model.safetensors")
+    with pytest.raises(InputError, match=r"a logit reaches .*, beyond float16; use --dtype bfloat16"):
+        convert(options_of(model, tmp_path / "out", quant="FP8", rotate=False))
+    convert(options_of(model, tmp_path / "wide", quant="FP8", dtype="bfloat16"))
+    embedding = weights["model.embed_tokens.weight"]
+    embedding[:, 0], weights["model.norm.weight"][0], head[3, 0] = 0, 0, 6e4
+    save_file(weights, model / "model.safetensors")
+    convert(options_of(model, tmp_path / "out", quant="FP8", rotate=False))
+
+
 @pytest.mark.parametrize("quant", [None, "W8A16", "W4A16"])
 @pytest.mark.parametrize(("changes", "named"), PLACES[:2], ids=["product", "up"])
 def test_without_a_forward_pass_it_is_said_and_verify_finds_it(
