@@ -97,6 +97,7 @@ def calibration_dtype(device: torch.device) -> str:
 def check_range(largest: float, dtype: str, layer: int) -> None:
     """The engine keeps hidden states in its dtype: the largest of a layer's must be a number, and fit."""
     if not math.isfinite(largest):
-        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work on this text")
+        where = "in float16; use --dtype bfloat16" if dtype == "float16" else "on this text"
+        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work {where}")
     if dtype == "float16" and largest > torch.finfo(torch.float16).max:
         raise InputError(f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16")

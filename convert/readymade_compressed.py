@@ -79,10 +79,12 @@ def compressed_config(said: Reader, file: Path) -> ReadyMade:
     kind = {"int": INT8, "float": FLOAT8}.get(str(weights.values.get("type", "int")))
     if kind is None or WHOLE[stored] not in (None, kind) or weights.integer("num_bits") != 8:
         raise unreadable(said, "weights", {key: weights.values.get(key) for key in ("type", "num_bits")}, "8 bits do")
-    if weights.values.get("strategy") not in ("tensor", "channel"):
-        raise unreadable(said, "weights strategy", weights.values.get("strategy"), "tensor and channel do")
-    method = f"{COMPRESSED} {stored}"
-    return Scaled(file, method, 8, WHOLE_ROW, kind, zero_points, left_out=left, cache_scales=True)
+    strategy = weights.values.get("strategy")
+    if strategy not in ("tensor", "channel"):
+        raise unreadable(said, "weights strategy", strategy, "tensor and channel do")
+    check_no_groups(said, weights)
+    method, per_channel = f"{COMPRESSED} {stored}", strategy == "channel"
+    return Scaled(file, method, 8, WHOLE_ROW, kind, zero_points, per_channel, left_out=left, cache_scales=True)
 
 
 def packed_config(
@@ -99,16 +101,22 @@ def packed_config(
     strategy = weights.values.get("strategy")
     if strategy not in ("group", "channel"):
         raise unreadable(said, "weights strategy", strategy, "group and channel do")
-    size = weights.values.get("group_size")
-    if strategy == "channel" and size not in (None, WHOLE_ROW):
-        raise InputError(
-            f"{said.file}: strategy channel and group_size {shown(size)} contradict each other; correct it"
-        )
+    if strategy == "channel":
+        check_no_groups(said, weights)
     size = WHOLE_ROW if strategy == "channel" else group_of(weights)
     reordered = order_of(said, weights)
     return CompressedTensors(
         file, COMPRESSED, bits_of(weights, "num_bits"), size, zero_points, reordered, left_out=left
     )
+
+
+def check_no_groups(said: Reader, weights: Reader) -> None:
+    """Raise InputError where groups have a size beside a strategy without groups."""
+    size, strategy = weights.values.get("group_size"), weights.values["strategy"]
+    if size not in (None, WHOLE_ROW):
+        raise InputError(
+            f"{said.file}: strategy {strategy} and group_size {shown(size)} contradict each other; correct it"
+        )
 
 
 def order_of(said: Reader, weights: Reader) -> bool:

@@ -244,7 +244,9 @@ class Source:
     def _about(self, name: str) -> str:
         """Why a tensor is refused that config.json does not imply."""
         hint = sign(name) or "a bias or an extra module that config.json does not declare?"
-        if self.ready is not None:
+        if any(name.endswith(f".{known}") for known in self.shapes):
+            hint = "its name has a prefix that not all names have; save the model without what is wrapped around it"
+        elif self.ready is not None:
             hint = f"only decoder linears may be quantized, each in {self.ready.method}'s tensors alone"
         return f"is not part of {self.model.architecture} as config.json describes it ({hint})"
 

@@ -183,6 +183,7 @@ def test_a_prefix_before_some_names_is_refused(tmp_path: Path) -> None:
     message = refused(write_model(tmp_path / "hf", named, **SMALL))
     assert "is not part of LlamaForCausalLM" in message
     assert "module." in message
+    assert "its name has a prefix that not all names have" in message
 
 
 @pytest.mark.parametrize("tied", [True, False])
