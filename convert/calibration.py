@@ -17,6 +17,8 @@ from .layer import Layer, Tensors
 from .model import Model
 
 # Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
+# Rows of the output projection that tokens are multiplied with at once.
+HEAD_ROWS = 8192
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
@@ -68,6 +70,20 @@ class Calibration:
         weight, epsilon = weight.to(self.hidden.device), self.model.norm_epsilon
         return max(float(rms_norm(one, weight, epsilon).abs().max()) for one in self.hidden)
 
+    def largest_logit(self, weight: torch.Tensor, head: torch.Tensor, enough: float) -> float:
+        """The largest |logit|, or a bound on it that is not above ``enough``: the longest norm's output times the
+        longest row of ``head`` [vocab_size, hidden_size]; logits themselves take as long as some layers."""
+        rows = torch.linalg.vector_norm(head.float(), dim=1).max()
+        weight, epsilon, bound = weight.to(self.hidden.device), self.model.norm_epsilon, 0.0
+        for one in self.hidden:
+            normed = rms_norm(one, weight, epsilon).float()
+            longest = float(torch.linalg.vector_norm(normed, dim=1).max() * rows)
+            if not longest <= enough:
+                pieces = head.to(normed.device).split(HEAD_ROWS)
+                longest = max(float((normed @ piece.float().T).abs().max()) for piece in pieces)
+            bound = max(bound, longest)
+        return bound
+
     def largest(self) -> float:
         """The largest |hidden state|."""
         return float(torch.maximum(self.hidden.max(), -self.hidden.min()))
@@ -81,6 +97,7 @@ def calibration_dtype(device: torch.device) -> str:
 def check_range(largest: float, dtype: str, layer: int) -> None:
     """The engine keeps hidden states in its dtype: the largest of a layer's must be a number, and fit."""
     if not math.isfinite(largest):
-        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work on this text")
+        where = "in float16; use --dtype bfloat16" if dtype == "float16" else "on this text"
+        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work {where}")
     if dtype == "float16" and largest > torch.finfo(torch.float16).max:
         raise InputError(f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16")

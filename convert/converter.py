@@ -208,6 +208,7 @@ class Job:
             norm, head = self.quantizer.head(self.source)
             if calibration is not None and self.quantizer.dtype == "float16":
                 half_range.check_one("the last norm's output", calibration.largest_normed(norm))
+                half_range.check_one("a logit", calibration.largest_logit(norm, head, half_range.LARGEST))
             self.write_head(files[-mapping.tp_size :], norm, head)
             for file in files:
                 written.add(file.path, file.close())

@@ -14,6 +14,8 @@ from .files import LARGEST_JSON, decoded, open_regular
 BLOCK = 1 << 20
 # git-lfs and git-xet leave such a file where the content was not fetched.
 POINTERS = (b"version https://git-lfs", b"# xet version")
+# What a download begins with that got an error, or a login, instead.
+PAGES = (b"<!doctype html", b"<html")
 AGAIN = "start again when nothing else writes there"
 
 
@@ -37,7 +39,10 @@ class Pinned:
         self.close = weakref.finalize(self, file.close)
         self.descriptor = file.fileno()
         self.opened = os.fstat(self.descriptor)
-        if self.read(0, min(self.size, 32)).startswith(POINTERS):
+        begins = self.read(0, min(self.size, 32))
+        if begins.lstrip().lower().startswith(PAGES):
+            raise InputError(f"{self.name}: a web page that was saved in the file's place; download it again")
+        if begins.startswith(POINTERS):
             raise InputError(f"{self.name}: a pointer that git left for the file, not the file; run git lfs pull")
 
     @property

@@ -58,7 +58,7 @@ class LeftOut:
     """A statement of a configuration about which linears are in floating point.
 
     Attributes:
-        key: where it says so.
+        key: where it says so, with its file.
         holds: whether it says so of a linear, by full name.
     """
 
@@ -125,8 +125,7 @@ class ReadyMade(ABC):
         for said in self.left_out:
             if said.holds(linear):
                 raise InputError(
-                    f"{self.file.name}: {said.key} leaves {linear} in floating point, but its tensors are quantized; "
-                    "correct it"
+                    f"{said.key} leaves {linear} in floating point, but its tensors are quantized; correct it"
                 )
 
     def engine_group(self, asked: int | None) -> int:

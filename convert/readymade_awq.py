@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import repack
+from .errors import InputError, shown
 from .reader import Reader
 from .readymade import SCALES, Expected, Packed
 from .readymade_gptq import HARMLESS, bits_of, check_integers, group_of, not_converted, stated_format, unreadable
@@ -54,12 +55,15 @@ class Awq(Packed):
 
 def awq_config(said: Reader, file: Path) -> Awq:
     """What a configuration of AWQ's says."""
-    said = Reader({SPELLED.get(key, key): value for key, value in said.values.items()}, said.file)
+    said = spelled(said)
     check_known(said, (*HARMLESS, *READ))
     version = stated_format(said, "gemm")
     if version != "gemm":
         raise unreadable(said, "version", version, "save the model with version gemm")
-    zero_points = said.flag("zero_point", True)
+    symmetric = said.flag("sym")
+    zero_points = said.flag("zero_point", not symmetric)
+    if symmetric and zero_points:
+        raise InputError(f"{said.file}: sym true and zero_point true contradict each other; correct it")
     if bits_of(said, "bits") != 4:
         raise unreadable(said, "bits", said.values["bits"], "AWQ's format has 4")
     for key in ("desc_act", "lm_head"):
@@ -69,3 +73,17 @@ def awq_config(said: Reader, file: Path) -> Awq:
         raise unreadable(said, "pack_dtype", said.values["pack_dtype"], "pack the model in int32 words")
     check_integers(said)
     return Awq(file, AWQ, 4, group_of(said), zero_points, left_out=tuple(not_converted(said)))
+
+
+def spelled(said: Reader) -> Reader:
+    """A configuration with AutoAWQ's own names made the usual ones.
+
+    Raises:
+        InputError: it has a key by both names, with different values.
+    """
+    values = {key: value for key, value in said.values.items() if key not in SPELLED}
+    for own, usual in SPELLED.items():
+        if said.has(own) and values.setdefault(usual, said.values[own]) != said.values[own]:
+            both = shown([values[usual], said.values[own]])
+            raise InputError(f"{said.file}: {usual} and {own} contradict each other: {both}; correct it")
+    return Reader(values, said.file)

@@ -10,7 +10,7 @@ from .errors import InputError, shown
 from .reader import Reader
 from .readymade import SCALES, WHOLE_ROW, Expected, LeftOut, Packed, ReadyMade
 from .readymade_gptq import bits_of, group_of, unreadable
-from .readymade_names import check_known, exact_or_pattern, names
+from .readymade_names import Holds, check_known, exact_or_pattern, names
 from .readymade_scaled import FLOAT8, INT8, Scaled
 from .repack import Quantized, Tensors
 
@@ -79,10 +79,12 @@ def compressed_config(said: Reader, file: Path) -> ReadyMade:
     kind = {"int": INT8, "float": FLOAT8}.get(str(weights.values.get("type", "int")))
     if kind is None or WHOLE[stored] not in (None, kind) or weights.integer("num_bits") != 8:
         raise unreadable(said, "weights", {key: weights.values.get(key) for key in ("type", "num_bits")}, "8 bits do")
-    if weights.values.get("strategy") not in ("tensor", "channel"):
-        raise unreadable(said, "weights strategy", weights.values.get("strategy"), "tensor and channel do")
-    method = f"{COMPRESSED} {stored}"
-    return Scaled(file, method, 8, WHOLE_ROW, kind, zero_points, left_out=left, cache_scales=True)
+    strategy = weights.values.get("strategy")
+    if strategy not in ("tensor", "channel"):
+        raise unreadable(said, "weights strategy", strategy, "tensor and channel do")
+    check_no_groups(said, weights)
+    method, per_channel = f"{COMPRESSED} {stored}", strategy == "channel"
+    return Scaled(file, method, 8, WHOLE_ROW, kind, zero_points, per_channel, left_out=left, cache_scales=True)
 
 
 def packed_config(
@@ -99,16 +101,22 @@ def packed_config(
     strategy = weights.values.get("strategy")
     if strategy not in ("group", "channel"):
         raise unreadable(said, "weights strategy", strategy, "group and channel do")
-    size = weights.values.get("group_size")
-    if strategy == "channel" and size not in (None, WHOLE_ROW):
-        raise InputError(
-            f"{said.file}: strategy channel and group_size {shown(size)} contradict each other; correct it"
-        )
+    if strategy == "channel":
+        check_no_groups(said, weights)
     size = WHOLE_ROW if strategy == "channel" else group_of(weights)
     reordered = order_of(said, weights)
     return CompressedTensors(
         file, COMPRESSED, bits_of(weights, "num_bits"), size, zero_points, reordered, left_out=left
     )
+
+
+def check_no_groups(said: Reader, weights: Reader) -> None:
+    """Raise InputError where groups have a size beside a strategy without groups."""
+    size, strategy = weights.values.get("group_size"), weights.values["strategy"]
+    if size not in (None, WHOLE_ROW):
+        raise InputError(
+            f"{said.file}: strategy {strategy} and group_size {shown(size)} contradict each other; correct it"
+        )
 
 
 def order_of(said: Reader, weights: Reader) -> bool:
@@ -146,9 +154,14 @@ def check_whole(said: Reader, weights: Reader) -> None:
 
 def left_out(said: Reader, group: Reader) -> list[LeftOut]:
     """``ignore`` leaves modules in float, and so do ``targets`` that do not name them."""
-    left = [LeftOut("ignore", exact_or_pattern(names(said, "ignore"), said.file, "ignore"))]
-    targets = names(group, "targets")
-    if targets and "Linear" not in targets:
-        named = exact_or_pattern(targets, said.file, "targets")
-        left.append(LeftOut("targets", lambda name: not named(name)))
+    ignored = linears(names(said, "ignore"), said.file, "ignore")
+    targeted = linears(names(group, "targets"), said.file, "targets")
+    left = [LeftOut("ignore", ignored)]
+    if group.has("targets"):
+        left.append(LeftOut("targets", lambda name: not targeted(name)))
     return left
+
+
+def linears(entries: list[str], file: str, key: str) -> Holds:
+    """Which linears a list means, which may name their class as well as themselves."""
+    return (lambda name: True) if "Linear" in entries else exact_or_pattern(entries, file, key)

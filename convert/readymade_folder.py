@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from .errors import InputError, printable, shown
 from .files import parse_json
 from .pinned import Pinned
 from .reader import Reader
-from .readymade import ReadyMade
+from .readymade import LeftOut, ReadyMade
 from .readymade_awq import AWQ, awq_config
 from .readymade_compressed import COMPRESSED, compressed_config
 from .readymade_gptq import AUTO_ROUND, GPTQ, auto_round_config, gptq_config
@@ -53,7 +54,12 @@ def read_ready_made(config_file: Path, config: dict[str, Any], beside: dict[str,
     for other in said[1:]:
         if other != said[0]:
             raise InputError(f"{other.file.name} and {said[0].file.name} describe different quantizations; remove one")
-    return said[0] if said else None
+    return replace(said[0], left_out=tuple(left for one in said for left in named(one))) if said else None
+
+
+def named(said: ReadyMade) -> list[LeftOut]:
+    """What one file says about linears in floating point, with the file's name."""
+    return [replace(left, key=f"{said.file.name}: {left.key}") for left in said.left_out]
 
 
 def modelopt_values(said: Reader, embedded: dict[str, Any]) -> dict[str, Any]:

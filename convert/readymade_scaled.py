@@ -42,10 +42,14 @@ class Scaled(ReadyMade):
     Attributes:
         stored: INT8, FLOAT8 or ROW_PAIRS.
         zero_points: whether weights may have zero points.
+        per_channel: whether there is a scale for each output channel, or one; None where nothing is said.
+        smoothed: False where it says that no linear has a pre_quant_scale.
     """
 
     stored: str = INT8
     zero_points: bool = False
+    per_channel: bool | None = None
+    smoothed: bool = True
 
     @property
     def algo(self) -> str | None:
@@ -58,16 +62,17 @@ class Scaled(ReadyMade):
     def tensors(self, name: str, out_features: int, in_features: int) -> dict[str, Expected]:
         groups = self.groups(name, in_features)
         rows = out_features // 2 if self.stored == ROW_PAIRS else out_features
-        shapes = [[out_features, groups]]
-        if self.group_size == WHOLE_ROW:
-            shapes += [[out_features], [1], []]
+        by_channel: list[list[int]] = [[out_features, groups]]
+        by_channel += [[out_features]] if self.group_size == WHOLE_ROW else []
+        whole: list[list[int]] = [[1], []] if self.group_size == WHOLE_ROW else []
+        shapes = {None: by_channel + whole, True: by_channel, False: whole}[self.per_channel]
         number = tuple((dtype, shape) for dtype in SCALES for shape in ([], [1]))
         optional = ("input_scale", "output_scale", *CACHE_SCALES)
-        return {
+        factors = {"pre_quant_scale": Expected.of(SCALES, in_features, optional=True)} if self.smoothed else {}
+        return factors | {
             "weight": Expected.of((self.stored,), rows, in_features),
             "weight_scale": Expected(tuple((dtype, shape) for dtype in SCALES for shape in shapes)),
             "weight_zero_point": Expected(tuple(("I8", shape) for shape in shapes), optional=not self.zero_points),
-            "pre_quant_scale": Expected.of(SCALES, in_features, optional=True),
             "input_zero_point": Expected((("I8", [1]), ("I8", [])), optional=True),
             **{suffix: Expected(number, optional=True) for suffix in optional},
         }
@@ -99,4 +104,5 @@ def modelopt_config(said: Reader, file: Path) -> Scaled:
     key = "exclude_modules" if said.has("exclude_modules") else "ignore"
     left = (LeftOut(key, shell(names(said, key), said.file, key)),)
     bits = 4 if stored == ROW_PAIRS else 8
-    return Scaled(file, f"{MODELOPT} {algo}", bits, size, stored, left_out=left, cache_scales=True)
+    smoothed = said.flag("pre_quant_scale", True)
+    return Scaled(file, f"{MODELOPT} {algo}", bits, size, stored, smoothed=smoothed, left_out=left, cache_scales=True)

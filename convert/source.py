@@ -25,7 +25,7 @@ from .repack import Quantized
 from .rounding import Grouped
 from .shard import DTYPES as STORED
 from .shard import Shard
-from .weight_files import state_of, weight_files
+from .weight_files import refuse_adapter, state_of, weight_files
 from .weight_names import check_tensors, find, settle_biases, settle_head, sign
 
 FLOATS = {name: STORED[name] for name in ("F32", "F16", "BF16", "F64")}
@@ -64,10 +64,10 @@ class Source:
             self.note(f"max_position_embeddings {self.model.max_position_embeddings}, transformers' default")
         if self.config.get("sliding_window") is not None and self.model.sliding_window is None:
             self.note(f"sliding_window is not used: attention of {self.model.architecture} has none")
-        self.shards = [Shard(path) for path in weight_files(self.folder, self.config, self.note)]
-        self.where, self.prefix = find(self.shards, self.model.family)
-        if self.prefix:
-            self.note(f"names of tensors are without their prefix {shown(self.prefix)}")
+        files = weight_files(self.folder, self.config, self.note)
+        refuse_adapter(self.folder)
+        self.shards = [Shard(path) for path in files]
+        self.where, self.prefix = find(self.shards, self.model.family, self.note)
         self.model = settle_head(self.where, self.model, self.note)
         self.model, self.zeros = settle_biases(self.where, self.model, self.config, self.note)
         self.beside = {name: Pinned(self.folder / name) for name in FILES if is_there(self.folder / name)}
@@ -244,7 +244,9 @@ class Source:
     def _about(self, name: str) -> str:
         """Why a tensor is refused that config.json does not imply."""
         hint = sign(name) or "a bias or an extra module that config.json does not declare?"
-        if self.ready is not None:
+        if any(name.endswith(f".{known}") for known in self.shapes):
+            hint = "its name has a prefix that not all names have; save the model without what is wrapped around it"
+        elif self.ready is not None:
             hint = f"only decoder linears may be quantized, each in {self.ready.method}'s tensors alone"
         return f"is not part of {self.model.architecture} as config.json describes it ({hint})"
 

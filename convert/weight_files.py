@@ -11,6 +11,7 @@ from typing import Any
 from .errors import InputError, printable, shown
 from .files import is_there, read_json, shown_path
 
+ADAPTER = "adapter_config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # Files that hold something else, or the same in a form with other names.
@@ -39,6 +40,15 @@ def weight_files(folder: Path, config: dict[str, Any], note: Callable[[str], Non
     if is_there(folder / INDEX):
         return of_index(folder, INDEX)
     return without_index(folder, note)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise InputError for a LoRA adapter beside the weights, which transformers would load with them."""
+    if is_there(folder / ADAPTER) and any(folder.glob("adapter_model.*")):
+        raise InputError(
+            f"{shown_path(folder)}: holds a LoRA adapter beside the model, which transformers loads too; merge it "
+            f"(peft: merge_and_unload) and save the model again, or take {ADAPTER} away"
+        )
 
 
 def of_index(folder: Path, index: str) -> list[Path]:

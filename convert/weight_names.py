@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,7 +64,7 @@ class Found:
         return self.shard.read(self.stored)
 
 
-def find(shards: list[Shard], family: Family) -> tuple[dict[str, Found], str]:
+def find(shards: list[Shard], family: Family, note: Note) -> tuple[dict[str, Found], str]:
     """Every tensor that counts by its family's name, and the prefix that all names were without it.
 
     Raises:
@@ -77,7 +77,16 @@ def find(shards: list[Shard], family: Family) -> tuple[dict[str, Found], str]:
                 raise InputError(f"{shard.file.name}: tensor {shown(name)} is also in {held[name].file}")
             held[name] = Found(shard, name)
     prefix = common_prefix(list(held), family)
-    found = {name.removeprefix(prefix): tensor for name, tensor in held.items() if not name.endswith(family.ignored)}
+    lacking = lacking_prefix(held, family)
+    if prefix:
+        note(f"names of tensors are without their prefix {shown(prefix)}")
+    if lacking:
+        note(f"names of tensors lack {lacking!r}, which is added as transformers does")
+    found = {
+        name.removeprefix(prefix) if name == family.head else lacking + name.removeprefix(prefix): tensor
+        for name, tensor in held.items()
+        if not name.endswith(family.ignored)
+    }
     return found, prefix
 
 
@@ -87,6 +96,14 @@ def common_prefix(names: list[str], family: Family) -> str:
     if len(before) == 1 and before[0].endswith(".") and all(name.startswith(before[0]) for name in names):
         return before[0]
     return ""
+
+
+def lacking_prefix(names: Collection[str], family: Family) -> str:
+    """What names lack that were saved from the model without its output projection, as transformers adds it: "model."
+    of "model.norm.weight"; empty where they do not."""
+    first, _, rest = family.final_norm.partition(".")
+    lacks = rest in names and not any(name.startswith(f"{first}.") for name in names)
+    return f"{first}." if lacks else ""
 
 
 def sign(name: str) -> str | None:

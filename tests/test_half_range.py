@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from enginesmith.convert import half_range
 from enginesmith.convert.calibrate import calibrate_layer
+from enginesmith.convert.calibration import check_range
 from enginesmith.convert.convert_options import ConvertOptions
 from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
@@ -70,6 +71,28 @@ def test_what_float16_cannot_hold_is_refused(
     assert "layer 1" in str(caught.value)
     assert not (tmp_path / "out").exists()
     convert(options_of(model, tmp_path / "wide", **{**options, "dtype": "bfloat16"}))
+
+
+def test_an_infinity_in_float16_is_blamed_on_float16() -> None:
+    with pytest.raises(InputError, match=r"layer 1 are not finite; .* in float16; use --dtype bfloat16"):
+        check_range(float("inf"), "float16", 1)
+    with pytest.raises(InputError, match="layer 1 are not finite; the model does not work on this text"):
+        check_range(float("inf"), "bfloat16", 1)
+
+
+def test_logits_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """Those of the calibration text: a row that no token reaches is no reason."""
+    model = write_model(tmp_path / "hf", torch_dtype="bfloat16", num_hidden_layers=1)
+    weights = load_file(model / "model.safetensors")
+    head = weights["lm_head.weight"]
+    save_file(weights | {"lm_head.weight": head * 5e4}, model / "model.safetensors")
+    with pytest.raises(InputError, match=r"a logit reaches .*, beyond float16; use --dtype bfloat16"):
+        convert(options_of(model, tmp_path / "out", quant="FP8", rotate=False))
+    convert(options_of(model, tmp_path / "wide", quant="FP8", dtype="bfloat16"))
+    embedding = weights["model.embed_tokens.weight"]
+    embedding[:, 0], weights["model.norm.weight"][0], head[3, 0] = 0, 0, 6e4
+    save_file(weights, model / "model.safetensors")
+    convert(options_of(model, tmp_path / "out", quant="FP8", rotate=False))
 
 
 @pytest.mark.parametrize("quant", [None, "W8A16", "W4A16"])

@@ -92,7 +92,7 @@ def refused(folder: Path) -> str:
         ({"weight_scale": torch.ones(7)}, f"{PLACE}.weight_scale has shape [7]"),
         ({"weight": torch.ones(64, 128).to(torch.float8_e5m2)}, f"{PLACE}.weight is F8_E5M2; only"),
         ({"weight": torch.full((64, 128), float("nan")).to(torch.float8_e4m3fn)}, "holds NaN or Inf"),
-        ({"weight_zero_point": torch.ones(64, 1, dtype=torch.int8)}, "holds zero points, but config.json says that th"),
+        ({"weight_zero_point": torch.ones(1, dtype=torch.int8)}, "holds zero points, but config.json says that th"),
         ({"more": torch.ones(1)}, "is not part of LlamaForCausalLM"),
     ],
 )
@@ -114,6 +114,32 @@ def test_zero_points_that_are_stated_are_subtracted(tmp_path: Path) -> None:
     save_file(held | zeros, folder / "model.safetensors")
     expected = (held[f"{PLACE}.weight"].float() - 3) * held[f"{PLACE}.weight_scale"].float()
     assert torch.equal(Source(folder).dequantized(PLACE), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("compressed-w8a8-static", {"strategy": "tensor"}, "weight_scale has shape [128, 1], config.json implies [1]"),
+        ("compressed-fp8-static-kv", {"strategy": "channel"}, "config.json implies [128, 1]"),
+        ("compressed-w8a8-static", {"group_size": 64}, "strategy channel and group_size 64 contradict each other"),
+        ("compressed-fp8-static-kv", {"group_size": 64}, "strategy tensor and group_size 64 contradict each other"),
+    ],
+)
+def test_scales_are_as_the_strategy_says(name: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / name, tmp_path / "hf"))
+    assert Source(folder).ready is not None
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"].update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert words in refused(folder)
+
+
+def test_factors_that_are_said_not_to_be_there(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "modelopt-int4-awq-g128", tmp_path / "hf"))
+    said = json.loads((folder / "hf_quant_config.json").read_text())
+    said["quantization"]["pre_quant_scale"] = False
+    (folder / "hf_quant_config.json").write_text(json.dumps(said))
+    assert ".pre_quant_scale is not part of" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,35 @@ def test_awq_without_zero_points_has_none(tmp_path: Path) -> None:
     assert "holds zero points, but config.json says that there are none" in refused(folder)
 
 
+def test_awq_that_is_symmetric_has_no_zero_points(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "hf", "awq", symmetric=False)
+    folder.say(sym=True, zero_point=None)
+    assert "holds zero points, but config.json says that there are none" in refused(folder)
+    folder.say(sym=True, zero_point=True)
+    assert "sym true and zero_point true contradict each other" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "said", [{"w_bit": 8, "bits": 4}, {"bits": 4, "w_bit": 8}, {"q_group_size": 128, "group_size": 64}]
+)
+def test_a_key_by_two_names_has_one_value(said: dict[str, Any], tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "hf", "awq")
+    config = json.loads((folder.path / "config.json").read_text())
+    rest = {key: value for key, value in folder.said.items() if key not in said}
+    config["quantization_config"] = {**said, **rest}
+    (folder.path / "config.json").write_text(json.dumps(config))
+    assert "contradict each other" in refused(folder)
+    folder.say(w_bit=4, q_group_size=64)
+    assert read(folder).ready is not None
+
+
+def test_lists_of_every_file_count(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "hf", "gptq", num_hidden_layers=1)
+    beside = {**folder.said, "modules_to_not_convert": ["k_proj"]}
+    (folder.path / "quantize_config.json").write_text(json.dumps(beside))
+    assert refused(folder).startswith("quantize_config.json: modules_to_not_convert leaves model.layers.0.self_attn.k_")
+
+
 LISTS: list[tuple[str, dict[str, Any]]] = [
     ("gptq", {"dynamic": {r"-:.*\.k_proj": {}}}),
     ("gptq", {"modules_to_not_convert": ["k_proj"]}),
@@ -147,6 +176,8 @@ LISTS: list[tuple[str, dict[str, Any]]] = [
     ("compressed", {"ignore": ["lm_head", "model.layers.0.self_attn.k_proj"]}),
     ("compressed", {"ignore": [r"re:.*self_attn\.k_proj"]}),
     ("compressed", {"config_groups": {"a": {**weights()["config_groups"]["group_0"], "targets": ["re:.*mlp"]}}}),
+    ("compressed", {"config_groups": {"a": {**weights()["config_groups"]["group_0"], "targets": []}}}),
+    ("compressed", {"ignore": ["Linear"]}),
 ]
 
 

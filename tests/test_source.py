@@ -147,6 +147,21 @@ def test_pointers_instead_of_files(tmp_path: Path) -> None:
         assert f"{name}: a pointer that git left for the file, not the file; run git lfs pull" in refused(folder)
 
 
+def test_a_web_page_instead_of_a_file(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", **SMALL)
+    for name in (WHOLE, "config.json"):
+        (folder / name).write_text("\n<!DOCTYPE html><html>404</html>")
+        assert f"{name}: a web page that was saved in the file's place" in refused(folder)
+
+
+def test_an_adapter_beside_the_model_is_not_passed_over(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", **SMALL)
+    (folder / "adapter_config.json").write_text("{}")
+    assert not Source(folder).notes  # without its weights it is a leftover, and transformers has nothing to load
+    save_file({"x": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    assert "holds a LoRA adapter beside the model, which transformers loads too; merge it" in refused(folder)
+
+
 # Which tensors.
 
 
@@ -168,6 +183,20 @@ def test_a_prefix_before_some_names_is_refused(tmp_path: Path) -> None:
     message = refused(write_model(tmp_path / "hf", named, **SMALL))
     assert "is not part of LlamaForCausalLM" in message
     assert "module." in message
+    assert "its name has a prefix that not all names have" in message
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_of_the_model_without_its_head(tied: bool, tmp_path: Path, converted: Callable[..., Checkpoint]) -> None:
+    """As AutoModel saves them; transformers adds the prefix, and so is the checkpoint the same."""
+    changes: dict[str, Any] = {**SMALL, "tie_word_embeddings": tied}
+    weights = random_weights(TINY | changes)
+    plain = converted(write_model(tmp_path / "a" / "hf", weights, **changes))
+    named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    checkpoint = converted(write_model(tmp_path / "b" / "hf", named, **changes))
+    assert checkpoint.rank_file(0).read_bytes() == plain.rank_file(0).read_bytes()
+    notes = json.loads((checkpoint.folder / "enginesmith.json").read_text())["source_notes"]
+    assert "names of tensors lack 'model.', which is added as transformers does" in notes
 
 
 FOREIGN = {
