@@ -53,11 +53,12 @@ def numbers(model: Model, engine: EngineFolder) -> Iterator[str]:
     for name in FRACTIONS:
         yield from unless(model, name, lambda part: 0 < float(part) <= 1, "above 0, up to 1")
     for name, least in COUNTS.items():
-        yield from unless(model, name, partial(is_count, least), f"at least {least}")
+        most = 2**63 - 1 if name.endswith("_bytes") else LARGEST
+        yield from unless(model, name, partial(is_count, least, most), f"at least {least}, at most {most},")
 
 
-def is_count(least: int, word: str) -> bool:
-    return len(word) < 20 and least <= int(word)
+def is_count(least: int, most: int, word: str) -> bool:
+    return len(word) < 20 and least <= int(word) <= most
 
 
 def unless(model: Model, name: str, fits: Callable[[str], bool], limits: str) -> Iterator[str]:
