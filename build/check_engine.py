@@ -20,6 +20,7 @@ from .engines import changed_files, installed_release
 from .gpus import GPU
 from .memory import gibibytes
 
+MOST_MEMORY = 2**50  # bytes
 # Names under which NVIDIA has published TensorRT's Python package.
 TENSORRT = ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt-cu13", "tensorrt-cu12")
 
@@ -109,8 +110,8 @@ def memory_needed(engine: EngineFolder, manifest: dict[str, Any], rank: int) -> 
     planned = Reader(manifest, MANIFEST).section("plan").values.get("memory")
     if not isinstance(planned, list) or rank >= len(planned) or not isinstance(planned[rank], dict):
         return size
-    besides = [planned[rank].get(key) for key in ("activations", "reserve")]
-    return size + sum(value for value in besides if isinstance(value, int))
+    besides = Reader(planned[rank], MANIFEST, f"plan.memory[{rank}].")
+    return size + sum(besides.integer(key, 0, least=0, largest=MOST_MEMORY) for key in ("activations", "reserve"))
 
 
 def versions(tensorrt_llm: str, tensorrt: str | None, machine: Machine) -> list[str]:

@@ -82,7 +82,8 @@ def only_one(root: Path, outputs: Sequence[Path]) -> Iterator[None]:
     state = root / STATE
     try:
         state.mkdir(parents=True, exist_ok=True)
-        (state / MARK).touch()
+        if not (state / MARK).is_file():
+            (state / MARK).touch()
         lock = os.open(state, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"output_dir: {state} cannot be written ({error.strerror})") from None

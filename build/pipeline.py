@@ -136,10 +136,11 @@ class Run:
         reads["verify.text"] = verify.text if verify is not None and verify.text not in BUILT_IN else None
         reads["triton.tokenizer_dir"] = self.tokenizer_dir()
         reads["build.input_timing_cache"] = build.flags.get("input_timing_cache") if build is not None else None
-        written = [*self.outputs, *map(removed_of, self.outputs), self.root / STATE]
-        check_apart(reads, {f"output_dir, {path.name}": path for path in written})
+        places = [*self.outputs, *map(removed_of, self.outputs), self.root / STATE]
+        written = {f"output_dir, {path.name}": path for path in places}
+        check_apart(reads, written)
         cache = build.flags.get("output_timing_cache") if build is not None else None
-        check_apart(reads | {"build.input_timing_cache": None}, {"build.output_timing_cache": cache})
+        check_apart(reads | {"build.input_timing_cache": None}, written | {"build.output_timing_cache": cache})
 
     def check_triton(self, plan: Plan, chosen: dict[str, Any]) -> None:
         """Raise InputError for what the repository of the plan's engine would refuse."""

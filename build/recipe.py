@@ -122,7 +122,7 @@ def place(given: str | None, flag: str) -> Path | None:
     """A folder of the command line, absolute."""
     if given is not None and not given:
         raise InputError(f"{flag} is empty; give a folder, or leave it out")
-    return Path(os.path.abspath(given)) if given else None
+    return Path.cwd() / given if given else None
 
 
 def named(path: Path, document: dict[Any, Any], key: str) -> str:

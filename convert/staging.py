@@ -31,8 +31,16 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def partial_of(final: str | Path) -> Path:
     """The hidden folder in which something is made."""
-    path = Path(os.path.abspath(final))
+    path = absolute(final)
     return path.parent / f".{path.name}.partial"
+
+
+def absolute(path: str | Path) -> Path:
+    """A path from the root, as the system reads it: what is before the name resolved, the name itself no link yet."""
+    whole = Path.cwd() / path
+    if whole.name in ("", ".."):
+        return Path(os.path.realpath(whole))
+    return Path(os.path.realpath(whole.parent)) / whole.name
 
 
 class Partial:
@@ -58,15 +66,15 @@ class Partial:
 
     def __init__(self, final: str | Path, flag: str = "--output_dir", resume: bool = False, replace: bool = False):
         self.given, self.flag, self.resume, self.replace = final, flag, resume, replace
-        self.final, self.hidden = Path(os.path.abspath(final)), partial_of(final)
+        if "\0" in str(final):
+            raise InputError(f"{flag}: a name with a null character is none")
+        self.final, self.hidden = absolute(final), partial_of(final)
         self.content, self.mark = self.hidden / self.final.name, self.hidden / MARK
         self.has_its_name = False
         self.check_free()
 
     def check_free(self) -> None:
         """Raise InputError if the final name is taken, but for what a killed run had just made."""
-        if "\0" in str(self.final):
-            raise InputError(f"{self.flag}: a name with a null character is none")
         taken = os.path.lexists(self.final) and not self.replace
         if taken and not self.unfinished():
             raise InputError(f"{self.flag}: {self.given} exists; remove it or choose another name")

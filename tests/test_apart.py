@@ -82,6 +82,26 @@ def test_two_outputs_in_each_other(tmp_path: Path) -> None:
             check_apart({}, {"--output_dir": tmp_path / one, "--save_stats": tmp_path / other})
 
 
+def test_what_leads_to_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link, or a folder before "..", that is removed takes its input along; so does a data set's folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("model", "out/sub", "set", "moved"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "model" / "weights").write_text("w")
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "model")
+    (tmp_path / "away").symlink_to("out/link")
+    (tmp_path / "moved" / "weights").symlink_to(tmp_path / "out" / "link" / "weights")
+    (tmp_path / "out" / "sub" / "a.jsonl").write_text("{}")
+    (tmp_path / "set" / "data").symlink_to(tmp_path / "out" / "sub")
+    for read in ("out/link", "away", "moved", "out/link/weights", "out/sub/../../model", "set"):
+        with pytest.raises(InputError, match=r"--output_dir: .*choose another place"):
+            check_apart({"--model_dir": read}, {"--output_dir": "out"})
+    check_apart({"--model_dir": "model"}, {"--output_dir": "out"})
+    os.link(tmp_path / "model" / "weights", tmp_path / "report")
+    with pytest.raises(InputError, match="--html: report lies in --model_dir"):
+        check_apart({"--model_dir": "model"}, {"--html": "report"})
+
+
 def test_convert_and_compare(tiny: Tiny, tmp_path: Path) -> None:
     model, ids = tiny(), tmp_path / "ids.safetensors"
     words: list[object] = ["--model_dir", model, "--quant", "FP8", "--calib", ids, "--calib_seq_len", 24]
@@ -142,6 +162,26 @@ def test_run(step: str, what: str, tiny: Tiny, tmp_path: Path) -> None:
         (model / "model.safetensors").symlink_to(place / "blob")
     path.write_text(yaml.safe_dump(recipe))
     refused(["run", path], tmp_path, "output_dir, ")
+
+
+def test_run_and_its_timing_cache(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = {"model_dir": str(tiny()), "output_dir": "release"}
+    path = tmp_path / "recipe.yaml"
+    for name in ("verify.json", "checkpoint/cache"):
+        build = {"gpu": "A100", "output_timing_cache": str(tmp_path / "release" / name)}
+        path.write_text(yaml.safe_dump(recipe | {"build": build}))
+        refused(["run", path], tmp_path, "choose another place")
+
+
+def test_run_leaves_what_its_mark_links_to(tiny: Tiny, tmp_path: Path) -> None:
+    state, config = tmp_path / "release" / ".steps", tiny() / "config.json"
+    state.mkdir(parents=True)
+    (state / ".made-by-enginesmith").symlink_to(config)
+    before = config.stat().st_mtime_ns
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model_dir": "hf", "output_dir": "release"}))
+    run("run", path)
+    assert config.stat().st_mtime_ns == before
 
 
 def test_run_in_the_model(tiny: Tiny, tmp_path: Path) -> None:

@@ -78,3 +78,19 @@ def test_a_manifest_that_is_a_loop_is_not_absent(tmp_path: Path) -> None:
     (engine / "enginesmith.json").unlink()
     (engine / "enginesmith.json").symlink_to("enginesmith.json")
     assert "enginesmith.json" in run("check-engine", engine, "--gpu", "A30", expect=2).stderr
+
+
+@pytest.mark.parametrize("bytes_", [10**400, -1, "5"])
+def test_memory_that_no_gpu_has(bytes_: Any, tmp_path: Path) -> None:
+    engine = built_on(tmp_path, "A100-SXM4-80GB")
+    manifest = json.loads((engine / "enginesmith.json").read_text())
+    manifest["plan"] = {"memory": [{"activations": bytes_, "reserve": 7}]}
+    (engine / "enginesmith.json").write_text(json.dumps(manifest))
+    told = run("check-engine", engine, "--gpu", "A30", "--release", "1.2.1", expect=2).stderr
+    assert "plan.memory[0].activations must be an integer" in told
+
+
+def test_a_rank_under_another_spelling_is_none(tmp_path: Path) -> None:
+    engine = built_on(tmp_path, "A100-SXM4-80GB")
+    (engine / "rank0.engine").rename(engine / "rank00.engine")
+    assert "rank0.engine is missing" in run("check-engine", engine, expect=2).stderr

@@ -419,3 +419,10 @@ def test_a_model_that_is_not_there_is_told_by_where_it_was_named(recipe: Callabl
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "examples").glob("recipes/*.yaml")))
 def test_the_examples_are_recipes(path: Path) -> None:
     assert read_recipe(path).build is not None
+
+
+def test_folders_of_the_command_line_are_read_as_the_system_does(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "far" / "off").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/off")
+    read = read_recipe(recipe(), output_dir=f"{tmp_path}/link/../release")
+    assert os.path.realpath(read.output_dir) == os.path.realpath(tmp_path / "far" / "release")

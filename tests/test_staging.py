@@ -148,3 +148,14 @@ def test_ranks_that_a_manifest_took_in_are_finished(tmp_path: Path) -> None:
     for ranks in (None, [], [5, 5], {}, "text"):
         (tmp_path / "enginesmith.json").write_text(json.dumps(manifest | {"ranks": ranks}))
         assert build_engine.finished(tmp_path, 0, plan) is None
+
+
+def test_a_name_behind_a_link_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """link/.. is the folder around what is linked to, for us as for the system."""
+    (tmp_path / "far" / "off").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/off")
+    monkeypatch.chdir(tmp_path)
+    with Staging("link/../out") as staging:
+        staging.commit()
+    assert (tmp_path / "far" / "out").is_dir()
+    assert not (tmp_path / "out").exists()

@@ -143,3 +143,22 @@ def test_the_limits_are_written_out(tmp_path: Path) -> None:
     stated = parameters(config_of(made(tmp_path, sizes), "preprocessing"))
     assert stated["max_prompt_bytes"] == "1600000"
     assert (stated["max_words"], stated["max_word_bytes"], stated["max_seconds"]) == ("1024", "65536", "30")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"END_ID": np.array([[-5]], np.int32)}, "end_id is -5; an id, or -1 for none"),
+        ({"PAD_ID": np.array([[-(2**31)]], np.int32)}, "pad_id is -2147483648; an id, or -1 for none"),
+        *(
+            (
+                {"EMBEDDING_BIAS_WORDS": many(2), "EMBEDDING_BIAS_WEIGHTS": np.array([weights], np.float32)},
+                "embedding_bias_weights are, or add up to, no number",
+            )
+            for weights in ([np.nan, 1], [np.inf, -np.inf])
+        ),
+    ],
+)
+def test_numbers_that_no_engine_takes(change: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+    request = {"QUERY": texts("the"), "REQUEST_OUTPUT_LEN": lengths(1), **change}
+    assert words in error_of(serve(tmp_path).call("preprocessing", request))

@@ -5,6 +5,7 @@ Each function yields a line for everything that is wrong, without the model's na
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -16,6 +17,8 @@ from .repository import Model
 
 MODEL_TYPES = ("inflight_fused_batching", "inflight_batching", "V1", "v1")
 WORDS = ("True", "true", "TRUE", "1", "False", "false", "FALSE", "0")
+# Numbers as C++ reads them; Python would take 1_000, other scripts' digits and "nan" as well.
+NUMBER, LARGEST = re.compile(r"\s*[-+.\deE]+\s*", re.ASCII), 2**31 - 1
 CHOICES = {"gpt_model_type": MODEL_TYPES, "batch_scheduler_policy": POLICIES, "decoding_mode": DECODING_MODES}
 
 
@@ -50,18 +53,19 @@ def numbers(model: Model, engine: EngineFolder) -> Iterator[str]:
     for name in FRACTIONS:
         yield from unless(model, name, lambda part: 0 < float(part) <= 1, "above 0, up to 1")
     for name, least in COUNTS.items():
-        yield from unless(model, name, partial(is_count, least), f"at least {least}")
+        most = 2**63 - 1 if name.endswith("_bytes") else LARGEST
+        yield from unless(model, name, partial(is_count, least, most), f"at least {least}, at most {most},")
 
 
-def is_count(least: int, word: str) -> bool:
-    return len(word) < 20 and least <= int(word)
+def is_count(least: int, most: int, word: str) -> bool:
+    return len(word) < 20 and least <= int(word) <= most
 
 
 def unless(model: Model, name: str, fits: Callable[[str], bool], limits: str) -> Iterator[str]:
     """A line unless a parameter is absent or fits."""
     value = model.parameter(name)
     try:
-        good = value is None or fits(value)
+        good = value is None or (NUMBER.fullmatch(value) is not None and fits(value))
     except ValueError:
         good = False
     if not good:
@@ -131,8 +135,12 @@ def is_above(number: str, limit: float) -> bool:
 
 
 def whole_numbers(text: str) -> list[int] | None:
-    """Numbers with commas between them; None if they are something else."""
+    """Numbers with commas between them; None if they are something else, or beyond 32 bits."""
+    words = text.split(",")
+    if not all(len(word) < 20 and NUMBER.fullmatch(word) for word in words):
+        return None
     try:
-        return [int(word) for word in text.split(",") if len(word) < 20]
+        numbers = [int(word) for word in words]
     except ValueError:
         return None
+    return numbers if all(abs(number) <= LARGEST for number in numbers) else None

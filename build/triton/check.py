@@ -119,6 +119,10 @@ def model_problems(model: Model, repository: Path, mount_dir: str) -> list[str]:
         on_gpu = any(group.kind == group.KIND_GPU or group.gpus for group in config.instance_group)
         if tokenizes and on_gpu and not model.is_engine():
             problems.append("instance_group is on GPUs, but text needs none: KIND_CPU")
+    if model.is_engine():
+        problems += path_problems(model, "encoder_model_path", repository, mount_dir)
+    if config.HasField("sequence_batching") and (model.is_engine() or model.parameter("tokenizer_dir") is not None):
+        problems.append("sequence_batching refuses every request without a correlation id; leave it out")
     problems = [f"{model.name}: {problem}" for problem in problems]
     for version in model.served() if config.backend == "python" else ():
         problems += source_problems(model, version, repository)
@@ -132,10 +136,17 @@ def environment_problems(model: Model, repository: Path, mount_dir: str) -> list
         problems.append(f"FORCE_CPU_ONLY_INPUT_TENSORS is {shown(forced)}; yes or no is needed")
     where = model.parameter("EXECUTION_ENV_PATH")
     if where is not None and not where.startswith("$$TRITON_MODEL_DIRECTORY"):
-        path, problem = served_path(where, repository, mount_dir)
-        if path is None or not path.exists():
-            problems.append(f"EXECUTION_ENV_PATH {shown(where)}: {problem or 'no such file'}")
+        problems += path_problems(model, "EXECUTION_ENV_PATH", repository, mount_dir)
     return problems
+
+
+def path_problems(model: Model, name: str, repository: Path, mount_dir: str) -> list[str]:
+    """A parameter that names a file or folder, which must be there."""
+    where = model.parameter(name)
+    path, problem = (None, "") if where is None else served_path(where, repository, mount_dir)
+    if where is None or (path is not None and path.exists()):
+        return []
+    return [f"{name} {shown(where)}: {problem or 'no such file'}"]
 
 
 def engine_of(model: Model, repository: Path, mount_dir: str) -> tuple[EngineFolder | None, list[str]]:

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ...convert.errors import shown
 from .repository import enum_name, protocol
 
 ANY = -1  # a size that a request decides
@@ -47,6 +48,8 @@ def kind_of_model(config: Any) -> Iterator[str]:
     close = difflib.get_close_matches(config.backend, BACKENDS, 1)
     if close and config.backend not in BACKENDS:
         yield f"backend is {config.backend!r}; did you mean {close[0]}?"
+    if config.backend in BACKENDS and config.runtime not in ("", library := f"libtriton_{config.backend}.so"):
+        yield f"runtime is {shown(config.runtime)}; backend {config.backend} has {library}: leave it out"
     if config.max_batch_size < 0:
         yield f"max_batch_size is {config.max_batch_size}"
     if config.HasField("ensemble_scheduling") and config.platform != "ensemble":
@@ -151,6 +154,8 @@ def batching(config: Any) -> Iterator[str]:
 def instances(config: Any) -> Iterator[str]:
     """The groups of instances."""
     kinds = protocol().ModelInstanceGroup.Kind
+    if config.instance_group and all(group.passive for group in config.instance_group):
+        yield "instance_group is passive: no instance takes requests"
     for group in config.instance_group:
         kind = enum_name(kinds, group.kind)
         if kind is None:

@@ -154,6 +154,7 @@ class TritonPythonModel:
         inputs.check_time()
         return [ids for ids in spellings(self.tokenizer, word) if max(ids) < self.vocab_size]
 
+    @np.errstate(over="ignore", invalid="ignore")
     def embedding_bias(self, inputs: Inputs, rows: int) -> np.ndarray:
         """float32 [rows, vocab_size]: each word's weight on its tokens, whatever spelling; [rows, 0] if unused."""
         words = inputs.texts("EMBEDDING_BIAS_WORDS")
@@ -167,6 +168,8 @@ class TritonPythonModel:
             for word, weight in zip(row_words, row_weights, strict=True):
                 for i in {i for ids in self.spellings(word, inputs) for i in ids}:
                     row[i] += weight
+        if np.isnan(bias).any():
+            raise RequestError("embedding_bias_weights are, or add up to, no number")
         return bias
 
 
@@ -222,6 +225,8 @@ class Inputs:
         value = self.numbers(name, default)
         if value.max() >= vocab_size:
             raise RequestError(f"{name.lower()} is {value.max()}; the engine knows ids below {vocab_size}")
+        if value.min() < -1:
+            raise RequestError(f"{name.lower()} is {value.min()}; an id, or -1 for none, is needed")
         return value
 
     def texts(self, name: str) -> Any:
