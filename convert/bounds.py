@@ -16,10 +16,12 @@ from dataclasses import Field, dataclass, field, fields
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from .errors import InputError, shown
+from .errors import InputError, printable, shown
 
 TEXTS = tuple[str, ...]
 LARGEST = 2**31 - 1
+# Characters of a list of words in a refusal.
+LISTED = 250
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Option:
             return same
         words = [str(word) for word in (self.rule.none, *self.rule.words) if word is not None]
         close = difflib.get_close_matches(str(value)[:80].upper(), words, 1) if isinstance(value, str) else []
-        hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(words)}"
+        hint = f"did you mean {close[0]}?" if close else f"use one of: {printable(', '.join(words), LISTED)}"
         raise InputError(f"{where} is {shown(value)}; {hint}")
 
     def fits(self, value: Any) -> bool:

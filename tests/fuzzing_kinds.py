@@ -79,9 +79,13 @@ DEFAULTS = {
 HARMLESS = {
     "disable_weight_only_quant_plugin",
     "embedding_sharding_dim",
+    "exclude_modules",
     "gpus_per_node",
     "moe",
+    "moe_ep_size",
+    "moe_tp_size",
     "producer",
+    "share_embedding_table",
     "smoothquant_val",
     "use_parallel_embedding",
     "world_size",
@@ -142,9 +146,14 @@ def seen_where_it_counts(unread: set[str], defaults: set[str], valid: Any, mutan
     for word in mutant.path[:-1]:
         holder = holder[word]
     now = holder.get(mutant.path[-1]) if isinstance(holder, dict) else holder
-    if now in (None, [], {}) and (not defaults or key in defaults):
+    if without_nulls(now) in (None, [], {}) and (not defaults or key in defaults):
         return
     raise Fault(f"accepted, and read as if nothing had changed: {mutant.how} is now {now!r:.80}")
+
+
+def without_nulls(value: Any) -> Any:
+    """An object without the keys that are null, which are as good as absent."""
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 def hugging_face_config(folder: Folder) -> Kind:
