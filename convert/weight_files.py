@@ -66,7 +66,8 @@ def inside(folder: Path, name: Any, who: str, what: str = "") -> str:
     if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
         raise InputError(f"{who}: {shown(name)} points outside the folder")
     if not is_there(folder / name):
-        raise InputError(f"{who}: {what}{printable(name, 80)} is missing from {shown_path(folder)}")
+        plain = name if name.isprintable() and name == name.strip() else shown(name)
+        raise InputError(f"{who}: {what}{printable(plain, 80)} is missing from {shown_path(folder)}")
     return name
 
 

@@ -183,3 +183,18 @@ def test_every_place_of_a_layer_is_looked_at(tiny: Callable[..., Path]) -> None:
 def test_rotation_turns_two_channels_into_one() -> None:
     amax = torch.tensor([3.0, 1.0, 4.0, 0.0])
     assert torch.equal(half_range.rotated(amax, 4), torch.tensor([[5.0, 1.0]]))
+
+
+def test_smoothing_and_rotation_alone_can_leave_the_range(tiny: Callable[..., Path]) -> None:
+    source = Source(tiny(torch_dtype="bfloat16"))
+    layer, forward = Layer.of(source.layer(0), source.model), LayerForward(source.model, 8, torch.float32, CPU)
+    forward.load(source.layer(0))
+    seen = calibrate_layer(forward, torch.randn(2, 8, 64), source.model, half_range.WANTED, 0, 2)
+    query = source.model.family.attention[0]
+    seen.output_amax[query] = torch.full_like(seen.output_amax[query], 6e4)
+    with pytest.raises(InputError, match=r"the output of .*, rotated, reaches"):
+        half_range.check(layer, seen)
+    seen.output_amax[query] = torch.zeros_like(seen.output_amax[query])
+    layer.factors["mlp.proj"] = layer.smoothers["mlp.proj"] = torch.full((96,), 1e-6)
+    with pytest.raises(InputError, match=r"an input of mlp\.proj, smoothed, reaches"):
+        half_range.check(layer, seen)

@@ -394,3 +394,29 @@ def test_a_minimal_repository_made_by_hand(tmp_path: Path) -> None:
         "tensorrt_llm: there is no parameter gpt_model; did you mean gpt_model_type?",
         "tensorrt_llm: parameter gpt_model_type is missing; inflight_fused_batching is usual",
     ]
+
+
+def test_an_ensemble_without_steps_and_a_step_without_maps(repository: Path) -> None:
+    config = repository / "ensemble" / "config.pbtxt"
+    text = config.read_text()
+    config.write_text(text[: text.index("ensemble_scheduling")] + "ensemble_scheduling {}\n")
+    assert any("ensemble: no ensemble_scheduling step" in problem for problem in check(repository))
+    config.write_text(
+        text[: text.index("ensemble_scheduling")] + 'ensemble_scheduling { step { model_name: "postprocessing" } }\n'
+    )
+    problems = check(repository)
+    for side in ("input_map", "output_map"):
+        assert any(f"step 0, 'postprocessing', has no {side}" in problem for problem in problems), problems
+
+
+def test_an_output_of_another_type_than_the_ensembles(repository: Path) -> None:
+    edit("ensemble", dtype("text_output"), r"\1TYPE_INT32")(repository)
+    assert any(
+        "text_output is TYPE_INT32 in ensemble, TYPE_STRING in postprocessing" in line for line in check(repository)
+    )
+
+
+def test_models_of_nvidias_templates_need_a_tokenizer_too(repository: Path) -> None:
+    write("postprocessing/1/model.py", b"class TritonPythonModel:\n    pass\n")(repository)
+    edit("postprocessing", parameter("tokenizer_dir"), r'\1""')(repository)
+    assert "postprocessing: parameter tokenizer_dir is missing or empty" in check(repository)
