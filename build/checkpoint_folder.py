@@ -13,11 +13,12 @@ from pathlib import Path
 
 from ..convert.architectures import COLUMNS
 from ..convert.errors import InputError, shown
-from ..convert.files import DTYPE_NAMES, MANIFEST, headers, sha256, text_digest
+from ..convert.files import DTYPE_NAMES, MANIFEST, sha256, text_digest
 from ..convert.layout import rank_size, rank_tensors, rotary_tables
 from ..convert.manifest import CONFIG, QUANT_CFG
 from ..convert.precision import MIXED_PRECISION, Precision
 from ..convert.scheme import SCHEMES
+from ..convert.shard import Shard
 from ..convert.stated import Stated
 
 # (shape, dtype) of tensors, by name.
@@ -93,7 +94,7 @@ class CheckpointFolder(Stated):
         """
         stages: dict[int, Forms] = {}  # the ranks of a stage hold the same tensors
         for rank in range(self.world_size):
-            found = {name: (shape, dtype) for name, shape, dtype in headers(self.rank_file(rank))}
+            found = Shard(self.rank_file(rank)).forms()
             if self.precision is None:
                 continue
             stage = rank // self.mapping.tp_size

@@ -157,7 +157,7 @@ def read_options(given: dict[str, Any]) -> ConvertOptions:
 
 def notes(done: Converted) -> Iterator[str]:
     """What a conversion chose or left out, where one might expect otherwise."""
-    if done.manifest["float16_range"] == "not looked at":
+    if done.manifest["float16_range_checked"] is False:
         yield (
             "nothing was calibrated, so what layers make was not held against float16's range: enginesmith verify "
             "--reference does, and bfloat16 needs none of it"

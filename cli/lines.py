@@ -19,6 +19,11 @@ def failed(problems: Sequence[str]) -> None:
         click.echo(f"FAILED and {len(problems) - SHOWN_PROBLEMS} more", err=True)
 
 
+def counted(problems: int) -> str:
+    """How many problems a check found."""
+    return "1 problem" if problems == 1 else f"{problems} problems"
+
+
 def note(text: str) -> None:
     """What works otherwise than one might expect."""
     click.echo(printable(f"note: {text}"), err=True)

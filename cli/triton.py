@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from ..build.triton.check import Findings, examine
 from ..build.triton.generate import prepare, start_command, write_repository
 from ..build.triton.options import POLICIES, TritonOptions
-from .lines import failed
+from .lines import counted, failed
 from .options import Command, option_of
 
 
@@ -94,7 +94,7 @@ def verdict(folder: str, found: Findings, as_json: bool) -> None:
         answer = {"repository": folder, "ok": not problems, "problems": problems, "not_checked": found.not_checked}
         click.echo(json.dumps(answer))
     else:
-        click.echo(f"{folder}: " + (f"{len(problems)} problems" if problems else "no problem found"))
+        click.echo(f"{folder}: " + (counted(len(problems)) if problems else "no problem found"))
         for line in found.not_checked:
             click.echo(f"not checked: {line}")
         failed(problems)

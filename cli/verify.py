@@ -12,7 +12,7 @@ from ..convert.verify import accuracy_failures, measure, structure_problems, sum
 from ..convert.verify_options import VerifyOptions
 from . import options as shared
 from .display import Bar, print_accuracy
-from .lines import failed
+from .lines import counted, failed
 from .options import Command, option_of
 
 
@@ -64,11 +64,11 @@ def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str
     if checkpoint.sliding_window is not None:
         what += f", sliding window {checkpoint.sliding_window}"
     click.echo(f"{checkpoint.folder}: {what}, tp {mapping.tp_size}, pp {mapping.pp_size}")
-    click.echo("structure: " + (f"{len(problems)} problems" if problems else "every tensor as config.json implies"))
+    click.echo("structure: " + (counted(len(problems)) if problems else "every tensor as config.json implies"))
     if accuracy is not None:
         print_accuracy(accuracy)
         few, many = accuracy.few_tokens_error, accuracy.many_tokens_error
-        if few is not None and many is not None:
+        if few is not None and many is not None and accuracy.beyond is None:
             click.echo(
                 f"decoding: weight-only kernels for 1 to 4 tokens sum in {checkpoint.dtype}: "
                 f"outputs are {100 * few:.2g} % off the exact product, {100 * many:.2g} % with more tokens"

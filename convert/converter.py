@@ -241,11 +241,9 @@ class Job:
             check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
         return quantized
 
-    def float16_range(self) -> str | None:
+    def float16_range_checked(self) -> bool | None:
         """Whether what a layer makes was held against float16's range; None for an engine of another dtype."""
-        if self.quantizer.dtype != "float16":
-            return None
-        return "held against" if self.quantizer.wanted != Wanted() else "not looked at"
+        return self.quantizer.wanted != Wanted() if self.quantizer.dtype == "float16" else None
 
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
@@ -312,7 +310,7 @@ class Job:
             "source_notes": self.source.notes,
             "rotated": self.quantizer.rotation is not None,
             "packed_for_sm": self.precision.packed_for_sm,
-            "float16_range": self.float16_range(),
+            "float16_range_checked": self.float16_range_checked(),
             "sliding_window": self.model.sliding_window,
             "layers": layers if any(layers) else [],
         }

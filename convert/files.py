@@ -1,4 +1,4 @@
-"""Files that are read without PyTorch: JSON, safetensors headers and hashes."""
+"""Files that are read without PyTorch: JSON and hashes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from safetensors import SafetensorError, safe_open
 
 from .errors import InputError, shown
 
@@ -30,21 +28,6 @@ DTYPE_NAMES = {
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
 }
-
-
-def headers(path: Path) -> Iterator[tuple[str, list[int], str]]:
-    """(name, shape, dtype) of every tensor in a safetensors file, bounds checked by safetensors."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: not a regular file")
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
-                piece = file.get_slice(name)
-                yield name, list(piece.get_shape()), piece.get_dtype()
-    except SafetensorError as error:
-        raise InputError(f"{path.name}: not a whole safetensors file ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; is it there, and is reading permitted? ({error})") from None
 
 
 def open_regular(path: Path, what: str = "") -> BinaryIO:

@@ -38,10 +38,14 @@ class Checkpoint(Stated):
 
     def read(self, rank: int, name: str) -> torch.Tensor:
         """One tensor of a rank's file, as it is stored."""
+        return self.shard(rank).read(name)
+
+    def shard(self, rank: int) -> Shard:
+        """A rank's file, opened again only where another has its name."""
         shard = self.shards.get(rank)
         if shard is None or not shard.file.is_current():
             shard = self.shards[rank] = Shard(self.rank_file(rank))
-        return shard.read(name)
+        return shard
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
         """A layer's whole tensors, by TensorRT-LLM name inside the layer.

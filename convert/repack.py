@@ -25,6 +25,8 @@ from .errors import InputError
 from .packing import unpack_rows
 from .rounding import Grouped
 
+# What ModelOpt's linears that read one input multiply it by.
+INPUT_FACTOR = "pre_quant_scale"
 # Position in a word of AutoAWQ's column c.
 _AWQ_POSITION = [0, 4, 1, 5, 2, 6, 3, 7]
 Tensors = Mapping[str, torch.Tensor]
@@ -185,8 +187,12 @@ def scaled(tensors: Tensors, name: str) -> torch.Tensor:
     if zero is not None:
         values = values - zero.float().reshape(shape)[..., None]
     values = (values * scale.reshape(shape)[..., None]).flatten(1)
-    factor = tensors.get("pre_quant_scale")
-    return values if factor is None else values * factor.float()
+    factor = tensors.get(INPUT_FACTOR)
+    if factor is None:
+        return values
+    if not (factor > 0).all():
+        raise InputError(f"{name}.{INPUT_FACTOR}: holds factors that are not positive; give the unquantized model")
+    return values * factor.float()
 
 
 def _quantized(

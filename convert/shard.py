@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ..plugins.lazy import torch
 from .errors import InputError, shown
 from .files import LARGEST_JSON, refuse_constant, unique
 from .pinned import Pinned
 
-# Bits of one element, by safetensors' name of its dtype; then those that can be read.
+# Bits of one element, by safetensors' name of its dtype.
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
     "C64": 64,
 }  # fmt: skip
+# PyTorch's names of those that can be read.
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
-    "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F16": torch.float16,
-    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
+    "F64": "float64",
 }  # fmt: skip
 LARGEST_SIZE = 2**63 - 1
 
@@ -67,8 +67,15 @@ class Shard:
     def close(self) -> None:
         self.file.close()
 
-    def read(self, name: str) -> torch.Tensor:
+    def forms(self) -> dict[str, tuple[list[int], str]]:
+        """(shape, dtype) of every tensor, by name; dtypes as safetensors calls them."""
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+
+    def read(self, name: str, rows: int | None = None) -> torch.Tensor:
         """One tensor, in memory of its own.
+
+        Args:
+            rows: so many of its first rows, if not all.
 
         Raises:
             InputError: it is not there, of a dtype that PyTorch lacks, or the file changed.
@@ -77,9 +84,12 @@ class Shard:
         if stored is None or stored.dtype not in DTYPES:
             reason = "is not there" if stored is None else f"is {stored.dtype}, which cannot be read"
             raise InputError(f"{self.file.name}: tensor {shown(name)} {reason}")
-        data = torch.empty(stored.size, dtype=torch.uint8)
+        shape, size = stored.shape, stored.size
+        if rows is not None and rows < shape[0]:
+            shape, size = [rows, *shape[1:]], size // shape[0] * rows
+        data = torch.empty(size, dtype=torch.uint8)
         self.file.read_into(data.numpy().data, stored.start)
-        return data.view(DTYPES[stored.dtype]).view(stored.shape)
+        return data.view(getattr(torch, DTYPES[stored.dtype])).view(shape)
 
     def _layout(self) -> tuple[dict[str, Stored], dict[str, str]]:
         """Tensors and metadata, from the header; ValueError says what is wrong with it."""

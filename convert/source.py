@@ -21,14 +21,14 @@ from .pinned import Pinned
 from .reader import Reader
 from .readymade import Expected, Packed, ReadyMade
 from .readymade_folder import FILES, read_ready_made
-from .repack import Quantized
+from .repack import INPUT_FACTOR, Quantized
 from .rounding import Grouped
 from .shard import DTYPES as STORED
 from .shard import Shard
 from .weight_files import refuse_adapter, state_of, weight_files
 from .weight_names import check_tensors, find, settle_biases, settle_head, sign
 
-FLOATS = {name: STORED[name] for name in ("F32", "F16", "BF16", "F64")}
+FLOATS = {name: getattr(torch, STORED[name]) for name in ("F32", "F16", "BF16", "F64")}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ELEMENTS_AT_ONCE = 1 << 22
 
@@ -149,6 +149,21 @@ class Source:
             if note is not None:
                 told[note] = None
         self.notes += told
+        self._check_input_factors()
+
+    def _check_input_factors(self) -> None:
+        """Raise InputError where some linears that read one input multiply it by a factor, and others do not."""
+        family = self.model.family
+        for index in range(self.model.num_hidden_layers):
+            prefix = family.layer.format(i=index)
+            for group in family.groups:
+                linears = [prefix + part for part in family.parts(group) if prefix + part in self.packed]
+                have = [linear for linear in linears if f"{linear}.{INPUT_FACTOR}" in self.where]
+                if have and len(have) < len(linears):
+                    lacking = next(linear for linear in linears if linear not in have)
+                    raise InputError(
+                        f"tensor {lacking}.{INPUT_FACTOR} is missing, though {have[0]} has one and reads the same input"
+                    )
 
     def left_in_float(self) -> list[tuple[int, str]]:
         """(layer, name inside it) of the linears that a ready-made folder has not quantized."""

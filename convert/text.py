@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from .bounded import in_child
 from .documents import BUILT_IN, blocks, built_in, documents
 from .errors import InputError
-from .files import headers, open_regular, shown_path, text_digest
+from .files import open_regular, shown_path, text_digest
 from .model import Model
 from .records import dataset_files
+from .shard import Shard
 from .tokenizer import Tokenizer
 
 # Characters that are read in the hope of a token; a text of any script has fewer than ten to one.
@@ -130,16 +130,15 @@ def pieces(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag:
 def ready_made(path: Path, sequences: int, length: int, flag: str) -> torch.Tensor:
     """The first ids of a safetensors file, int64 [at most sequences, length]."""
     try:
-        found = {name: (shape, dtype) for name, shape, dtype in headers(path)}
-        shape, dtype = found.get("input_ids", ([], ""))
+        shard = Shard(path)
+        shape, dtype = shard.forms().get("input_ids", ([], ""))
         if len(shape) != 2 or dtype not in ("I32", "I64") or shape[0] == 0:
             raise InputError(f"{shown_path(path)} needs an integer tensor input_ids [sequences, tokens]")
         if shape[1] < length:
             raise InputError(
                 f"{shown_path(path)} has sequences of {shape[1]} tokens, fewer than the {length} asked for"
             )
-        with safe_open(path, framework="pt") as file:
-            ids: torch.Tensor = file.get_slice("input_ids")[: min(sequences, shape[0]), :length]
+        ids = shard.read("input_ids", sequences)[:, :length]
     except InputError as error:
         raise InputError(f"{flag}: {error}") from None
     return ids.long().contiguous()
@@ -153,7 +152,8 @@ def content_hash(source: str) -> str:
     if not os.path.exists(path):
         raise InputError(f"text {shown_path(source)}: no such file; give a file, or one of: {', '.join(BUILT_IN)}")
     if path.is_dir():
-        return text_digest({file.name: file_hash(file) for file in dataset_files(path, f"text {shown_path(source)}")})
+        files = dataset_files(path, f"text {shown_path(source)}")
+        return text_digest({str(file.relative_to(path)): file_hash(file) for file in files})
     return file_hash(path)
 
 

@@ -14,7 +14,7 @@ import torch
 from .device import pick_device
 from .errors import InputError, printable
 from .execution import Accuracy, Execution, Reference, held_out
-from .files import headers, sha256
+from .files import sha256
 from .joined import Checkpoint
 from .layout import MODEL_DTYPE, Tensor, layer_tensors, rank_tensors, rotary_tables
 from .precision import LAYER
@@ -73,7 +73,8 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype, checkpoint.embedding_axis)
     tables = rotary_tables(checkpoint.model)
     known = tables | wanted
-    found = {name: (shape, SAFETENSORS_DTYPES.get(dtype, dtype)) for name, shape, dtype in headers(path)}
+    forms = checkpoint.shard(rank).forms()
+    found = {name: (shape, SAFETENSORS_DTYPES.get(dtype, dtype)) for name, (shape, dtype) in forms.items()}
     problems = dict.fromkeys(wanted.keys() - found.keys(), "is missing")
     problems |= dict.fromkeys(found.keys() - known.keys(), "is not one that config.json implies")
     for name in known.keys() & found.keys():

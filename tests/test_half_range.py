@@ -102,7 +102,7 @@ def test_without_a_forward_pass_it_is_said_and_verify_finds_it(
 ) -> None:
     model = large(tmp_path / "hf", changes)
     done = convert(options_of(model, tmp_path / "out", quant=quant))
-    assert done.manifest["float16_range"] == "not looked at"
+    assert done.manifest["float16_range_checked"] is False
     accuracy = measure(Checkpoint(tmp_path / "out"), model, str(model.parent / "ids.safetensors"), 8, 24)
     assert accuracy.beyond is not None
     assert accuracy.beyond.startswith("layer 1: ")
@@ -131,9 +131,9 @@ def test_an_overflow_that_saturation_hides_fails_verify(tmp_path: Path) -> None:
 
 def test_models_that_fit_are_told_so(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny(torch_dtype="float16", intermediate_size=128)
-    assert convert(options_of(model, tmp_path / "a", quant="FP8")).manifest["float16_range"] == "held against"
+    assert convert(options_of(model, tmp_path / "a", quant="FP8")).manifest["float16_range_checked"] is True
     wide = convert(options_of(model, tmp_path / "b", quant="FP8", dtype="bfloat16"))
-    assert wide.manifest["float16_range"] is None
+    assert wide.manifest["float16_range_checked"] is None
     ids = str(model.parent / "ids.safetensors")
     assert measure(Checkpoint(tmp_path / "a"), model, ids, 8, 24).beyond is None
 

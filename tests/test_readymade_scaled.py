@@ -143,6 +143,28 @@ def test_factors_that_are_said_not_to_be_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("linear", "factors", "words"),
+    [
+        (
+            "q_proj",
+            torch.ones(128),
+            "k_proj.pre_quant_scale is missing, though model.layers.0.self_attn.q_proj has one",
+        ),
+        ("o_proj", -torch.ones(128), "holds factors that are not positive"),
+    ],
+    ids=["only one of three", "negative"],
+)
+def test_factors_are_positive_and_shared_by_who_reads_one_input(
+    linear: str, factors: torch.Tensor, words: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "modelopt-int4-awq-g128", tmp_path / "hf"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.layers.0.self_attn.{linear}.pre_quant_scale"] = factors
+    save_file(tensors, folder / "model.safetensors")
+    assert words in refused(folder)
+
+
+@pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
         ("hf_quant_config.json", {"quant_algo": "NVFP4"}, "describe different quantizations"),

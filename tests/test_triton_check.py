@@ -366,7 +366,7 @@ def test_no_repository(tmp_path: Path) -> None:
 
 def test_without_tritonclient(repository: Path) -> None:
     missing = dict.fromkeys(("tritonclient", "tritonclient.grpc", "tritonclient.grpc.model_config_pb2"))
-    with mock.patch.dict(sys.modules, missing), pytest.raises(InputError, match=r"enginesmith\[triton\]"):
+    with mock.patch.dict(sys.modules, missing), pytest.raises(InputError, match=r"pip install .tritonclient"):
         check(repository)
 
 

@@ -104,7 +104,7 @@ def protocol() -> Any:
     try:
         from tritonclient.grpc import model_config_pb2
     except ImportError:
-        raise InputError("--check needs Triton's protobuf: pip install 'enginesmith[triton]'") from None
+        raise InputError("--check needs Triton's protobuf: pip install 'tritonclient[grpc]'") from None
     return model_config_pb2
 
 
