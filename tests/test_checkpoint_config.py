@@ -11,6 +11,7 @@ import pytest
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.convert.checkpoint_keys import EFFECTLESS, FIXED, MAPPING_FIXED, MOE_EFFECTLESS, MOE_FIXED
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.stated import Stated
 from tests.build_folders import write_checkpoint
 from tests.checkpoint_folders import (
@@ -162,6 +163,30 @@ def test_json_that_readers_take_differently_is_refused(damage: str, plain: Path)
     path.unlink()
     path.write_text(text)
     refused(plain, "not readable as JSON")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"mapping": {"pp_size": 3}}, "layers cannot be cut into 3 equal stages"),
+        (
+            {"mapping": {"tp_size": 3}, "use_parallel_embedding": True, "embedding_sharding_dim": 1},
+            "embedding_sharding_dim must be 0: 3 ranks do not divide hidden_size",
+        ),
+    ],
+)
+def test_mappings_that_do_not_divide(said: dict[str, Any], words: str, plain: Path) -> None:
+    for key, value in said.items():
+        state(plain, key, value)
+    refused(plain, words)
+
+
+def test_a_window_that_is_not_the_manifests(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, {"architectures": ["MistralForCausalLM"], "sliding_window": 8})
+    state(checkpoint, "runtime_defaults.max_attention_window", [8])
+    assert Stated(checkpoint).sliding_window == 8
+    state(checkpoint, "runtime_defaults.max_attention_window", [16])
+    refused(checkpoint, "max_attention_window must be 8 as in enginesmith.json", [Checkpoint])
 
 
 @pytest.mark.parametrize(

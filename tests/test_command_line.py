@@ -128,6 +128,11 @@ def test_upstream_spellings(inputs: list[object], tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (["--smoothquant", 0.5, "--quant", "W8A8_SQ_PER_CHANNEL"], "both name a quantization"),
+        (["--smoothquant", 0.5, "--alpha", 0.5], "both give the migration strength"),
+        (["--device", "cuda:x"], "--device: 'cuda:x' is no device"),
+        (["--device", "meta"], "--device: 'meta' is not supported"),
+        (["--dtype", "float32"], "use one of: auto, float16, bfloat16"),
+        (["--tp_size", 0], "--tp_size is 0"),
         (["--per_token"], "go with --smoothquant"),
         (["--int8_kv_cache", "--kv_cache", "FP8"], "contradict each other"),
         (["--alpha", "2"], "--alpha is 2.0; a finite number from 0, at most 1 is needed"),

@@ -73,6 +73,7 @@ def test_frequencies_are_transformers(changes: dict[str, Any], tmp_path: Path) -
         ({"rope_scaling": {"type": "linear", "factor": math.inf}}, "factor must be a positive number"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "needs a factor of at least 1, not 0.5"),
         ({"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "type must be a text"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0 must be less than"),
         ({"rope_scaling": {"factor": 2.0}}, "has 'factor' but no rope_type; state one"),
         ({"rope_scaling": 0}, "rope_scaling must be an object"),
         ({"rope_scaling": ""}, "rope_scaling must be an object"),

@@ -102,6 +102,13 @@ def test_all_shards_without_an_index_are_the_model(count: int, tmp_path: Path) -
         assert f"{names[1]} missing, and no {INDEX}" in refused(folder)
 
 
+def test_a_tensor_that_two_shards_hold(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", **SMALL)
+    shutil.copy(folder / WHOLE, folder / "model-00001-of-00002.safetensors")
+    (folder / WHOLE).rename(folder / "model-00002-of-00002.safetensors")
+    assert " is also in model-00001-of-00002.safetensors" in refused(folder)
+
+
 def test_files_that_could_each_be_meant(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "hf", **SMALL)
     (folder / WHOLE).rename(folder / "weights.safetensors")

@@ -47,7 +47,18 @@ SERVER_FAULTS: list[tuple[Damage, str]] = [
      "default_priority_level is 0"),
     (edit("preprocessing", "\n  default_queue", "\n  preserve_ordering: true\n  priority_levels: 2\n"
           "  default_priority_level: 1\n  default_queue"), "preserve_ordering allows one priority level"),
+    (edit("preprocessing", "\n  default_queue", "\n  preserve_ordering: true\n  priority_queue_policy { key: 1 value "
+          "{ timeout_action: DELAY default_timeout_microseconds: 9 } }\n  default_queue"),
+     "preserve_ordering excludes the timeout_action DELAY"),
     (add("tensorrt_llm", "response_cache { enable: true }"), "response_cache does not work with decoupled"),
+    (add("tensorrt_llm_bls", "response_cache { enable: true } sequence_batching {}"),
+     "response_cache does not work with sequence_batching"),
+    (add("tensorrt_llm_bls", "sequence_batching { direct { minimum_slot_utilization: 1.5 } }"),
+     "minimum_slot_utilization is 1.5; 0 to 1"),
+    (add("tensorrt_llm_bls", "ensemble_scheduling {}"), "ensemble_scheduling is for platform ensemble only"),
+    (add("preprocessing", "batch_input { data_type: TYPE_INT32 }"), "batch_input has 0 source_input; one is needed"),
+    (group("preprocessing", "kind: KIND_CPU count: -1"), "instance_group count is -1"),
+    (group("preprocessing", "kind: KIND_GPU gpus: [-1]"), "instance_group: gpus has -1"),
     (add("preprocessing", 'batch_input { data_type: TYPE_INT64 source_input: "NONE" }'),
      "reads 'NONE', which is no input"),
     (add("preprocessing", 'batch_input { data_type: TYPE_INT64 source_input: "QUERY" }'),
