@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from enginesmith.build.build_engine import Refused, build_all
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.flags import FLAGS, REFUSED
 from enginesmith.build.gpus import find
@@ -300,6 +301,13 @@ def test_only_visible_gpus_count(engine: Path, machine: Machine, tmp_path: Path)
     assert "no NVIDIA GPU to be seen" in verdict("", 1)
     assert "no NVIDIA GPU to be seen" in verdict("-1", 1)
     verdict("GPU-b,1", 0)
+
+
+def test_no_visible_gpu_builds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(Refused, match="hides every GPU"):
+        build_all(tmp_path, tmp_path, tmp_path / "engine")
 
 
 def test_check_engine_survives_any_manifest(engine: Path, machine: Machine) -> None:

@@ -90,6 +90,15 @@ def test_memory_that_no_gpu_has(bytes_: Any, tmp_path: Path) -> None:
     assert "plan.memory[0].activations must be an integer" in told
 
 
+def test_a_gpu_that_is_too_small(tmp_path: Path) -> None:
+    engine = built_on(tmp_path, "A100-SXM4-80GB")
+    manifest = json.loads((engine / "enginesmith.json").read_text())
+    manifest["plan"] = {"memory": [{"activations": 30 * 2**30, "reserve": 0}]}
+    (engine / "enginesmith.json").write_text(json.dumps(manifest))
+    told = run("check-engine", engine, "--gpu", "A30", "--release", "1.2.1", expect=1)
+    assert "rank 0 takes 30.00 GiB, GPU 0 (A30) has 24.00 GiB" in told.stdout + told.stderr
+
+
 def test_a_rank_under_another_spelling_is_none(tmp_path: Path) -> None:
     engine = built_on(tmp_path, "A100-SXM4-80GB")
     (engine / "rank0.engine").rename(engine / "rank00.engine")

@@ -149,6 +149,11 @@ def test_flags_that_make_no_sense(flags: list[object], words: str, inputs: list[
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gate_without_what_it_measures_against(tmp_path: Path) -> None:
+    told = run("verify", tmp_path, "--max_ppl_increase", 2, expect=2).stderr
+    assert "--max_ppl_increase needs --reference HF_DIR" in told
+
+
 def test_json_result(inputs: list[object], tmp_path: Path) -> None:
     done = run("convert", *inputs, "--output_dir", tmp_path / "out", "--quant", "W8A8_SQ_PER_CHANNEL", "--json")
     manifest = json.loads(done.stdout)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from enginesmith.build import algorithms, releases
+from enginesmith.build import algorithms, gpus, releases
 from enginesmith.build.build_config import BY_NAME
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.flags import FLAGS, REFUSED
@@ -114,6 +114,13 @@ def test_unknown_names_are_refused() -> None:
     assert find("nvidia a100") is KNOWN["A100-80GB"]
     listed = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
     assert [name for name in KNOWN if name not in listed] == []
+
+
+def test_a_gpu_whose_memory_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "present", lambda: [gpus.Present(0, GPU("L4", 89, 0), "580")])
+    with pytest.raises(InputError, match="does not report the memory of L4; give --gpu_memory GIB"):
+        gpus.target(None, None, None)
+    assert gpus.target(None, None, 24).memory == 24 * 2**30
 
 
 @pytest.mark.parametrize("release", [release.version for release in releases.RELEASES])
