@@ -320,6 +320,8 @@ HOSTILE: list[tuple[Damage, str]] = [
     (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"/dev/null"'), "is not a folder"),
     (edit("tensorrt_llm", parameter("gpt_model_path"), r'\1"/\\000"'), "gpt_model_path"),
     (edit("preprocessing", parameter("tokenizer_dir"), r'\1"/proc/self"'), "tokenizer"),
+    (edit("preprocessing", parameter("tokenizer_dir"), r'\1"tokenizer"'), "depends on where tritonserver is started"),
+    (edit("preprocessing", parameter("tokenizer_dir"), r'\1"/a/../b"'), "an absolute path without .. is needed"),
     (edit("preprocessing", parameter("tokenizer_dir"), rf'\1"/{"a" * 5000}"'), "tokenizer"),
     (write("../engine/config.json", b"{" * 100_000), "not readable as JSON"),
     (write("../engine/config.json", b'{"version": ' + b"9" * 5000 + b"}"), "config.json"),

@@ -74,6 +74,8 @@ SERVER_FAULTS: list[tuple[Damage, str]] = [
     (add("ensemble", "instance_group { kind: KIND_CPU }"), "an ensemble has no instance_group"),
     (add("ensemble", "optimization {}"), "an ensemble has no optimization"),
     (add("ensemble", 'input { name: "nothing" data_type: TYPE_STRING dims: [1] }'), "no step reads the input nothing"),
+    (add("ensemble", 'output { name: "text_input" data_type: TYPE_STRING dims: [1] }'),
+     "text_input is both an input and an output"),
     (edit("ensemble", mapped("stop_words_list"), ""), "_STOP_WORDS_IDS, made by preprocessing, is read by nothing"),
     (edit("ensemble", '(key: "QUERY"\n      value: )"text_input"', r'\1"_INPUT_ID"'), "waits for what depends on it"),
     (edit("ensemble", 'model_name: "postprocessing"', 'model_name: "ensemble"'), "cannot be a step of itself"),
