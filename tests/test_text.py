@@ -494,3 +494,14 @@ def test_special_tokens_at_the_front_are_the_tokenizers_own(tmp_path: Path) -> N
     source = written(tmp_path / "text.txt", "the quick brown fox " * 9)
     bos = made.token_to_id("<bos>")
     assert not (ids_of(source, tmp_path / "a") == bos).any()
+
+
+def compute(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def test_python_code_that_computes_too_long_is_stopped() -> None:
+    with pytest.raises(TimeoutError, match=r"not done after 0\.1 seconds"), bounded.processor_limit(0.1):
+        compute(20)
