@@ -11,7 +11,6 @@ from ..convert.reader import Reader
 from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20
-NAME_LIMIT = 100  # characters
 VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?!\d)[\w.+-]*", re.ASCII)
 RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,9})\.engine", re.ASCII)
 
