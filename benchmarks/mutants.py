@@ -1,24 +1,31 @@
 """Drop one check at a time, and see whether a test notices.
 
     python benchmarks/mutants.py map [--jobs N] [FILE ...]   which tests reach which check, into out/checks.json
-    python benchmarks/mutants.py run [--jobs N] [WORD ...]   each check dropped, the tests that reach it run
+    python benchmarks/mutants.py run [--jobs N] [--seconds S] [WORD ...]   each check dropped, its tests run
 
 A check is a statement that refuses (``raise``, but not the bare one) or that reports (a problem or a reason added to a
 list, a fault yielded). Dropped, a ``raise`` does nothing; in an ``except`` clause it lets the first error through. Each
 mutant is a fork of a process that has loaded PyTorch already, and runs the quickest tests first until one fails. WORDs
-limit the run to checks whose file and line contain one. Survivors are listed; exit code 1 if there is one.
+limit the run to checks whose file and line contain one; after S seconds no mutant is begun. Survivors are listed, and
+what was not judged; exit code 1 if there is one.
+
+Programs that a test starts are marked and mutated too (through sitecustomize), and so are copies of a file elsewhere,
+such as the models of a Triton repository.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections import defaultdict
+from contextlib import suppress
 from importlib.abc import Loader
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -26,14 +33,14 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 MAP = ROOT / "out" / "checks.json"
-FOLDERS = ("convert", "build", "cli")
+FOLDERS = ("plugins", "convert", "build", "cli")
 REPORTS = ("problems", "reasons", "failures", "found")
 HIT = "__check_reached__"
 # Seconds a mutant may take, and how many tests are tried; a check that hangs a test has been noticed.
 LONGEST, MOST_TESTS = 300, 500
-
-reached: dict[str, set[str]] = defaultdict(set)
-now_running = ""
+# What a program started by a test finds in its environment: where it logs, or what it drops.
+LOG, DROPPED = "MUTANTS_LOG", "MUTANTS_DROPPED"
+STARTED = f"import sys\nsys.path.append({str(ROOT / 'benchmarks')!r})\nimport mutants\nmutants.install_started()\n"
 
 
 def is_check(node: ast.AST) -> bool:
@@ -81,16 +88,31 @@ class Checks(ast.NodeTransformer):
 def install(dropped: str | None) -> None:
     """Have every module of the project compiled with its checks marked, or with one dropped."""
     original = SourceFileLoader.source_to_code
+    names = {path.read_bytes(): str(path.relative_to(ROOT)) for path in source_files()}
+    setattr(builtins, HIT, log_hit)
 
     def compiled(self: Loader, data: Any, path: str, *args: Any, **named: Any) -> Any:
-        file = Path(path).resolve()
-        if not any(file.is_relative_to(ROOT / folder) for folder in FOLDERS) or isinstance(data, ast.AST):
+        name = None if isinstance(data, ast.AST) else names.get(bytes(data))
+        if name is None:
             return original(self, data, path, *args, **named)  # type: ignore[arg-type]
-        tree = Checks(str(file.relative_to(ROOT)), dropped).visit(ast.parse(data))
+        tree = Checks(name, dropped).visit(ast.parse(data))
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
     SourceFileLoader.source_to_code = compiled  # type: ignore[assignment, method-assign]
     SourceFileLoader.get_code = uncached  # type: ignore[assignment, method-assign]
+
+
+def install_started() -> None:
+    """The same in a program that a test has started."""
+    if LOG in os.environ or DROPPED in os.environ:
+        install(os.environ.get(DROPPED))
+
+
+def log_hit(key: str) -> None:
+    """Note that the running test has reached a check; from whichever process of it."""
+    log = Path(os.environ[LOG])
+    with suppress(OSError), log.open("a") as lines:  # a test may forbid its programs to write
+        lines.write(f"{key}\t{log.with_suffix('.now').read_text()}\n")
 
 
 def uncached(self: SourceFileLoader, fullname: str) -> Any:
@@ -107,8 +129,7 @@ class Recorder:
         self.failed: list[str] = []
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        global now_running
-        now_running = nodeid
+        Path(os.environ[LOG]).with_suffix(".now").write_text(nodeid)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
@@ -116,14 +137,16 @@ class Recorder:
             self.failed.append(report.nodeid)
 
 
+def source_files() -> list[Path]:
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
 def all_checks() -> list[str]:
     """The keys of every check of the project."""
     keys = []
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            name = str(path.relative_to(ROOT))
-            keys += [f"{name}:{node.lineno}" for node in ast.walk(tree) if is_check(node)]  # type: ignore[attr-defined]
+    for path in source_files():
+        nodes = filter(is_check, ast.walk(ast.parse(path.read_bytes())))
+        keys += [f"{path.relative_to(ROOT)}:{node.lineno}" for node in nodes]  # type: ignore[attr-defined]
     return keys
 
 
@@ -155,17 +178,23 @@ def map_tests(jobs: int, words: list[str]) -> None:
 
 def map_share(files: list[str], part: Path) -> None:
     """The whole life of a process that runs some of the tests."""
-    import builtins
-
     import pytest
 
-    setattr(builtins, HIT, lambda key: reached[key].add(now_running))
+    log = Path(f"{part}.log")
+    log.write_text("")
+    os.environ[LOG] = str(log)
     install(None)
     recorder = Recorder()
     pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[recorder])
+    reached: dict[str, set[str]] = defaultdict(set)
+    for line in log.read_text().splitlines():
+        key, test = line.split("\t", 1)
+        reached[key].add(test)
     sound = {key: sorted(tests - {*recorder.failed}) for key, tests in reached.items()}
     found = {"reached": {key: tests for key, tests in sound.items() if tests}, "seconds": recorder.seconds}
     part.write_text(json.dumps(found))
+    log.unlink()
+    log.with_suffix(".now").unlink()
     os._exit(0)
 
 
@@ -181,12 +210,13 @@ def start(key: str, tests: list[str]) -> int:
     signal.alarm(LONGEST)
     import pytest
 
+    os.environ[DROPPED] = key
     install(key)
     failed = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests[:MOST_TESTS]])
     os._exit(1 if failed else 0)
 
 
-def run_mutants(jobs: int, words: list[str]) -> int:
+def run_mutants(jobs: int, words: list[str], limit: float) -> int:
     import hypothesis  # noqa: F401 (loaded once, for all forks)
     import pytest  # noqa: F401
     import torch
@@ -198,8 +228,8 @@ def run_mutants(jobs: int, words: list[str]) -> int:
     unreached = [key for key in waiting if key not in known]
     waiting = [key for key in waiting if key in known]
     total, running, survived, began = len(waiting), dict[int, str](), list[str](), time.monotonic()
-    while waiting or running:
-        while waiting and len(running) < jobs:
+    while running or (waiting and time.monotonic() - began < limit):
+        while waiting and len(running) < jobs and time.monotonic() - began < limit:
             key = waiting.pop(0)
             running[start(key, known[key])] = key
         child, status = os.wait()
@@ -207,23 +237,30 @@ def run_mutants(jobs: int, words: list[str]) -> int:
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             survived.append(key)
             print(f"survived: {key}", flush=True)
-    print(f"{total - len(survived)} of {total} dropped checks were noticed, in {time.monotonic() - began:.0f} s")
+    judged = total - len(waiting)
+    print(f"{judged - len(survived)} of {judged} dropped checks were noticed, in {time.monotonic() - began:.0f} s")
     for key in unreached:
         print(f"reached by no test: {key}")
-    return 1 if survived or unreached else 0
+    for key in waiting:
+        print(f"not judged: {key}")
+    return 1 if survived or unreached or waiting else 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["map", "run"])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     os.chdir(ROOT)
-    if options.what == "map":
-        map_tests(options.jobs, options.words)
-    else:
-        sys.exit(run_mutants(options.jobs, options.words))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(STARTED)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        if options.what == "map":
+            map_tests(options.jobs, options.words)
+        else:
+            sys.exit(run_mutants(options.jobs, options.words, options.seconds))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection
 from typing import Any, TypeVar
 
-from .errors import InputError, shown
+from .errors import InputError, printable, shown
 
 LARGEST = 2**31
 LARGEST_NUMBER = 1e30
@@ -94,7 +94,7 @@ class Reader:
     def wrong(self, key: str, needed: str) -> InputError:
         """The refusal of a value, with what it would have to be."""
         said = f"not {shown(self.values[key])}" if self.has(key) else "but there is none"
-        return InputError(f"{self.file}: {self.prefix}{key} must be {needed}, {said}")
+        return InputError(f"{self.file}: {printable(self.prefix + key, 200)} must be {needed}, {said}")
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key)

@@ -227,6 +227,7 @@ def verified(folder: Folder) -> tuple[Any, list[str]]:
 
 def checkpoint_file(name: str, mutate: Callable[[Draw, Any], Mutant], keep_manifest: bool, **options: Any) -> Any:
     """A kind for one of a checkpoint's files: verify and the plan must agree about it."""
+    harmless = HARMLESS if "group_size" in options else HARMLESS | {"group_size"}
 
     def kind(folder: Folder) -> Kind:
         made = checkpoint_of(folder / f"{name}-{'with' if keep_manifest else 'alone'}", **options)
@@ -249,7 +250,7 @@ def checkpoint_file(name: str, mutate: Callable[[Draw, Any], Mutant], keep_manif
 
         def judge(valid: Any, mutant: Mutant, read: Any) -> None:
             if not read[1]:
-                seen_where_it_counts(HARMLESS, set(), valid, mutant, read)
+                seen_where_it_counts(harmless, set(), valid, mutant, read)
 
         return Kind(made / name, lambda draw: mutate(draw, content), work, judge)
 

@@ -108,6 +108,14 @@ def test_unknown_keys_are_errors_with_the_nearest_known_one() -> None:
     Reader({"hiden_size": None}).check_keys(["hidden_size"])
 
 
+@pytest.mark.parametrize("key", ["\x1b[31m", "a\nb", "\ud800", "x" * 10**6, ""])
+def test_keys_that_a_file_made_up(key: str) -> None:
+    with pytest.raises(InputError, match="must be an object") as caught:
+        Reader({key: {key: 1}}, prefix="a.").section(key).section(key)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize(
     "value",
     [
