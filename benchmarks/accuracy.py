@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from enginesmith.convert.scheme import SMOOTHQUANT
+from enginesmith.convert.quantize.scheme import SMOOTHQUANT
 
 # SmolLM2's 576 channels are no multiple of 128.
 GROUPS = ["--group_size", "64"]

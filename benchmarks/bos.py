@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from enginesmith.convert.calibrate import Wanted
-from enginesmith.convert.calibration import Calibration
-from enginesmith.convert.source import Source
-from enginesmith.convert.text import read_tokens
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.sources.text import read_tokens
+from enginesmith.convert.statistics.layer import Wanted
+from enginesmith.convert.statistics.stream import Calibration
 
 QUANT = "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"
 LENGTH = 512

@@ -14,9 +14,9 @@ import time
 
 import torch
 
-from enginesmith.convert.awq import clip
-from enginesmith.convert.gptq import gptq, output_error
-from enginesmith.convert.rounding import Grid
+from enginesmith.convert.numbers.awq import clip
+from enginesmith.convert.numbers.gptq import gptq, output_error
+from enginesmith.convert.numbers.rounding import Grid
 
 try:
     from compressed_tensors.quantization import QuantizationArgs

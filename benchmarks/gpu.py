@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from random_model import write
 
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
 
 QUANT = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
 

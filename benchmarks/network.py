@@ -23,10 +23,10 @@ from enginesmith.build.gpus import find as find_gpu
 from enginesmith.build.network import rank_nodes, totals
 from enginesmith.build.plan import Wishes, make_plan
 from enginesmith.build.releases import find as find_release
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
-from enginesmith.convert.files import write_json
-from enginesmith.convert.scheme import SMOOTHQUANT
+from enginesmith.convert.files.disk import write_json
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.quantize.scheme import SMOOTHQUANT
 
 
 def main() -> None:

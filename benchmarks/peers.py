@@ -20,7 +20,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from enginesmith.convert.text import read_tokens
+from enginesmith.convert.sources.text import read_tokens
 
 TOKENS, CHUNKS, VOCABULARY = 512, 20, 1 << 30
 

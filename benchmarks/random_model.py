@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from enginesmith.convert.layout import hugging_face_shapes
-from enginesmith.convert.model import read_model
+from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.models.shapes import hugging_face_shapes
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
-from enginesmith.convert.text import read_tokens
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.sources.text import read_tokens
 
 QUANT = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
 ROUNDS = 2

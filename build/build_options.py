@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..convert.apart import check_apart
-from ..convert.bounds import bounded
+from ..convert.files.apart import check_apart
+from ..convert.files.bounds import bounded
 from . import engines, gpus, releases
 from .checkpoint_folder import CheckpointFolder
 from .plan import Plan, Wishes, make_plan

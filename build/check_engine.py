@@ -11,8 +11,8 @@ from importlib import metadata, util
 from typing import Any
 
 from ..convert.errors import InputError, shown
-from ..convert.files import MANIFEST, is_there, read_json
-from ..convert.reader import Reader
+from ..convert.files.disk import MANIFEST, is_there, read_json
+from ..convert.files.reader import Reader
 from . import gpus
 from .build_engine import same_release
 from .engine_folder import EngineFolder

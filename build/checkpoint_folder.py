@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-from ..convert.architectures import COLUMNS
 from ..convert.errors import InputError, shown
-from ..convert.files import DTYPE_NAMES, MANIFEST, sha256, text_digest
-from ..convert.layout import rank_size, rank_tensors, rotary_tables
-from ..convert.manifest import CONFIG, QUANT_CFG
-from ..convert.precision import MIXED_PRECISION, Precision
-from ..convert.scheme import SCHEMES
-from ..convert.shard import Shard
-from ..convert.stated import Stated
+from ..convert.files.disk import DTYPE_NAMES, MANIFEST, sha256, text_digest
+from ..convert.files.shard import Shard
+from ..convert.models.family import COLUMNS
+from ..convert.quantize.precision import MIXED_PRECISION, Precision
+from ..convert.quantize.scheme import SCHEMES
+from ..convert.targets.trtllm.layout import rank_size, rank_tensors, rotary_tables
+from ..convert.targets.trtllm.manifest import CONFIG, QUANT_CFG
+from ..convert.targets.trtllm.stated import Stated
 
 # (shape, dtype) of tensors, by name.
 Forms = dict[str, tuple[list[int], str]]

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from ..convert.errors import InputError, shown
-from ..convert.files import is_there, read_json
-from ..convert.reader import Reader
+from ..convert.files.disk import is_there, read_json
+from ..convert.files.reader import Reader
 from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20

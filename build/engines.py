@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import InputError
-from ..convert.files import MANIFEST, read_json, sha256
-from ..convert.staging import Staging
+from ..convert.files.disk import MANIFEST, read_json, sha256
+from ..convert.files.staging import Staging
 from . import build_engine
 from .engine_folder import EngineFolder
 from .gpus import Present, present

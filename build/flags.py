@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..convert.bounds import LARGEST, usable
 from ..convert.errors import InputError, shown
+from ..convert.files.bounds import LARGEST, usable
 
 DTYPES = ("auto", "float16", "float32", "bfloat16", "int32", "disable")
 SWITCH = ("enable", "disable")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import InputError
-from ..convert.files import is_there, sha256, text_digest, write_json
-from ..convert.staging import MARK, remove
+from ..convert.files.disk import is_there, sha256, text_digest, write_json
+from ..convert.files.staging import MARK, remove
 
 STATE = ".steps"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..convert.architectures import COLUMNS, FAMILIES, Family, Group
 from ..convert.errors import InputError
-from ..convert.scheme import SCHEMES
+from ..convert.models.family import COLUMNS, FAMILIES, Family, Group
+from ..convert.quantize.scheme import SCHEMES
 from ..plugins import catalog, gemm, nccl
 from ..plugins.identity import Plugin, Site
 from .checkpoint_folder import CheckpointFolder

@@ -16,34 +16,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..convert.apart import check_apart
-from ..convert.convert_options import ConvertOptions
-from ..convert.converter import Job, convert_job, versions
 from ..convert.device import pick_device
-from ..convert.documents import BUILT_IN
 from ..convert.errors import InputError
-from ..convert.execution import held_out
-from ..convert.files import is_there, read_json, text_digest
-from ..convert.joined import Checkpoint
-from ..convert.staging import Staging
-from ..convert.text import content_hash
-from ..convert.verify import gate_failures, measure, structure_problems, summary
-from ..convert.verify_options import VerifyOptions
+from ..convert.files.apart import check_apart
+from ..convert.files.disk import is_there, read_json, text_digest
+from ..convert.files.staging import Staging
+from ..convert.job.conversion import Job, convert_job, versions
+from ..convert.job.options import ConvertOptions
+from ..convert.prove.execution import held_out
+from ..convert.prove.options import VerifyOptions
+from ..convert.prove.verify import gate_failures, measure, structure_problems, summary
+from ..convert.sources.documents import BUILT_IN
+from ..convert.sources.text import content_hash
+from ..convert.targets.trtllm.checkpoint import Checkpoint
 from . import engines, gpus, sketch
 from .build_options import BuildOptions, plan_of
 from .checkpoint_folder import CheckpointFolder
-from .kept import (
-    STATE,
-    check_free,
-    discard,
-    hashes,
-    note,
-    only_one,
-    removed_of,
-    tokenizer_files,
-    tree,
-    write_whole,
-)
+from .kept import STATE, check_free, discard, hashes, note, only_one, removed_of, tokenizer_files, tree, write_whole
 from .plan import Plan
 from .recipe import Recipe
 from .script import write_plan

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..convert.bounds import LARGEST
 from ..convert.errors import InputError, printable, shown
+from ..convert.files.bounds import LARGEST
 from ..plugins import catalog
 from . import algorithms
 from .build_config import FUSED_MLP, Given, build_config, quantization_plugins

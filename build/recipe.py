@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from ..convert.bounds import Option, usable
-from ..convert.convert_options import BY_RUN, ConvertOptions
 from ..convert.errors import InputError, shown
-from ..convert.files import read_text
-from ..convert.verify_options import VerifyOptions
+from ..convert.files.bounds import Option, usable
+from ..convert.files.disk import read_text
+from ..convert.job.options import BY_RUN, ConvertOptions
+from ..convert.prove.options import VerifyOptions
 from .build_config import BY_NAME
 from .build_options import BuildOptions
 from .flags import REFUSED

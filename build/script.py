@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..convert.files import write_json
-from ..convert.staging import MARK, RESUMABLE
+from ..convert.files.disk import write_json
+from ..convert.files.staging import MARK, RESUMABLE
 from . import build_engine
 from .flags import BUILD, PLUGINS, SHAPES, Flag
 from .plan import Plan

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..convert.checkpoint import RankFile
-from ..convert.converter import Job
 from ..convert.errors import InputError
-from ..convert.files import MANIFEST, sha256, write_json
-from ..convert.layout import rank_tensors
+from ..convert.files.disk import MANIFEST, sha256, write_json
+from ..convert.files.tensors import TensorFile
+from ..convert.job.conversion import Job
+from ..convert.targets.trtllm.layout import rank_tensors
 from .plan import Plan
 
 # The SHA-256 of what has no values yet.
@@ -45,7 +45,7 @@ def checkpoint(job: Job, folder: Path) -> None:
     for rank in range(job.mapping.world_size):
         name = f"rank{rank}.safetensors"
         tensors = rank_tensors(job.precision, job.mapping, rank, job.quantizer.dtype)
-        RankFile(folder / name, tensors, room=False).file.close()
+        TensorFile(folder / name, tensors, room=False).file.close()
         files[name] = UNKNOWN
     write_json(folder / MANIFEST, job.manifest([]) | {"files": files})
 

@@ -18,7 +18,7 @@ from ..build.memory import gibibytes
 from ..build.plan import Plan
 from ..build.script import write_plan
 from ..convert.errors import InputError
-from ..convert.staging import Staging
+from ..convert.files.staging import Staging
 from .lines import note
 from .options import Command, option_of
 

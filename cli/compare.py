@@ -14,21 +14,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.apart import check_apart
-from ..convert.bounds import Option
-from ..convert.compare import NONE, SETTINGS, SWITCHES, Comparison, summary
-from ..convert.compare import compare as run
-from ..convert.convert_options import ConvertOptions
-from ..convert.documents import BUILT_IN
 from ..convert.errors import InputError
-from ..convert.report import cells, page
-from ..convert.scheme import SCHEMES
-from ..convert.source import Source
-from ..convert.staging import whole_file
+from ..convert.files.apart import check_apart
+from ..convert.files.bounds import Option
+from ..convert.files.staging import whole_file
+from ..convert.job.compare import NONE, SETTINGS, SWITCHES, Comparison, summary
+from ..convert.job.compare import compare as run
+from ..convert.job.options import ConvertOptions
+from ..convert.quantize.scheme import SCHEMES
+from ..convert.sources.documents import BUILT_IN
+from ..convert.sources.folder import Source
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar, adding_most
 from .options import Command
+from .page.report import cells, page
 
 SHOWN_LAYERS = 3
 # Columns where standard output is no terminal.

@@ -9,13 +9,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..convert.bounds import Option
-from ..convert.convert_options import ConvertOptions
-from ..convert.converter import Converted
-from ..convert.converter import convert as run
 from ..convert.errors import InputError
-from ..convert.scheme import KV_CACHE, SCHEMES, smoothquant_algo
-from ..convert.source import Source
+from ..convert.files.bounds import Option
+from ..convert.job.conversion import Converted
+from ..convert.job.conversion import convert as run
+from ..convert.job.options import ConvertOptions
+from ..convert.quantize.scheme import KV_CACHE, SCHEMES, smoothquant_algo
+from ..convert.sources.folder import Source
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..convert.convert_options import ConvertOptions
-from ..convert.scheme import GROUP_SIZES
+from ..convert.job.options import ConvertOptions
+from ..convert.quantize.scheme import GROUP_SIZES
 from .options import option_of
 
 kv_cache = option_of(ConvertOptions, "kv_cache", help="Quantize the KV cache.")

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..convert.execution import Accuracy
+from ..convert.prove.execution import Accuracy
 
 SHOWN_LAYERS = 5
 # Seconds between progress lines where standard error is no terminal.

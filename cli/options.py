@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ..convert.bounds import Option
-from ..convert.verify_options import VerifyOptions
+from ..convert.files.bounds import Option
+from ..convert.prove.options import VerifyOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

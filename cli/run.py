@@ -10,7 +10,7 @@ import click
 from ..build.pipeline import DONE, FAILED, NOT_HERE, UNCHANGED, Run, Step
 from ..build.recipe import read_recipe
 from ..convert.errors import LINE, printable
-from ..convert.source import Source
+from ..convert.sources.folder import Source
 from .display import Bar
 from .options import Command
 

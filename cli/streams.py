@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
-from ..convert.staging import ENDING
+from ..convert.files.staging import ENDING
 
 
 class OutputLost(BaseException):

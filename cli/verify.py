@@ -6,10 +6,10 @@ import json
 
 import click
 
-from ..convert.execution import Accuracy
-from ..convert.joined import Checkpoint
-from ..convert.verify import accuracy_failures, measure, structure_problems, summary
-from ..convert.verify_options import VerifyOptions
+from ..convert.prove.execution import Accuracy
+from ..convert.prove.options import VerifyOptions
+from ..convert.prove.verify import accuracy_failures, measure, structure_problems, summary
+from ..convert.targets.trtllm.checkpoint import Checkpoint
 from . import options as shared
 from .display import Bar, print_accuracy
 from .lines import counted, failed

@@ -1,10 +1,14 @@
 """Hugging Face folder in, TensorRT-LLM checkpoint out; and a runtime that executes what was written.
 
-Read in this order: ``convert_options`` and ``converter`` (the pass), ``source``, ``model`` and ``readymade`` (what
-goes in), ``architectures``, ``scheme``, ``precision``, ``quant_config``, ``layout`` and ``storage`` (what makes a
-layer, how each part of it is quantized, and how it is cut and stored), ``calibration``, ``calibrate``, ``gram`` and
-``statistics_file`` (statistics), ``quantizer``, ``quantize`` and ``layer`` (one layer), ``smoothquant``,
-``groupwise`` and ``direct`` (the schemes), ``smoothing``, ``awq``, ``gptq``, ``qserve``, ``fp8``, ``ranges``,
-``rounding``, ``rotation`` (the arithmetic), ``packing`` and ``repack`` (integers as others store them),
-``checkpoint`` (files), ``joined``, ``runtime``, ``execution``, ``verify``, ``compare`` (the proof).
+Rooms, each of which imports only those named before it:
+
+    files         what lies on a disk: JSON, tensors, staging, options' bounds
+    models        families, dimensions, what a layer computes
+    numbers       arithmetic on tensors: ranges, smoothing, AWQ, GPTQ, FP8, QoQ, rounding; knows no model
+    sources       Hugging Face folders, those that are quantized already, texts
+    statistics    what is gathered of a layer's inputs
+    quantize      which scheme each linear has, and what each scheme makes of a layer
+    targets       how a target names, cuts, packs and writes it, and reads it back
+    prove         the written integers executed beside the source
+    job           a conversion, a comparison
 """

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from enginesmith.convert.files import sha256
+from enginesmith.convert.files.disk import sha256
 
 FAKE = Path(__file__).parent / "fake_tensorrt_llm"
 CONFIG: dict[str, Any] = {

@@ -16,11 +16,11 @@ from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.gpus import find
 from enginesmith.build.network import rank_nodes
 from enginesmith.build.plan import Plan, Wishes, make_plan
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import LINE, InputError
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.verify import structure_problems
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.prove.verify import structure_problems
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.conftest import write_model
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}

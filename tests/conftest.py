@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.layout import hugging_face_shapes
-from enginesmith.convert.model import read_model
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.models.shapes import hugging_face_shapes
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"

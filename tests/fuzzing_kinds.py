@@ -22,15 +22,15 @@ from enginesmith.build.triton.check import examine
 from enginesmith.build.triton.generate import generate
 from enginesmith.build.triton.options import TritonOptions
 from enginesmith.build.triton.special_tokens import stated_ends
-from enginesmith.convert.convert_options import ConvertOptions, quantizer_of
-from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.layout import Mapping
-from enginesmith.convert.source import Source
-from enginesmith.convert.statistics_file import StatisticsFile
-from enginesmith.convert.text import read_tokens
-from enginesmith.convert.verify import structure_problems
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions, quantizer_of
+from enginesmith.convert.prove.verify import structure_problems
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.sources.text import read_tokens
+from enginesmith.convert.statistics.file import StatisticsFile
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.layout import Mapping
 
 from .conftest import DATA, write_model
 from .fuzzing import (

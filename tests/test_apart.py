@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from enginesmith.convert.apart import check_apart
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.files.apart import check_apart
 from tests.build_folders import write_checkpoint
 from tests.command import run
 from tests.triton_folders import write_engine, write_tokenizer

@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
 
 from .conftest import TINY, random_weights, write_model
 

@@ -22,7 +22,7 @@ from enginesmith.build.gpus import find
 from enginesmith.build.plan import Wishes, make_plan
 from enginesmith.build.releases import RELEASES
 from enginesmith.build.script import trtllm_build
-from enginesmith.convert.joined import Checkpoint
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.build_folders import enginesmith, fake_machine, write_checkpoint
 from tests.conftest import ALGORITHMS
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from enginesmith.convert.calibrate import Wanted, calibrate_layer
-from enginesmith.convert.forward import LayerForward
-from enginesmith.convert.source import Source
+from enginesmith.convert.models.forward import LayerForward
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.statistics.layer import Wanted, calibrate_layer
 
 
 def test_a_pass_that_stays_sees_the_same_and_moves_nothing(tiny: Callable[..., Path]) -> None:

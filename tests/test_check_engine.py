@@ -12,7 +12,7 @@ from enginesmith.build.check_engine import Machine, reasons_against, warnings_ab
 from enginesmith.build.engine_folder import EngineFolder
 from enginesmith.build.gpus import GPU, KNOWN, same_model
 from enginesmith.build.releases import find
-from enginesmith.convert.files import sha256
+from enginesmith.convert.files.disk import sha256
 
 from .command import run
 from .triton_folders import write_engine

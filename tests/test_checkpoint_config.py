@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from enginesmith.build.checkpoint_folder import CheckpointFolder
-from enginesmith.convert.checkpoint_keys import EFFECTLESS, FIXED, MAPPING_FIXED, MOE_EFFECTLESS, MOE_FIXED
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.stated import Stated
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.keys import EFFECTLESS, FIXED, MAPPING_FIXED, MOE_EFFECTLESS, MOE_FIXED
+from enginesmith.convert.targets.trtllm.stated import Stated
 from tests.build_folders import write_checkpoint
 from tests.checkpoint_folders import (
     MANIFEST,

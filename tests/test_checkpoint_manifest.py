@@ -11,9 +11,9 @@ import pytest
 
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.files import sha256
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.verify import measure
+from enginesmith.convert.files.disk import sha256
+from enginesmith.convert.prove.verify import measure
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.checkpoint_folders import (
     MANIFEST,
     checkpoint_of,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.verify import structure_problems
+from enginesmith.convert.prove.verify import structure_problems
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.checkpoint_folders import MANIFEST, WIDE, accepted, change, checkpoint_of, planned, refused, state
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.scheme import SMOOTHQUANT, smoothquant_algo
+from enginesmith.convert.quantize.scheme import SMOOTHQUANT, smoothquant_algo
 from tests.command import run
 
 Tiny = Callable[..., Path]

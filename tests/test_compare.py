@@ -17,13 +17,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from enginesmith.cli.display import adding_most
-from enginesmith.convert.compare import Comparison, Conditions, Outliers, Result, Size, compare
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.execution import Accuracy
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.report import page
-from enginesmith.convert.svg import Axis, spaced
-from enginesmith.convert.verify import measure
+from enginesmith.cli.page.report import page
+from enginesmith.cli.page.svg import Axis, spaced
+from enginesmith.convert.job.compare import Comparison, Conditions, Outliers, Result, Size, compare
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.prove.execution import Accuracy
+from enginesmith.convert.prove.verify import measure
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.command import run
 from tests.readymade_folders import Folder
 

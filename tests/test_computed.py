@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from enginesmith.convert import gptq
-from enginesmith.convert.calibration import Calibration
-from enginesmith.convert.compare import of_algorithm
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.quantizer import Quantized, Quantizer
-from enginesmith.convert.rounding import Grid
-from enginesmith.convert.runtime import Activation, Runtime
-from enginesmith.convert.scheme import FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP
-from enginesmith.convert.source import Source
-from enginesmith.convert.verify import measure
+from enginesmith.convert.job.compare import of_algorithm
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.job.quantizer import Quantized, Quantizer
+from enginesmith.convert.numbers import gptq
+from enginesmith.convert.numbers.rounding import Grid
+from enginesmith.convert.prove.runtime import Activation, Runtime
+from enginesmith.convert.prove.verify import measure
+from enginesmith.convert.quantize.scheme import FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.statistics.stream import Calibration
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.plugins.weight_only_groupwise_quant_matmul import dequantized
 
 from .command import run

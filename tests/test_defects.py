@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.files import write_json
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.source import Source
-from enginesmith.convert.verify import measure, structure_problems
+from enginesmith.convert.files.disk import write_json
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.prove.verify import measure, structure_problems
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .conftest import ALGORITHMS, TINY, random_weights, write_model
 

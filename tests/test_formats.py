@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.layer import Layer
-from enginesmith.convert.scheme import SCHEMES, SMOOTHQUANT, scheme_of
-from enginesmith.convert.source import Source
-from enginesmith.convert.verify import measure, structure_problems
+from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.prove.verify import measure, structure_problems
+from enginesmith.convert.quantize.scheme import SCHEMES, SMOOTHQUANT, scheme_of
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.command import run
 from tests.conftest import TINY, assert_same_layers, random_weights, write_model
 

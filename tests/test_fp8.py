@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from enginesmith.convert.fp8 import Fp8Weight, per_channel, per_tensor, range_scale
-from enginesmith.convert.rounding import Grid, weight_only
+from enginesmith.convert.numbers.fp8 import Fp8Weight, per_channel, per_tensor, range_scale
+from enginesmith.convert.numbers.rounding import Grid, weight_only
 from enginesmith.plugins import (
     fp8,
     fp8_quantize_dequantize,

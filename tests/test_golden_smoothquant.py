@@ -14,15 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from enginesmith.convert.calibrate import InputStatistics, LayerStatistics
-from enginesmith.convert.checkpoint import checkpoint_config
-from enginesmith.convert.layer import Layer
-from enginesmith.convert.layout import Mapping, cut, layer_tensors
-from enginesmith.convert.options import QuantizeOptions as Options
-from enginesmith.convert.precision import Precision
-from enginesmith.convert.quantize import quantize_layer
-from enginesmith.convert.scheme import scheme_of
-from enginesmith.convert.source import Source
+from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.numbers.inputs import InputStatistics
+from enginesmith.convert.quantize.layer import quantize_layer
+from enginesmith.convert.quantize.options import QuantizeOptions as Options
+from enginesmith.convert.quantize.precision import Precision
+from enginesmith.convert.quantize.scheme import scheme_of
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.statistics.layer import LayerStatistics
+from enginesmith.convert.targets.trtllm.config import checkpoint_config
+from enginesmith.convert.targets.trtllm.layout import Mapping, cut, layer_tensors
 
 from .conftest import GOLDEN
 

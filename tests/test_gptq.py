@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.gptq import LEAST_HALVED, gptq, inverse_factor, inverse_of_lower, output_error
-from enginesmith.convert.rounding import Grid, Grouped, check_groups, row_amax, weight_only
+from enginesmith.convert.numbers.gptq import LEAST_HALVED, gptq, inverse_factor, inverse_of_lower, output_error
+from enginesmith.convert.numbers.rounding import Grid, Grouped, check_groups, row_amax, weight_only
 
 
 def layer(out: int, in_: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from enginesmith.convert import gptq
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.rounding import Grid
-from enginesmith.convert.verify import measure
+from enginesmith.convert.numbers import gptq
+from enginesmith.convert.numbers.rounding import Grid
+from enginesmith.convert.prove.verify import measure
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.plugins import few_tokens, fp8, int8, quantize_per_token
 
 from .conftest import ALGORITHMS

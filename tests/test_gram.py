@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from enginesmith.convert.gram import PANELS, add_inputs, mirror, output_energy, panels
+from enginesmith.convert.numbers.gram import PANELS, add_inputs, mirror, output_energy, panels
 
 
 @pytest.mark.parametrize("channels", [1, PANELS - 1, PANELS, 100, 192])

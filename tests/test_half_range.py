@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert import half_range
-from enginesmith.convert.calibrate import calibrate_layer
-from enginesmith.convert.calibration import check_range
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.forward import LayerForward
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.layer import Layer
-from enginesmith.convert.source import Source
-from enginesmith.convert.verify import accuracy_failures, measure
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.models.forward import LayerForward
+from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.prove.verify import accuracy_failures, measure
+from enginesmith.convert.quantize.layer import half_range
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.statistics.layer import calibrate_layer
+from enginesmith.convert.statistics.stream import check_range
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .conftest import write_model

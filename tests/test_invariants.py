@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from enginesmith.convert.calibrate import LayerStatistics
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
-from enginesmith.convert.forward import LayerForward
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.layer import Layer
-from enginesmith.convert.layout import Mapping, layer_tensors
-from enginesmith.convert.model import read_model
-from enginesmith.convert.options import QuantizeOptions as Options
-from enginesmith.convert.rotation import Rotation, hartley
-from enginesmith.convert.scheme import Scheme, scheme_of
-from enginesmith.convert.smoothing import Block, Smoothing
-from enginesmith.convert.smoothquant import smooth
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.models.forward import LayerForward
+from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.models.rotation import Rotation, hartley
+from enginesmith.convert.numbers.smoothing import Block, Smoothing
+from enginesmith.convert.quantize.options import QuantizeOptions as Options
+from enginesmith.convert.quantize.scheme import Scheme, scheme_of
+from enginesmith.convert.quantize.smoothquant import smooth
+from enginesmith.convert.statistics.layer import LayerStatistics
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.layout import Mapping, layer_tensors
 from enginesmith.plugins import gpt_attention, int8, rmsnorm_quantization
 
 from .conftest import ALGORITHMS, TINY, assert_same_layers, random_weights, write_model

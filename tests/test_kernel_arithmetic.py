@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from enginesmith.convert.rounding import Grid
+from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.plugins import (
     arithmetic,
     few_tokens,

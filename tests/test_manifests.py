@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from enginesmith.convert.checkpoint import checkpoint_config
-from enginesmith.convert.layout import Mapping, rank_tensors
-from enginesmith.convert.model import read_model
-from enginesmith.convert.precision import Precision
-from enginesmith.convert.scheme import SCHEMES, scheme_of
+from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.quantize.precision import Precision
+from enginesmith.convert.quantize.scheme import SCHEMES, scheme_of
+from enginesmith.convert.targets.trtllm.config import checkpoint_config
+from enginesmith.convert.targets.trtllm.layout import Mapping, rank_tensors
 
 from .conftest import DATA
 

@@ -10,20 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.packing import (
-    INT4,
-    INT4_FP8,
-    INT8,
-    Layout,
-    check,
-    pack,
-    pack_nibbles,
-    pack_rows,
-    unpack,
-    unpack_nibbles,
-    unpack_rows,
-)
-from enginesmith.convert.rounding import weight_only
+from enginesmith.convert.numbers.nibbles import pack_nibbles, pack_rows, unpack_nibbles, unpack_rows
+from enginesmith.convert.numbers.rounding import weight_only
+from enginesmith.convert.targets.trtllm.packing import INT4, INT4_FP8, INT8, Layout, check, pack, unpack
 
 from .conftest import GOLDEN
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.patterns import LONGEST, MOST, compiled
+from enginesmith.convert.files.patterns import LONGEST, MOST, compiled
 from tests.command import run
 
 Tiny = Callable[..., Path]

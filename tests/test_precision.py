@@ -15,16 +15,16 @@ from enginesmith.build.gpus import find as find_gpu
 from enginesmith.build.network import rank_nodes, totals
 from enginesmith.build.plan import Wishes, make_plan
 from enginesmith.build.releases import find as find_release
-from enginesmith.convert.architectures import LLAMA
-from enginesmith.convert.compare import compare
-from enginesmith.convert.convert_options import ConvertOptions
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.model import Model, read_model
-from enginesmith.convert.precision import Precision, mixed
-from enginesmith.convert.scheme import SCHEMES, scheme_of
-from enginesmith.convert.source import Source
-from enginesmith.convert.verify import measure, structure_problems
+from enginesmith.convert.job.compare import compare
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.models.dimensions import Model, read_model
+from enginesmith.convert.models.family import LLAMA
+from enginesmith.convert.prove.verify import measure, structure_problems
+from enginesmith.convert.quantize.precision import Precision, mixed
+from enginesmith.convert.quantize.scheme import SCHEMES, scheme_of
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.command import run
 from tests.conftest import TINY, assert_same_layers
 

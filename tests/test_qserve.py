@@ -9,20 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.qserve import (
-    PerChannel,
-    PerGroup,
-    check,
+from enginesmith.convert.numbers.qserve import PerChannel, PerGroup, check, per_channel, per_group
+from enginesmith.convert.numbers.rounding import Grid
+from enginesmith.convert.targets.trtllm.fragments import (
     pack,
-    per_channel,
-    per_group,
     read_per_channel,
     read_per_group,
     stored_per_channel,
     stored_per_group,
     unpack,
 )
-from enginesmith.convert.rounding import Grid
 from enginesmith.plugins import qserve_gemm, quantize_per_token
 
 from .conftest import DATA, GOLDEN

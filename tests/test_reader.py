@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from enginesmith.convert.errors import LINE, SHOWN, InputError, printable, shown
-from enginesmith.convert.files import open_regular, read_json
-from enginesmith.convert.reader import Reader
+from enginesmith.convert.files.disk import open_regular, read_json
+from enginesmith.convert.files.reader import Reader
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.groupwise import fused
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.layout import hugging_face_shapes
-from enginesmith.convert.rounding import Grouped
-from enginesmith.convert.source import Source
-from enginesmith.convert.verify import measure, structure_problems
+from enginesmith.convert.models.shapes import hugging_face_shapes
+from enginesmith.convert.numbers.rounding import Grouped
+from enginesmith.convert.prove.verify import measure, structure_problems
+from enginesmith.convert.quantize.groupwise import fused
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .conftest import write_model

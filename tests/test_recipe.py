@@ -19,7 +19,7 @@ import yaml
 
 from enginesmith.build.recipe import read_recipe
 from enginesmith.convert.errors import InputError, printable
-from enginesmith.convert.files import sha256
+from enginesmith.convert.files.disk import sha256
 from tests.build_folders import fake_machine
 from tests.command import Done, run
 from tests.triton_folders import write_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.repack import awq, compressed_tensors, gptq
+from enginesmith.convert.sources.readymade.unpacking import awq, compressed_tensors, gptq
 
 OUT, IN, GROUPS = 16, 64, 4
 Tensors = dict[str, torch.Tensor]

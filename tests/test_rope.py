@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.forward import rotary_frequencies
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.model import read_model
-from enginesmith.convert.rope import rotary_pairs
-from enginesmith.convert.source import Source
+from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.models.forward import rotary_frequencies
+from enginesmith.convert.models.rope import rotary_pairs
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .conftest import TINY, write_model
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.pinned import Pinned
-from enginesmith.convert.shard import Shard
+from enginesmith.convert.files.pinned import Pinned
+from enginesmith.convert.files.shard import Shard
 
 TENSORS = {
     "half": torch.randn(3, 4).half(),

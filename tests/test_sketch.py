@@ -14,10 +14,10 @@ from enginesmith.build import checkpoint_folder, sketch
 from enginesmith.build.build_options import BuildOptions, plan_of
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.engine_folder import EngineFolder
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import Job, convert
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.shard import Shard
+from enginesmith.convert.files.shard import Shard
+from enginesmith.convert.job.conversion import Job, convert
+from enginesmith.convert.job.options import ConvertOptions
 
 Tiny = Callable[..., Path]
 

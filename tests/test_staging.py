@@ -11,7 +11,7 @@ import pytest
 
 from enginesmith.build import build_engine
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.staging import MARK, RESUMABLE, Partial, Staging, partial_of, whole_file
+from enginesmith.convert.files.staging import MARK, RESUMABLE, Partial, Staging, partial_of, whole_file
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.calibration import Calibration
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.joined import Checkpoint
-from enginesmith.convert.statistics_file import KEY
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.statistics.file import KEY
+from enginesmith.convert.statistics.stream import Calibration
+from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]

@@ -17,14 +17,15 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from enginesmith.build import pipeline
-from enginesmith.convert import bounded, documents, text, tokenizer
-from enginesmith.convert.convert_options import ConvertOptions
-from enginesmith.convert.converter import convert
-from enginesmith.convert.documents import blocks
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.execution import held_out
-from enginesmith.convert.source import Source
-from enginesmith.convert.text import content_hash, read_tokens
+from enginesmith.convert.files import bounded
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.prove.execution import held_out
+from enginesmith.convert.sources import documents, text, tokenizer
+from enginesmith.convert.sources.documents import blocks
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.sources.text import content_hash, read_tokens
 from tests.command import run
 from tests.conftest import write_model
 from tests.triton_folders import VOCABULARY, write_tokenizer
@@ -378,7 +379,7 @@ def test_memory_is_bounded(plain: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_closed_standard_streams_are_no_matter(plain: Path, tmp_path: Path) -> None:
-    words = "import os; os.closerange(0, 3); from enginesmith.convert.bounded import in_child; "
+    words = "import os; os.closerange(0, 3); from enginesmith.convert.files.bounded import in_child; "
     words += "os._exit(in_child(lambda: bytes([42]), 60, 'it')[0])"
     assert subprocess.run([sys.executable, "-c", words]).returncode == 42
 

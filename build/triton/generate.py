@@ -6,9 +6,9 @@ import shutil
 import stat
 from pathlib import Path, PurePosixPath
 
-from ...convert.apart import check_apart
 from ...convert.errors import InputError
-from ...convert.staging import Staging
+from ...convert.files.apart import check_apart
+from ...convert.files.staging import Staging
 from ..engine_folder import EngineFolder
 from .configs import Plan, absolute
 from .launch import docker_command, launch_script, serve_image

@@ -6,8 +6,8 @@ import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from ...convert.bounds import bounded, check
 from ...convert.errors import InputError
+from ...convert.files.bounds import bounded, check
 from ..engine_folder import EngineFolder
 from . import tensors
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...convert.bounded import in_child
 from ...convert.errors import InputError, reason
-from ...convert.tokenizer import refuse_odd_files
+from ...convert.files.bounded import in_child
+from ...convert.sources.tokenizer import refuse_odd_files
 
 # What rendering one short message may take.
 RENDER_SECONDS, RENDER_BYTES = 10, 512 * 2**20

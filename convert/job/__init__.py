@@ -1,0 +1,1 @@
+"""Whole jobs over a model: a conversion, a comparison."""

@@ -1,0 +1,332 @@
+"""The whole conversion: one decoder layer in memory at a time, from mapped shards to files filled in place."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ..device import pick_device
+from ..errors import InputError
+from ..files.apart import check_apart
+from ..files.disk import MANIFEST, Hashes, write_json
+from ..files.staging import Partial, Staging
+from ..files.tensors import TensorFile
+from ..files.written import Written, plain_disk_errors
+from ..models.forward import rotary_frequencies
+from ..models.layer import Tensors
+from ..models.rope import rotary_pairs
+from ..numbers.rounding import Grouped
+from ..quantize import half_range
+from ..sources.folder import Source
+from ..sources.readymade.kinds import ANEW, ReadyMade
+from ..sources.text import Tokens
+from ..statistics.file import Origin, Save, StatisticsFile, check_new, saving
+from ..statistics.layer import EVERYTHING, LayerStatistics, Wanted
+from ..statistics.stream import Calibration, calibration_dtype, check_range
+from ..targets.trtllm.config import checkpoint_config
+from ..targets.trtllm.layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
+from ..targets.trtllm.manifest import QUANT_CFG
+from ..targets.trtllm.quant_config import quant_cfg
+from .options import BY_RUN, ConvertOptions, check_options, quantizer_of, read_calibration, settled
+from .quantizer import Quantized
+
+# (layer, phase, tokens done in that layer)
+OnProgress = Callable[[int, str, int], None]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion made.
+
+    Attributes:
+        folder: the checkpoint.
+        manifest: the content of its enginesmith.json.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, phase, tokens: None) -> Converted:
+    """Convert a Hugging Face folder into a TensorRT-LLM checkpoint folder.
+
+    Everything that can be refused is refused before any work; the output folder appears when complete.
+
+    Raises:
+        InputError: any input that cannot be converted, or a disk that cannot hold the result.
+    """
+    return convert_job(Job(options), on_progress)
+
+
+def convert_job(job: Job, on_progress: OnProgress) -> Converted:
+    """Do what was checked; the folder, and the file of statistics if one is asked for, get their names together."""
+    options = job.options
+    folder, saved = Staging(options.output_dir), options.save_stats
+    with (
+        Partial(saved, "--save_stats") if saved else nullcontext() as place,
+        folder as staging,
+        Hashes() as hashes,
+        torch.inference_mode(),
+        plain_disk_errors(options.output_dir),
+    ):
+        hashes.add("source", job.source.digests())
+        written = Written(staging.folder)
+        with job.statistics(hashes, place) as save:
+            layers = job.run(written, save, on_progress)
+        on_progress(job.model.num_hidden_layers, "hash", 0)
+        for name, content in job.configs().items():
+            write_json(staging.folder / name, content)
+            written.add(staging.folder / name)
+        hashes.add("files", written.digests())
+        manifest = job.manifest(layers) | hashes.wait()
+        write_json(staging.folder / MANIFEST, manifest)
+        written.add(staging.folder / MANIFEST)
+        job.source.check_unchanged()
+        written.check()
+        if place is not None:
+            place.commit()
+        staging.commit()
+    return Converted(Path(options.output_dir), manifest)
+
+
+class Job:
+    """A checked conversion: the source, the target layout, and the calibration tokens."""
+
+    def __init__(self, options: ConvertOptions):
+        check_options(options)
+        self.options = options = settled(options)
+        self.device = pick_device(options.device)
+        self.source = Source(options.model_dir)
+        self.model = self.source.model
+        self.mapping = Mapping(options.tp_size, options.pp_size)
+        self.mapping.check(self.model)
+        self.ready: ReadyMade | None = None if options.requantize else self.source.ready
+        self.quantizer = quantizer_of(options, self.source)
+        self.quantizer.check(self.mapping)
+        self.precision = self.quantizer.precision
+        if self.source.ready is not None:
+            self.source.check_ready_made()
+        if self.ready is not None:
+            self.check_repackable()
+        self.gathered = EVERYTHING if options.save_stats else self.quantizer.wanted
+        files = options.stats or options.save_stats
+        self.tokens: Tokens | None = None
+        if files or self.quantizer.wanted != Wanted():
+            self.tokens = read_calibration(options, self.source)
+        self.requantized = self.propagates_quantized()
+        self.saved = StatisticsFile(options.stats, self.model, self.device) if options.stats else None
+        check_apart(options.reads(), options.writes())
+        if options.save_stats:
+            check_new(Path(options.save_stats))
+
+    def check_repackable(self) -> None:
+        """Raise InputError for what would change a ready-made folder's weights, before any work."""
+        options = self.options
+        changes = {
+            "--rotate": bool(options.rotate),
+            "--symmetric": options.symmetric,
+            "--exclude": bool(options.exclude),
+            "--quant_layer": bool(options.quant_layer),
+            "--stats and --save_stats": bool(options.stats or options.save_stats),
+            f"--rounding {options.rounding}": options.rounding != "auto",
+            f"--propagate {options.propagate}": options.propagate != "auto",
+        }
+        for flag in [flag for flag, there in changes.items() if there]:
+            raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
+        if rotary_frequencies(self.model)[1] != 1:
+            raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
+        self.ready_layer(0)  # what the packer did to one layer it did to all
+
+    def ready_layer(self, index: int) -> dict[str, Grouped] | None:
+        """A layer's weights as a ready-made folder holds them."""
+        if self.ready is None:
+            return None
+        return self.source.ready_layer(index, self.precision.base.group_size, getattr(torch, self.quantizer.dtype))
+
+    def origin(self, source: dict[str, str]) -> Origin:
+        """What this conversion gathers, and from what; source: SHA-256 of the model's files."""
+        assert self.tokens is not None
+        sequences, length = self.tokens.ids.shape
+        return Origin(
+            source,
+            self.tokens.name,
+            self.tokens.sha256,
+            sequences,
+            length,
+            self.options.seed,
+            calibration_dtype(self.device),
+            self.quantizer.rotation is not None,
+            Wanted().lacks(self.gathered),
+        )
+
+    @contextmanager
+    def statistics(self, hashes: Hashes, place: Partial | None) -> Iterator[Save]:
+        """Check the statistics that were given, or store those that are gathered."""
+        if self.saved is not None:
+            self.saved.check(self.origin(hashes.of("source")))
+        if place is None:
+            yield lambda index, statistics: None
+            return
+        with saving(place, self.model, self.origin(hashes.of("source"))) as save:
+            yield save
+
+    def run(self, written: Written, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
+        """Write every rank's file; returns what was chosen for each layer."""
+        model, mapping, report = self.model, self.mapping, []
+        with ExitStack() as open_files:
+            files = [
+                TensorFile(
+                    written.folder / f"rank{rank}.safetensors",
+                    rank_tensors(self.precision, mapping, rank, self.quantizer.dtype),
+                )
+                for rank in range(mapping.world_size)
+            ]
+            for file in files:
+                open_files.callback(file.file.close)
+            on_progress(-1, "embedding", 0)
+            self.write_rotary_tables(files)
+            embedding = self.quantizer.embedding(self.source)
+            self.write_embedding(files, embedding)
+            calibration = self.calibration(embedding)
+            del embedding
+            for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
+                ranks = files[stage * mapping.tp_size : (stage + 1) * mapping.tp_size]
+                for local, index in enumerate(layers):
+                    quantized = self.layer(index, calibration, save, on_progress)
+                    report.append(quantized.chosen)
+                    on_progress(index, "write", 0)
+                    specs = layer_tensors(model, self.precision.layer(index), self.quantizer.dtype)
+                    write_layer(ranks, local, quantized.tensors, specs, self)
+            on_progress(model.num_hidden_layers, "head", 0)
+            norm, head = self.quantizer.head(self.source)
+            if calibration is not None and self.quantizer.dtype == "float16":
+                half_range.check_one("the last norm's output", calibration.largest_normed(norm))
+                half_range.check_one("a logit", calibration.largest_logit(norm, head, half_range.LARGEST))
+            self.write_head(files[-mapping.tp_size :], norm, head)
+            for file in files:
+                written.add(file.path, file.close())
+        return report
+
+    def calibration(self, embedding: torch.Tensor) -> Calibration | None:
+        """The calibration tokens before the first layer; None where no forward pass is needed."""
+        if self.tokens is None or self.saved is not None:
+            return None
+        return Calibration(
+            self.model, self.tokens.ids, embedding, self.gathered, self.device, self.options.seed, self.requantized
+        )
+
+    def layer(self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress) -> Quantized:
+        """One layer's whole tensors, and what was chosen for it."""
+        on_progress(index, "read", 0)
+        source = self.quantizer.source_layer(self.source, index, self.device)
+        statistics = LayerStatistics({})
+        if calibration is not None:
+            on_progress(index, "calibrate", 0)
+            statistics = calibration.layer(source, lambda tokens: on_progress(index, "calibrate", tokens))
+        elif self.saved is not None:
+            statistics = self.saved.layer(index)
+        check_range(statistics.hidden_amax, self.quantizer.dtype, index)
+        save(index, statistics)
+        if self.precision.quantized:
+            on_progress(index, "quantize", 0)
+        quantized = self.quantizer.quantize(index, source, statistics, self.ready_layer(index))
+        if self.requantized and calibration is not None:
+            check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
+        return quantized
+
+    def float16_range_checked(self) -> bool | None:
+        """Whether what a layer makes was held against float16's range; None for an engine of another dtype."""
+        return self.quantizer.wanted != Wanted() if self.quantizer.dtype == "float16" else None
+
+    def propagates_quantized(self) -> bool:
+        """Whether later layers see what the quantized ones before them compute."""
+        asked, schemes = self.options.propagate, self.precision.quantized
+        possible = bool(schemes) and all(scheme.weight_only for scheme in schemes)
+        if asked == "quantized" and not possible:
+            raise InputError(f"--propagate quantized is for weight-only schemes, not {self.precision.algo}")
+        gptq = any(self.quantizer.choices.gptq(scheme) for scheme in schemes)
+        return possible and self.tokens is not None and (asked == "quantized" or (asked == "auto" and gptq))
+
+    def write_rotary_tables(self, files: list[TensorFile]) -> None:
+        """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""
+        if not self.model.brings_rotary_tables:
+            return
+        frequencies, _ = rotary_frequencies(self.model)
+        for file in files:
+            file.write("rotary_inv_freq", frequencies)
+            file.fill(
+                "embed_positions_for_gpt_attention", rotary_pairs(frequencies, self.model.max_position_embeddings)
+            )
+
+    def write_embedding(self, files: list[TensorFile], embedding: torch.Tensor) -> None:
+        """Store the embedding on the first stage."""
+        stored = self.quantizer.stored_embedding(embedding)
+        for file in files[: self.mapping.tp_size]:
+            file.write("transformer.vocab_embedding.weight", stored)
+
+    def write_head(self, files: list[TensorFile], norm: torch.Tensor, head: torch.Tensor) -> None:
+        """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
+        share = padded_vocab(self.model, self.mapping.tp_size) // self.mapping.tp_size
+        for tp_rank, file in enumerate(files):
+            rows = head[tp_rank * share : (tp_rank + 1) * share]
+            file.write("transformer.ln_f.weight", norm)
+            file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """What TensorRT-LLM reads beside the tensors, by name of the file."""
+        alpha = 0.5 if self.options.alpha is None else self.options.alpha
+        config = checkpoint_config(self.precision, self.mapping, self.quantizer.dtype, alpha)
+        layers = quant_cfg(self.precision, self.mapping.stages(self.model.num_hidden_layers)[0])
+        return {"config.json": config} | ({} if layers is None else {QUANT_CFG: layers})
+
+    def manifest(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
+        """How it was made, so that the same run can be recognized and repeated."""
+        options = {k: v for k, v in asdict(self.options).items() if k not in BY_RUN}
+        calibration = None
+        if self.tokens is not None and self.quantizer.wanted != Wanted():
+            sequences, length = self.tokens.ids.shape
+            dtype = self.saved.origin.dtype if self.saved else calibration_dtype(self.device)
+            calibration = {
+                "text": self.tokens.name,
+                "sha256": self.tokens.sha256,
+                "sequences": sequences,
+                "tokens_per_sequence": length,
+                "dtype": dtype,
+            }
+        return {
+            "versions": versions(),
+            "options": options,
+            "calibration": calibration,
+            "quant": self.precision.algo,
+            "repacked_from": self.ready.method if self.ready else None,
+            "stripped_prefix": self.source.prefix or None,
+            "source_notes": self.source.notes,
+            "rotated": self.quantizer.rotation is not None,
+            "packed_for_sm": self.precision.packed_for_sm,
+            "float16_range_checked": self.float16_range_checked(),
+            "sliding_window": self.model.sliding_window,
+            "layers": layers if any(layers) else [],
+        }
+
+
+def versions() -> dict[str, str]:
+    """What decides, beside model and options, which bytes a conversion writes."""
+    packages = ("enginesmith", "safetensors", "tokenizers", "torch", "transformers")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def write_layer(files: list[TensorFile], local: int, tensors: Tensors, specs: dict[str, Tensor], job: Job) -> None:
+    """Cut a layer's whole tensors over the ranks of its stage and store them."""
+    for name, tensor in tensors.items():
+        spec, whole = specs[name], tensor.cpu()
+        for tp_rank, file in enumerate(files):
+            piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
+            file.write(f"transformer.layers.{local}.{name}", piece)

@@ -1,0 +1,1 @@
+"""Models as data: families, dimensions, rotary embeddings, and what a layer computes."""

@@ -1,0 +1,121 @@
+"""A decoder layer between reading and rounding: float32 weights that may still be scaled.
+
+Names are Hugging Face's ("self_attn.q_proj") for weights and biases, TensorRT-LLM's for norms and groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .dimensions import Model
+from .family import Group, Linear
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Layer:
+    """A decoder layer's weights.
+
+    Attributes:
+        norms: weights of the layer norms, float32 [hidden], by TensorRT-LLM name.
+        weights, biases: float32, by Hugging Face part.
+        factors: s of each group, float32 [in]: its input was divided by it, in whatever places.
+        smoothers: what the runtime still divides a group's input by, float32 [in], by group name.
+        ranges: the largest value of each group's scaled input, by group name; None per token.
+        folded: what the output rows of a feeding linear were divided by, by Hugging Face part.
+    """
+
+    model: Model
+    norms: Tensors
+    weights: Tensors
+    biases: Tensors
+    factors: Tensors = field(default_factory=dict)
+    smoothers: Tensors = field(default_factory=dict)
+    ranges: dict[str, float | None] = field(default_factory=dict)
+    folded: Tensors = field(default_factory=dict)
+
+    @staticmethod
+    def of(source: Tensors, model: Model) -> Layer:
+        """The layer of some Hugging Face tensors, in any floating dtype."""
+        family = model.family
+        parts = [part for linear in family.linears for part in linear.parts]
+        biased = [part for linear in family.linears if model.has_bias(linear.name) for part in linear.parts]
+        return Layer(
+            model,
+            norms={ours: source[f"{theirs}.weight"].float() for ours, theirs in family.norms.items()},
+            weights={part: source[f"{part}.weight"].float() for part in parts},
+            biases={part: source[f"{part}.bias"].float() for part in biased},
+        )
+
+    def weight(self, linear: Linear) -> torch.Tensor:
+        """The fused weight, float32 [out, in]."""
+        return torch.cat([self.weights[part] for part in linear.parts])
+
+    def set_weight(self, linear: Linear, weight: torch.Tensor) -> None:
+        """Replace the fused weight, float32 [out, in]."""
+        self.weights |= dict(zip(linear.parts, weight.split(self.model.out_features(linear.name)), strict=True))
+
+    def common(self) -> Tensors:
+        """The tensors that every scheme stores: norms and biases, by TensorRT-LLM name."""
+        tensors = {f"{norm}.weight": weight for norm, weight in self.norms.items()}
+        for linear in self.model.family.linears:
+            if self.model.has_bias(linear.name):
+                tensors[f"{linear.name}.bias"] = torch.cat([self.biases[part] for part in linear.parts])
+        return tensors
+
+    def set_common(self, tensors: Tensors) -> None:
+        """Hold norms and biases as they are stored; the inverse of ``common``, in float32."""
+        self.norms = {norm: tensors[f"{norm}.weight"].float() for norm in self.norms}
+        for linear in self.model.family.linears:
+            if self.model.has_bias(linear.name):
+                pieces = tensors[f"{linear.name}.bias"].float().split(self.model.out_features(linear.name))
+                self.biases |= dict(zip(linear.parts, pieces, strict=True))
+
+    def computed(self) -> Tensors:
+        """Hugging Face tensors of a layer that computes what this one does, runtime divisions included."""
+        family = self.model.family
+        tensors = {f"{theirs}.weight": self.norms[ours] for ours, theirs in family.norms.items()}
+        tensors |= {f"{part}.bias": bias for part, bias in self.biases.items()}
+        for group in family.groups:
+            for part in self.model.family.parts(group):
+                tensors[f"{part}.weight"] = self.weights[part] / self.smoothers.get(group.name, 1.0)
+        return tensors
+
+    def may_fold(self, group: Group, groups: Sequence[Group]) -> bool:
+        """Whether a factor of a group's input may go into the rows of the linear that feeds it.
+
+        Each of them must make one channel of the input, which is not so where heads share values, and the linear must
+        be of one of the groups that are quantized together, else it may be rounded already.
+        """
+        if group.feeder is None or self.model.family.group_of_part(group.feeder) not in groups:
+            return False
+        return self.weights[group.feeder].shape[0] == self.weights[self.model.family.parts(group)[0]].shape[1]
+
+    def scale_input(self, group: Group, s: torch.Tensor, folded: torch.Tensor | None = None) -> None:
+        """Multiply the weights that read a group's input by s, and divide whatever makes it; exact in float.
+
+        Args:
+            s: float32 [in].
+            folded: the part of s that the feeder's rows are divided by, float32 [in]; the runtime divides by the rest.
+                Without it the runtime divides by all of s. A group behind a norm folds into the norm.
+        """
+        self.factors[group.name] = s
+        for part in self.model.family.parts(group):
+            self.weights[part] = self.weights[part] * s
+        if group.norm is not None:
+            self.norms[group.norm] = self.norms[group.norm] / s
+            self.smoothers[group.name] = torch.ones_like(s)
+            return
+        assert group.feeder is not None
+        feeder = self.weights[group.feeder]
+        self.folded[group.feeder] = feeder.new_ones(feeder.shape[0]) if folded is None else folded
+        if folded is not None:
+            self.weights[group.feeder] = feeder / folded[:, None]
+            if group.feeder in self.biases:
+                self.biases[group.feeder] = self.biases[group.feeder] / folded
+            s = s / folded
+        self.smoothers[group.name] = s

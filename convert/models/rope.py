@@ -1,0 +1,87 @@
+"""Rotary embeddings: what the configuration of either style says about them, defaults written out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...plugins.lazy import torch
+from ..errors import InputError, shown
+from ..files.reader import Reader
+
+ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
+# Types whose frequencies TensorRT-LLM computes wrongly at load, unless the checkpoint brings its own tables.
+TABLED_ROPE_TYPES = ("dynamic", "yarn")
+# Float32 counts no further, one by one; a table of so many positions has 8 GB for heads of 128.
+MOST_TABLED_POSITIONS = 2**24
+POSITIONS_AT_ONCE = 65536
+YARN_NUMBERS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+
+
+def read_rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any] | None]:
+    """(theta, scaling): scaling is None for plain rope, else a dictionary with ``rope_type`` and every number that
+    type reads, defaults written out, since TensorRT-LLM's defaults are not transformers'; what a type does not read
+    is left out."""
+    said = Reader(config)
+    old = said.section("rope_scaling")
+    section = old if old.values else said.section("rope_parameters")  # transformers' order
+    kind = section.text_or_none("rope_type") or section.text_or_none("type")
+    theta = (section if section.has("rope_theta") else said).number("rope_theta", 1e4)
+    fraction = (section if section.has("partial_rotary_factor") else said).number("partial_rotary_factor", 1.0)
+    if fraction != 1.0:
+        raise InputError(f"config.json: partial_rotary_factor {fraction} is not supported; supported: 1.0")
+    if kind is None:
+        given = [key for key in section.values if section.has(key)]
+        others = [key for key in given if key not in ("rope_theta", "partial_rotary_factor")]
+        if others:
+            raise InputError(f"config.json: rope scaling has {shown(', '.join(others))} but no rope_type; state one")
+    if kind in (None, "default"):
+        return float(theta), None
+    if kind not in ROPE_TYPES:
+        raise InputError(
+            f"config.json: rope type {shown(kind)} is not supported; supported: default, {', '.join(ROPE_TYPES)}"
+        )
+    return float(theta), {"rope_type": kind, **numbers(str(kind), section, said, positions)}
+
+
+def numbers(kind: str, section: Reader, said: Reader, positions: int) -> dict[str, Any]:
+    """What a rope type reads."""
+    factor = section.number("factor")
+    if factor < 1:
+        raise InputError(f"config.json: rope type {kind} needs a factor of at least 1, not {shown(factor)}")
+    read: dict[str, Any] = {"factor": factor}
+    if kind in ("llama3", "yarn"):
+        # transformers lets the one beside the section win.
+        place = said if said.has("original_max_position_embeddings") else section
+        read["original_max_position_embeddings"] = place.integer("original_max_position_embeddings", positions)
+    if kind == "llama3":
+        low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
+        if low >= high:
+            raise InputError(f"config.json: low_freq_factor {low} must be less than high_freq_factor {high}")
+        read |= {"low_freq_factor": low, "high_freq_factor": high}
+    if kind == "yarn":
+        read |= {key: section.number(key) for key in YARN_NUMBERS if section.has(key)}
+        if section.has("truncate"):
+            read["truncate"] = section.flag("truncate")
+    return read
+
+
+def check_rope(theta: float, scaling: dict[str, Any] | None, head_size: int, positions: int) -> None:
+    """Raise InputError where a rope type's formula has no value, or its table no end."""
+    kind = None if scaling is None else scaling["rope_type"]
+    if kind == "yarn" and theta <= 1:
+        raise InputError(f"config.json: rope type yarn needs a rope_theta above 1, not {theta:g}")
+    if kind == "dynamic" and head_size <= 2:
+        raise InputError(f"config.json: rope type dynamic needs a head size above 2, not {head_size}")
+    if kind in TABLED_ROPE_TYPES and positions > MOST_TABLED_POSITIONS:
+        raise InputError(
+            f"config.json: max_position_embeddings {positions}: with rope type {kind} a checkpoint holds a table of "
+            f"all positions, at most {MOST_TABLED_POSITIONS}; state a smaller one"
+        )
+
+
+def rotary_pairs(frequencies: torch.Tensor, positions: int) -> Iterator[torch.Tensor]:
+    """(cos, sin) of every position and frequency, float32 [positions, head_size / 2, 2], some positions at a time."""
+    for some in torch.arange(positions).split(POSITIONS_AT_ONCE):
+        angles = torch.outer(some.float(), frequencies)
+        yield torch.stack((angles.cos(), angles.sin()), -1)

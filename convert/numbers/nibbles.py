@@ -1,0 +1,55 @@
+"""Two 4-bit integers a byte."""
+
+from __future__ import annotations
+
+from ...plugins.lazy import torch
+from ..errors import InputError
+
+
+def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
+    """Two 4-bit values a byte along the last axis, the even one in the low nibble.
+
+    Args:
+        values: int8 [..., n], n even; only the low four bits of each count.
+
+    Returns:
+        int8 [..., n / 2].
+    """
+    low, high = values.view(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
+    packed: torch.Tensor = low & 15 | high << 4
+    return packed.view(torch.int8)
+
+
+def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """The signed values of ``pack_nibbles``: int8 [..., n / 2] -> int8 [..., n], each in [-8, 7]."""
+    return torch.stack((packed << 4 >> 4, packed >> 4), -1).flatten(-2)
+
+
+def pack_rows(integers: torch.Tensor, name: str = "weight") -> torch.Tensor:
+    """AWQ's storage, independent of the GPU: row 2j in the low nibble, row 2j + 1 in the high one.
+
+    Args:
+        integers: int8 [out, in], in [-8, 7].
+        name: of the tensor, for messages.
+
+    Returns:
+        int8 [out / 2, in].
+    """
+    if integers.shape[0] % 2:
+        raise InputError(f"{name}: two output rows share a byte, so their number must be even, not {len(integers)}")
+    return pack_nibbles(integers.t().contiguous()).t().contiguous()
+
+
+def unpack_rows(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``pack_rows``: int8 [out / 2, in] -> int8 [out, in]."""
+    return unpack_nibbles(packed.t()).t().contiguous()
+
+
+def check_multiple(what: str, size: int, multiple: int, reader: str) -> None:
+    """Raise InputError, naming the sizes around that work, unless size is a multiple."""
+    if size < 1 or size % multiple:
+        around = [near for near in (size // multiple * multiple, (size // multiple + 1) * multiple) if near > 0]
+        raise InputError(
+            f"{what} {size} must be a multiple of {multiple} for {reader}; sizes that work: "
+            f"{', '.join(map(str, around))}"
+        )

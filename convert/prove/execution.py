@@ -1,0 +1,204 @@
+"""A quantized model and its float32 source, executed side by side on held-out text, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from ...plugins import few_tokens
+from ...plugins.rmsnorm_quantization import rms_norm
+from ..models.forward import LayerForward
+from ..models.rotation import Rotation
+from ..quantize.scheme import LayerSchemes, Scheme
+from ..sources.folder import Source
+from ..sources.text import check_length, read_tokens
+from .runtime import Activation, Runtime, Tensors
+
+# Output rows of a linear that its rounding error is measured on, at most.
+SAMPLED_ROWS = 256
+
+
+@dataclass
+class Accuracy:
+    """What the checkpoint computes beside the source model, on held-out text.
+
+    Attributes:
+        tokens: predicted tokens.
+        perplexity, reference_perplexity: exp of the mean negative log-likelihood per token.
+        kl: mean over tokens of KL(source || checkpoint), in nats.
+        top1: share of tokens for which both give the same most likely token.
+        layer_errors: after each layer, ||hidden - source's|| / ||source's||, over all tokens.
+        beyond: the first value that the engine's dtype could not hold; None where it held all.
+        few_tokens_error, many_tokens_error: root mean square over the weight-only linears of ``rounding_errors``, if
+            there are any.
+    """
+
+    tokens: int
+    perplexity: float
+    reference_perplexity: float
+    kl: float
+    top1: float
+    layer_errors: list[float] = field(default_factory=list)
+    beyond: str | None = None
+    few_tokens_error: float | None = None
+    many_tokens_error: float | None = None
+
+    @property
+    def increase_percent(self) -> float:
+        return 100 * (self.perplexity / self.reference_perplexity - 1)
+
+
+class Reference:
+    """The source model in float32.
+
+    Attributes:
+        ids: int64 [chunks, tokens].
+        hidden: float32 [chunks, tokens, hidden_size].
+    """
+
+    def __init__(self, source: Source, ids: torch.Tensor, device: torch.device):
+        self.source, self.ids, self.device = source, ids, device
+        self.forward = LayerForward(source.model, ids.shape[1], torch.float32, device)
+        embedding = source.tensor(source.model.family.embedding)
+        self.hidden = functional.embedding(ids, embedding).float().to(device)
+
+    def layer(self, tensors: Tensors) -> None:
+        """Advance by one layer, of which these are the Hugging Face tensors."""
+        self.forward.load(tensors)
+        for chunk in range(len(self.ids)):
+            self.hidden[chunk : chunk + 1] = self.forward(self.hidden[chunk : chunk + 1])
+
+    def head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The final norm [hidden_size] and the output projection [vocab_size, hidden_size], float32."""
+        norm = self.source.tensor(self.source.model.family.final_norm)
+        return norm.float().to(self.device), self.source.head().float().to(self.device)
+
+
+class Execution:
+    """A quantized model on the same text.
+
+    Args:
+        embedding: [vocab_size, hidden_size], in the engine's dtype.
+        rotation: of its residual stream, or None.
+
+    Attributes:
+        hidden: [chunks, tokens, hidden_size], in the engine's dtype.
+        errors: one number a layer, as in ``Accuracy.layer_errors``.
+        beyond: as in ``Accuracy.beyond``.
+        roundings: ``rounding_errors`` of each weight-only linear, on the first sequence.
+    """
+
+    def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: torch.Tensor, rotation: Rotation | None):
+        self.runtime, self.rotation = runtime, rotation
+        self.hidden = functional.embedding(ids, embedding).to(runtime.device)
+        self.errors: list[float] = []
+        self.beyond: str | None = None
+        self.roundings: list[tuple[float, float]] = []
+
+    def layer(self, tensors: Tensors, schemes: LayerSchemes, reference: torch.Tensor) -> None:
+        """Advance by one layer of a checkpoint; reference: the source's hidden states behind it."""
+        tensors = {name: tensor.to(self.runtime.device) for name, tensor in tensors.items()}
+        difference = energy = 0.0
+        for chunk in range(len(self.hidden)):
+            piece = slice(chunk, chunk + 1)
+            self.runtime.watch = None if chunk else self.measure_rounding
+            self.hidden[piece] = self.runtime.layer(tensors, schemes, self.hidden[piece])
+            ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
+            difference += float((ours - reference[piece]).square().sum())
+            energy += float(reference[piece].square().sum())
+        self.look_for_overflow(f"layer {len(self.errors)}")
+        self.errors.append(math.sqrt(difference / energy) if energy else 0.0)
+
+    def look_for_overflow(self, where: str) -> None:
+        """Remember the first value that the engine's dtype does not hold."""
+        first = next(iter(self.runtime.beyond), None)
+        if first is not None and self.beyond is None:
+            self.beyond = f"{where}: {first} is beyond {str(self.runtime.dtype).removeprefix('torch.')}"
+        self.runtime.beyond.clear()
+
+    def measure_rounding(self, own: Tensors, scheme: Scheme, read: Activation) -> None:
+        if scheme.weight_only:
+            self.roundings.append(rounding_errors(self.runtime, own, scheme, read.x))
+
+    def accuracy(self, reference: Reference, norm: torch.Tensor, head: torch.Tensor) -> Accuracy:
+        """Behind the last layer: the distance of what both predict; norm and head are this model's."""
+        device, (chunks, length) = self.runtime.device, reference.ids.shape
+        norm, head = norm.to(device), head.float().to(device)
+        true_norm, true_head = reference.head()
+        totals = torch.zeros(4, dtype=torch.float64)
+        for chunk in range(chunks):
+            epsilon = reference.source.model.norm_epsilon
+            wanted = rms_norm(reference.hidden[chunk], true_norm, epsilon) @ true_head.t()
+            got = self.runtime.logits(self.hidden[chunk], norm, head)
+            totals += compare_logits(wanted, got, reference.ids[chunk].to(device)).cpu()
+        self.look_for_overflow("behind the last layer")
+        count = chunks * (length - 1)
+        nll, our_nll, kl, same = (totals / count).tolist()
+        result = Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors, self.beyond)
+        if self.roundings:
+            few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
+            result.few_tokens_error, result.many_tokens_error = few, many
+        return result
+
+
+def rounding_errors(runtime: Runtime, own: Tensors, scheme: Scheme, x: torch.Tensor) -> tuple[float, float]:
+    """How far a weight-only linear's output is from the exact product of its input and its integers.
+
+    Args:
+        own: its tensors by suffix; some output rows are taken, evenly.
+        x: [tokens, in] in the engine's dtype, of which the last are taken.
+
+    Returns:
+        ||y - exact|| / ||exact|| of the kernel for few tokens, and of the one for many.
+    """
+    rows = slice(None, None, -(-len(own["weight"]) // SAMPLED_ROWS))
+    own = {"weight": own["weight"][rows]} | {
+        suffix: tensor[..., rows] if suffix in ("per_channel_scale", "weights_scaling_factor", "zero") else tensor
+        for suffix, tensor in own.items()
+        if suffix not in ("weight", "bias")
+    }
+    x = x[-few_tokens.MOST_TOKENS :]
+    exact, few, many = (
+        runtime.product(own, scheme, Activation(read))[: len(x)].float()
+        for read in (x.float(), x, x.repeat(few_tokens.MOST_TOKENS + 1, 1))
+    )
+    energy = float(exact.norm()) or 1.0
+    return float((few - exact).norm()) / energy, float((many - exact).norm()) / energy
+
+
+def root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values))
+
+
+def held_out(source: Source, text: str, chunks: int, length: int) -> torch.Tensor:
+    """Token ids to measure on, int64 [chunks, tokens].
+
+    Raises:
+        InputError: the text cannot be used, or the sequences are longer than the model's.
+    """
+    check_length(source.model, length, "--seq_len")
+    return read_tokens(text, source.folder, chunks, length, source.model.vocab_size, "--text").ids
+
+
+def exponential(nll: float) -> float:
+    """e to the mean negative log-likelihood; infinite where that leaves float64."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def compare_logits(wanted: torch.Tensor, got: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Sums over the predicted tokens of one sequence: both negative log-likelihoods, KL(wanted || got), and
+    equal most likely tokens. Logits are [tokens, vocab_size]; returns float64 [4]."""
+    p, q = functional.log_softmax(wanted[:-1], -1), functional.log_softmax(got[:-1], -1)
+    target = ids[1:, None]
+    return torch.stack(
+        [
+            -p.gather(1, target).sum(dtype=torch.float64),
+            -q.gather(1, target).sum(dtype=torch.float64),
+            (p.exp() * (p - q)).sum(dtype=torch.float64),
+            (p.argmax(-1) == q.argmax(-1)).sum(dtype=torch.float64),
+        ]
+    )

@@ -1,0 +1,25 @@
+"""What enginesmith verify measures, and its gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..files.bounds import bounded
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How a checkpoint is measured.
+
+    Attributes:
+        text: held-out text: a built-in one, a text file, or a safetensors file of token ids.
+        chunks, seq_len: sequences of it, and tokens in each.
+        max_ppl_increase: percent; more perplexity than that fails.
+        device: "auto", or a torch device.
+    """
+
+    text: str = "pydoc-heldout"
+    chunks: int = bounded(20, least=1)
+    seq_len: int = bounded(512, least=2)
+    max_ppl_increase: float | None = None
+    device: str = "auto"

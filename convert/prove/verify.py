@@ -1,0 +1,224 @@
+"""Is a checkpoint right? Its structure first, then what its integers compute against the source model."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..device import pick_device
+from ..errors import InputError, printable
+from ..files.disk import sha256
+from ..models.rotation import Rotation
+from ..quantize.precision import LAYER
+from ..sources.folder import Source
+from ..targets.trtllm.checkpoint import Checkpoint
+from ..targets.trtllm.layout import MODEL_DTYPE, Tensor, layer_tensors, rank_tensors, rotary_tables
+from ..targets.trtllm.rotary_tables import faults
+from ..targets.trtllm.values import Values, Zeros
+from .execution import Accuracy, Execution, Reference, held_out
+from .runtime import Runtime
+
+SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# (layer, phase)
+OnProgress = Callable[[int, str], None]
+# A stored tensor, by name.
+Read = Callable[[str], torch.Tensor]
+
+
+def structure_problems(checkpoint: Checkpoint) -> list[str]:
+    """Everything wrong with a checkpoint's files; an empty list means that each rank holds exactly the tensors
+    that config.json implies, with their shapes, dtypes and values that they may have, and that files are the ones the
+    manifest recorded."""
+    problems: list[str] = []
+    world = checkpoint.mapping.world_size
+    for path in sorted(checkpoint.folder.glob("rank*.safetensors")):
+        if path not in [checkpoint.rank_file(rank) for rank in range(world)]:
+            problems.append(f"{path.name}: config.json's mapping has only {world} ranks")
+    for rank in range(world):
+        path = checkpoint.rank_file(rank)
+        if not path.is_file():
+            problems.append(f"{path.name}: missing")
+            continue
+        try:
+            problems += rank_problems(checkpoint, rank)
+        except InputError as error:
+            problems.append(str(error))
+    if not problems:
+        problems += rank_disagreements(checkpoint)
+    return problems + checkpoint.manifest.problems()
+
+
+def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
+    """What ranks hold in common must be the same on all of them."""
+    problems = []
+    reads: list[Callable[[], object]] = [checkpoint.embedding, checkpoint.final_norm]
+    reads += [partial(checkpoint.layer, index) for index in range(checkpoint.model.num_hidden_layers)]
+    for read in reads if checkpoint.mapping.tp_size > 1 else []:
+        try:
+            read()
+        except InputError as error:
+            problems.append(str(error))
+    return problems
+
+
+def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
+    """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold."""
+    path = checkpoint.rank_file(rank)
+    wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype, checkpoint.embedding_axis)
+    tables = rotary_tables(checkpoint.model)
+    known = tables | wanted
+    forms = checkpoint.shard(rank).forms()
+    found = {name: (shape, SAFETENSORS_DTYPES.get(dtype, dtype)) for name, (shape, dtype) in forms.items()}
+    problems = dict.fromkeys(wanted.keys() - found.keys(), "is missing")
+    problems |= dict.fromkeys(found.keys() - known.keys(), "is not one that config.json implies")
+    for name in known.keys() & found.keys():
+        if found[name] != known[name]:
+            shape, dtype = found[name]
+            problems[name] = f"is {dtype} {shape}, config.json implies {known[name]}"
+    sound = found.keys() - problems.keys()
+    read, specs = partial(checkpoint.read, rank), defaultdict(lambda: OUTSIDE, rank_specs(checkpoint, rank))
+    for name in sorted(sound - tables.keys(), key=lambda name: isinstance(specs[name].values, Zeros)):
+        problem = value_problem(name, specs[name], read, lambda scale: scale in sound and scale not in problems)
+        if problem is not None:  # zeros come last, for they need scales
+            problems[name] = problem
+    problems |= faults({name: read(name) for name in sound & tables.keys()}, checkpoint.model)
+    return [f"{path.name}: tensor {printable(name, 120)} {problem}" for name, problem in sorted(problems.items())]
+
+
+# A tensor outside the decoder layers: the embedding, the final norm, lm_head.
+OUTSIDE = Tensor((), MODEL_DTYPE)
+
+
+def value_problem(name: str, spec: Tensor, read: Read, sound: Callable[[str], bool]) -> str | None:
+    """What is wrong with the values of a tensor of the right shape and dtype; None where nothing is.
+
+    Args:
+        read: gives a tensor by its name, as it is stored.
+        sound: whether nothing is wrong with a tensor so far, by its name.
+    """
+    values, unpack = spec.values, spec.storage.read
+    if values is None:
+        return None
+    if isinstance(values, Values):
+        return values.problem(unpack(read(name)))
+    scale = f"{name.rpartition('.')[0]}.{values.scale}"
+    return values.problem(unpack(read(name)), unpack(read(scale))) if sound(scale) else None
+
+
+def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
+    """The tensors of one rank's decoder layers, by name."""
+    specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), checkpoint.dtype))
+    return {
+        LAYER.format(i=local) + name: spec
+        for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])
+        for name, spec in specs(*checkpoint.precision.layer(index).items()).items()
+    }
+
+
+def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
+    """Raise InputError unless the checkpoint was made from this source, as far as its files tell."""
+    for name in ("architecture", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
+        ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
+        if ours != theirs:
+            raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
+    recorded = checkpoint.manifest.source
+    for file in source.paths():
+        if file.name in recorded and recorded[file.name] != sha256(file):
+            raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
+
+
+@torch.inference_mode()
+def measure(
+    checkpoint: Checkpoint,
+    reference: str | Path,
+    text: str = "pydoc-heldout",
+    chunks: int = 20,
+    length: int = 512,
+    device: str = "auto",
+    on_progress: OnProgress = lambda layer, phase: None,
+) -> Accuracy:
+    """Run checkpoint and float32 source model side by side over ``chunks`` pieces of ``length`` tokens.
+
+    Raises:
+        InputError: the reference is another model, or the text or device cannot be used.
+    """
+    where = pick_device(device)
+    source = Source(reference, "--reference")
+    check_same_model(checkpoint, source)
+    window = checkpoint.sliding_window
+    if window is not None and length > window:
+        raise InputError(f"--seq_len {length} is longer than the sliding window of {window} tokens; give at most that")
+    ids = held_out(source, text, chunks, length)
+    reference_model = Reference(source, ids, where)
+    runtime = Runtime.of(checkpoint, length, where)
+    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
+    for index in range(source.model.num_hidden_layers):
+        on_progress(index, "layer")
+        reference_model.layer(source.layer(index, where))
+        schemes = checkpoint.precision.layer(index)
+        ours.layer(checkpoint.layer(index), schemes, reference_model.hidden)
+    on_progress(source.model.num_hidden_layers, "logits")
+    return ours.accuracy(reference_model, checkpoint.final_norm(), checkpoint.head())
+
+
+def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
+    """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
+    seed = checkpoint.manifest.rotation
+    return None if seed is None else Rotation(checkpoint.model.hidden_size, seed)
+
+
+def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:
+    """The verdict as one JSON object."""
+    result: dict[str, Any] = {"structure": {"ok": not problems, "problems": problems}}
+    if accuracy is not None:
+        result["accuracy"] = figures(accuracy)
+    return result
+
+
+def figures(accuracy: Accuracy) -> dict[str, Any]:
+    """An accuracy as one JSON object."""
+    values = {
+        "tokens": accuracy.tokens,
+        "perplexity": accuracy.perplexity,
+        "reference_perplexity": accuracy.reference_perplexity,
+        "ppl_increase_percent": accuracy.increase_percent,
+        "mean_kl": accuracy.kl,
+        "top1_agreement": accuracy.top1,
+        "layer_errors": accuracy.layer_errors,
+        "beyond_range": accuracy.beyond,
+        "few_tokens_error": accuracy.few_tokens_error,
+        "many_tokens_error": accuracy.many_tokens_error,
+    }
+    return {name: finite(value) for name, value in values.items() if value is not None}
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def accuracy_failures(accuracy: Accuracy | None, limit: float | None) -> list[str]:
+    """What fails a gate of ``limit`` percent more perplexity; without one, only what is no number."""
+    if accuracy is None:
+        return []
+    return gate_failures(figures(accuracy), limit)
+
+
+def gate_failures(figures: dict[str, Any], limit: float | None) -> list[str]:
+    """``accuracy_failures`` of the JSON object that ``figures`` made; an empty one has no perplexity."""
+    perplexity, increase = figures.get("perplexity"), figures.get("ppl_increase_percent")
+    if figures.get("beyond_range"):
+        return [f"{figures['beyond_range']}; convert with --dtype bfloat16"]
+    if perplexity is None or increase is None or not math.isfinite(perplexity):
+        return [f"perplexity is {perplexity}"]
+    if limit is not None and not increase <= limit:
+        return [f"perplexity rose by {increase:.2f} %, more than --max_ppl_increase {limit:g}"]
+    return []

@@ -1,0 +1,53 @@
+"""float16 inside a layer: whatever an engine keeps between two operations must not leave its range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..errors import InputError
+from ..models.layer import Layer
+from ..statistics.layer import LayerStatistics, Wanted
+
+LARGEST = torch.finfo(torch.float16).max
+# What must have been seen of a layer to know.
+WANTED = Wanted(ranges=True, outputs=True)
+
+
+def check(layer: Layer, statistics: LayerStatistics) -> None:
+    """Raise InputError for the largest value that float16 does not hold.
+
+    Args:
+        layer: as it is after smoothing.
+        statistics: of the layer before; what was not gathered is not looked at.
+    """
+    largest, what = max(places(layer, statistics), default=(0.0, ""))
+    check_one(what, largest)
+
+
+def check_one(what: str, largest: float) -> None:
+    if not largest <= LARGEST:
+        raise InputError(f"{what} reaches {largest:.3g}, beyond float16; use --dtype bfloat16")
+
+
+def places(layer: Layer, statistics: LayerStatistics) -> Iterator[tuple[float, str]]:
+    """(largest absolute value, what it is) of all that one layer hands from operation to operation."""
+    family = layer.model.family
+    for norm, largest in statistics.stream_amax.items():
+        yield largest, f"the hidden state before {norm}"
+    for group in family.groups if statistics.stream_amax else ():
+        smoothed = statistics.inputs[group.name].channel_amax() / layer.factors.get(group.name, 1.0)
+        yield float((smoothed * layer.smoothers.get(group.name, 1.0)).max()), f"the input of {group.name}"
+        yield float(smoothed.max()), f"an input of {group.name}, smoothed,"
+    for part, amax in statistics.output_amax.items():
+        stored = amax / layer.folded.get(part, 1.0)
+        yield float(stored.max()), f"the output of {part}"
+        if part in family.attention[:2]:
+            yield float(rotated(stored, layer.model.head_size).max()), f"the output of {part}, rotated,"
+
+
+def rotated(amax: torch.Tensor, head_size: int) -> torch.Tensor:
+    """As far as the rotary embedding can turn two channels of a head into one. amax: [heads * head_size]."""
+    turned: torch.Tensor = torch.linalg.vector_norm(amax.view(-1, 2, head_size // 2), dim=1)
+    return turned

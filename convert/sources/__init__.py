@@ -1,0 +1,1 @@
+"""What goes in: Hugging Face folders, and texts to calibrate and measure on."""

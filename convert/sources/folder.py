@@ -1,0 +1,301 @@
+"""The model to convert: a Hugging Face folder, its tensors read one at a time.
+
+Files are untrusted. Only safetensors are read (no pickles, no remote code), an index may only name
+files that lie in the folder, and every tensor is checked against the architecture before any work. Each file is
+opened once: what is hashed, parsed and read is one content, or an error.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError, shown
+from ..files.disk import is_there, parse_json, shown_path
+from ..files.pinned import Pinned
+from ..files.reader import Reader
+from ..files.shard import DTYPES as STORED
+from ..files.shard import Shard
+from ..models.dimensions import Model, read_model
+from ..models.shapes import hugging_face_shapes
+from ..numbers.rounding import Grouped
+from .readymade.detect import FILES, read_ready_made
+from .readymade.kinds import Expected, Packed, ReadyMade
+from .readymade.unpacking import INPUT_FACTOR, Quantized
+from .weight_files import refuse_adapter, state_of, weight_files
+from .weight_names import check_tensors, find, settle_biases, settle_head, sign
+
+FLOATS = {name: getattr(torch, STORED[name]) for name in ("F32", "F16", "BF16", "F64")}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ELEMENTS_AT_ONCE = 1 << 22
+
+
+class Source:
+    """A Hugging Face folder whose structure has been checked.
+
+    Attributes:
+        model: the dimensions that config.json states.
+        dtype: "float16", "bfloat16" or "float32": what the config states, else what the weights are.
+        ready: how its linears are quantized already; None in floating point.
+        packed: the full names of the linears that are.
+        where: each tensor by its family's name; shapes: what config.json implies.
+        zeros: biases that config.json declares and no file holds.
+        prefix: what stood before every tensor's name.
+        notes: what was done that the folder does not say in so many words.
+
+    Raises:
+        InputError: a file, tensor, shape, dtype or config value that cannot be converted.
+    """
+
+    def __init__(self, folder: str | Path, flag: str = "--model_dir"):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{flag}: {shown_path(self.folder)} is not a folder")
+        self.notes: list[str] = []
+        if not is_there(self.folder / "config.json"):
+            raise InputError(f"{flag}: {shown_path(self.folder)}: no config.json; {state_of(self.folder)}")
+        self.config_file = Pinned(self.folder / "config.json")
+        self.config = parse_json(self.config_file.text(), self.config_file.path)
+        self.model: Model = read_model(self.config)
+        if self.config.get("max_position_embeddings") is None:
+            self.note(f"max_position_embeddings {self.model.max_position_embeddings}, transformers' default")
+        if self.config.get("sliding_window") is not None and self.model.sliding_window is None:
+            self.note(f"sliding_window is not used: attention of {self.model.architecture} has none")
+        files = weight_files(self.folder, self.config, self.note)
+        refuse_adapter(self.folder)
+        self.shards = [Shard(path) for path in files]
+        self.where, self.prefix = find(self.shards, self.model.family, self.note)
+        self.model = settle_head(self.where, self.model, self.note)
+        self.model, self.zeros = settle_biases(self.where, self.model, self.config, self.note)
+        self.beside = {name: Pinned(self.folder / name) for name in FILES if is_there(self.folder / name)}
+        self.ready: ReadyMade | None = self._read_ready_made()
+        self.shapes = hugging_face_shapes(self.model)
+        expected, self.packed = self._expected()
+        check_tensors(self.where, expected, self._about, shown_path(self.folder))
+        self._drop_empty_biases()
+        self.layers = self._by_layer()
+        self.dtype = self._dtype()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def tensor(self, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
+        """One tensor, in memory of its own.
+
+        Raises:
+            InputError: it holds NaN or Inf, or its file changed.
+        """
+        tensor = self.where[name].read()
+        if not finite(tensor):
+            raise InputError(f"{self.where[name].file}: tensor {name} holds NaN or Inf")
+        return tensor.to(device)
+
+    def layer(self, index: int, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+        """The tensors of one decoder layer, named as inside the layer ("self_attn.q_proj.weight"); weights that are
+        quantized already are dequantized, in float32."""
+        prefix = self.model.family.layer.format(i=index)
+        tensors = {}
+        for name in self.layers[index]:
+            inside, linear = name.removeprefix(prefix), name.removesuffix(".weight")
+            if name in self.zeros:
+                tensors[inside] = torch.zeros(self.shapes[name], dtype=DTYPES[self.dtype], device=device)
+            elif linear in self.packed:
+                tensors[inside] = self.dequantized(linear).to(device)
+            else:
+                tensors[inside] = self.tensor(name, device)
+        return tensors
+
+    def dequantized(self, linear: str) -> torch.Tensor:
+        """The weight of a linear of a ready-made folder, by its full name, float32 [out, in].
+
+        Raises:
+            InputError: its tensors contradict each other or the configuration.
+        """
+        assert self.ready is not None
+        return self._whole(linear, self.ready.weight(self._tensors_of(linear), linear))
+
+    def quantized(self, linear: str) -> Quantized:
+        """The same, as it is: for a folder whose integers can be kept."""
+        assert isinstance(self.ready, Packed)
+        read = self.ready.linear(self._tensors_of(linear), linear)
+        self._whole(linear, read.integers)
+        return read
+
+    def ready_layer(self, index: int, group_size: int, dtype: torch.dtype) -> dict[str, Grouped]:
+        """A ready-made layer's linears, by name inside the layer, as an engine of this dtype computes with them.
+
+        Raises:
+            InputError: a linear is not quantized in a way that the engine can keep.
+        """
+        assert isinstance(self.ready, Packed)
+        prefix = self.model.family.layer.format(i=index)
+        names = [name for name in self.linears(index) if name in self.packed]
+        return {name[len(prefix) :]: self.ready.exact(self.quantized(name), group_size, dtype) for name in names}
+
+    def check_ready_made(self) -> None:
+        """Hold every quantized linear's zero points and groups against the configuration, before any work.
+
+        Raises:
+            InputError: they contradict each other.
+        """
+        assert self.ready is not None
+        told = dict[str, None]()
+        for linear in sorted(self.packed):
+            tensors = self._those_of(linear, self.ready.small)
+            note = self.ready.check(tensors, linear)
+            if note is not None:
+                told[note] = None
+        self.notes += told
+        self._check_input_factors()
+
+    def _check_input_factors(self) -> None:
+        """Raise InputError where some linears that read one input multiply it by a factor, and others do not."""
+        family = self.model.family
+        for index in range(self.model.num_hidden_layers):
+            prefix = family.layer.format(i=index)
+            for group in family.groups:
+                linears = [prefix + part for part in family.parts(group) if prefix + part in self.packed]
+                have = [linear for linear in linears if f"{linear}.{INPUT_FACTOR}" in self.where]
+                if have and len(have) < len(linears):
+                    lacking = next(linear for linear in linears if linear not in have)
+                    raise InputError(
+                        f"tensor {lacking}.{INPUT_FACTOR} is missing, though {have[0]} has one and reads the same input"
+                    )
+
+    def left_in_float(self) -> list[tuple[int, str]]:
+        """(layer, name inside it) of the linears that a ready-made folder has not quantized."""
+        left = []
+        for index in range(self.model.num_hidden_layers):
+            prefix = self.model.family.layer.format(i=index)
+            left += [(index, name.removeprefix(prefix)) for name in self.linears(index) if name not in self.packed]
+        return left
+
+    def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """The output projection [vocab_size, hidden_size]; the embedding where the two are tied."""
+        family = self.model.family
+        return self.tensor(family.head if family.head in self.where else family.embedding, device)
+
+    def paths(self) -> list[Path]:
+        """config.json, every weight file, and the files beside them that say how they are quantized."""
+        return [file.path for file in self.files()]
+
+    def files(self) -> list[Pinned]:
+        """``paths``, open."""
+        return [self.config_file, *(shard.file for shard in self.shards), *self.beside.values()]
+
+    def digests(self) -> dict[str, Callable[[], str]]:
+        """What hashes each of these files, by name."""
+        return {file.path.name: file.sha256 for file in self.files()}
+
+    def check_unchanged(self) -> None:
+        """Raise InputError unless every file is still there as it was when it was opened."""
+        for file in self.files():
+            file.check_unchanged()
+
+    def linears(self, index: int) -> list[str]:
+        """The full names of one decoder layer's linears."""
+        family = self.model.family
+        return [f"{family.layer.format(i=index)}{part}" for linear in family.linears for part in linear.parts]
+
+    def _all_linears(self) -> list[str]:
+        return [name for index in range(self.model.num_hidden_layers) for name in self.linears(index)]
+
+    def _whole(self, linear: str, weight: torch.Tensor) -> torch.Tensor:
+        """Raise InputError unless a weight read from packed tensors is as large as config.json implies."""
+        if list(weight.shape) != self.shapes[f"{linear}.weight"]:
+            raise InputError(
+                f"{linear}: holds a weight {list(weight.shape)}, config.json implies {self.shapes[f'{linear}.weight']}"
+            )
+        return weight
+
+    def _tensors_of(self, linear: str) -> dict[str, torch.Tensor]:
+        """The tensors that a quantized linear consists of, by last name."""
+        assert self.ready is not None
+        return self._those_of(linear, self.ready.tensors(linear, *self.shapes[f"{linear}.weight"]))
+
+    def _those_of(self, linear: str, suffixes: Iterable[str]) -> dict[str, torch.Tensor]:
+        names = {suffix: f"{linear}.{suffix}" for suffix in suffixes}
+        return {suffix: self.tensor(name) for suffix, name in names.items() if name in self.where}
+
+    def _read_ready_made(self) -> ReadyMade | None:
+        """How the linears are quantized; a configuration beside floating-point weights is a leftover."""
+        section = Reader(self.config).section("quantization_config").values
+        if not section and not self.beside:
+            return None
+        weights = [f"{linear}.weight" for linear in self._all_linears()]
+        plain = all(name in self.where and self.where[name].dtype in FLOATS for name in weights)
+        if plain and self.where.keys() <= hugging_face_shapes(self.model).keys():
+            if section.get("transform_config"):
+                transforms = shown(section["transform_config"])
+                raise InputError(f"config.json: transform_config {transforms} changes what the weights mean")
+            said = "quantization_config" if section else next(iter(self.beside))
+            self.note(f"{said} is not used: every weight is in floating point")
+            self.beside = {}
+            return None
+        return read_ready_made(self.config_file.path, self.config, self.beside)
+
+    def _expected(self) -> tuple[dict[str, Expected], set[str]]:
+        """Every tensor that config.json implies, and the linears whose tensors are a ready-made folder's; such a folder
+        may leave some in floating point."""
+        expected = {
+            name: Expected.of(tuple(FLOATS), *shape, optional=name in self.zeros) for name, shape in self.shapes.items()
+        }
+        if self.model.tied:
+            expected.pop(self.model.family.head)
+        packed = set[str]()
+        for linear in [] if self.ready is None else self._all_linears():
+            weight, bias = f"{linear}.weight", f"{linear}.bias"
+            expected.setdefault(bias, Expected.of(tuple(FLOATS), self.shapes[weight][0], optional=True))
+            if self.ready is not None and not (weight in self.where and self.where[weight].dtype in FLOATS):
+                self.ready.check_left_out(linear)
+                packed.add(linear)
+                expected.pop(weight)
+                expected |= self.ready.full_names(linear, *self.shapes[weight])
+        return expected, packed
+
+    def _about(self, name: str) -> str:
+        """Why a tensor is refused that config.json does not imply."""
+        hint = sign(name) or "a bias or an extra module that config.json does not declare?"
+        if any(name.endswith(f".{known}") for known in self.shapes):
+            hint = "its name has a prefix that not all names have; save the model without what is wrapped around it"
+        elif self.ready is not None:
+            hint = f"only decoder linears may be quantized, each in {self.ready.method}'s tensors alone"
+        return f"is not part of {self.model.architecture} as config.json describes it ({hint})"
+
+    def _drop_empty_biases(self) -> None:
+        """Old AutoGPTQ writes a bias of zeros for each linear that has none."""
+        for name in [name for name in self.where if name.endswith(".bias") and name not in self.shapes]:
+            if self.tensor(name).any():
+                raise InputError(f"{self.where[name].file}: tensor {name} is not 0, but config.json declares no bias")
+            del self.where[name]
+
+    def _by_layer(self) -> dict[int, list[str]]:
+        """The names of each layer's tensors in floating point."""
+        layers = defaultdict[int, list[str]](list)
+        prefixes = {self.model.family.layer.format(i=i): i for i in range(self.model.num_hidden_layers)}
+        for name in self.shapes:
+            for dot in [place for place, letter in enumerate(name) if letter == "."]:
+                if name[: dot + 1] in prefixes:
+                    layers[prefixes[name[: dot + 1]]].append(name)
+                    break
+        return layers
+
+    def _dtype(self) -> str:
+        stated = self.model.dtype
+        if stated is not None:
+            name = stated.removeprefix("torch.")
+            if name not in DTYPES:
+                raise InputError(f"config.json: dtype {shown(stated)} is not supported; use {', '.join(DTYPES)}")
+            return name
+        stored = FLOATS[self.where[self.model.family.embedding].dtype]
+        return next((name for name, dtype in DTYPES.items() if dtype == stored), "float32")
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is finite; some are looked at at a time, for the answer takes as much room as they do."""
+    narrow = tensor.dtype == torch.float8_e4m3fn  # of which PyTorch knows no infinity
+    pieces = tensor.view(-1).split(ELEMENTS_AT_ONCE)
+    return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)

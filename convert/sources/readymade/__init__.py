@@ -1,0 +1,1 @@
+"""Folders whose weights are quantized already, one file a tool's format."""

@@ -1,0 +1,1 @@
+"""What is gathered of a layer's inputs: one layer, a whole pass, and a file to keep it in."""

@@ -1,0 +1,103 @@
+"""Calibration tokens on their way through the layers of a model, one layer after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from ...plugins.rmsnorm_quantization import rms_norm
+from ..device import fast_dtype
+from ..errors import InputError
+from ..models.dimensions import Model
+from ..models.forward import LayerForward
+from ..models.layer import Layer, Tensors
+from .layer import LayerStatistics, Wanted, calibrate_layer
+
+# Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
+# Rows of the output projection that tokens are multiplied with at once.
+HEAD_ROWS = 8192
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
+class Calibration:
+    """The hidden states of all calibration tokens.
+
+    Args:
+        ids: int64 [sequences, tokens].
+        embedding: of the model, or of the rotated one, [vocab_size, hidden_size].
+        wanted: what is gathered at every layer.
+        stay: leave the hidden states to ``advance``.
+
+    Attributes:
+        hidden: [sequences, tokens, hidden_size].
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ids: torch.Tensor,
+        embedding: torch.Tensor,
+        wanted: Wanted,
+        device: torch.device,
+        seed: int,
+        stay: bool = False,
+    ):
+        self.model, self.wanted, self.seed, self.stay = model, wanted, seed, stay
+        self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device)
+        self.hidden = functional.embedding(ids, embedding).to(device, fast_dtype(device))
+        self.batch = max(1, BATCH_TOKENS[device.type] // ids.shape[1])
+
+    def layer(self, tensors: Tensors, on_tokens: Callable[[int], None] = lambda tokens: None) -> LayerStatistics:
+        """The statistics of the next layer, of which these are the Hugging Face tensors."""
+        self.forward.load(tensors)
+        statistics = calibrate_layer(
+            self.forward, self.hidden, self.model, self.wanted, self.seed, self.batch, on_tokens, self.stay
+        )
+        statistics.hidden_amax = self.largest()
+        return statistics
+
+    def advance(self, layer: Layer) -> float:
+        """Replace the hidden states by what the quantized layer makes of them; returns the largest of them."""
+        self.forward.load(layer.computed())
+        calibrate_layer(self.forward, self.hidden, self.model, Wanted(), self.seed, self.batch)
+        return self.largest()
+
+    def largest_normed(self, weight: torch.Tensor) -> float:
+        """The largest |output| of the model's last norm, of which this is the weight [hidden_size]."""
+        weight, epsilon = weight.to(self.hidden.device), self.model.norm_epsilon
+        return max(float(rms_norm(one, weight, epsilon).abs().max()) for one in self.hidden)
+
+    def largest_logit(self, weight: torch.Tensor, head: torch.Tensor, enough: float) -> float:
+        """The largest |logit|, or a bound on it that is not above ``enough``: the longest norm's output times the
+        longest row of ``head`` [vocab_size, hidden_size]; logits themselves take as long as some layers."""
+        rows = torch.linalg.vector_norm(head.float(), dim=1).max()
+        weight, epsilon, bound = weight.to(self.hidden.device), self.model.norm_epsilon, 0.0
+        for one in self.hidden:
+            normed = rms_norm(one, weight, epsilon).float()
+            longest = float(torch.linalg.vector_norm(normed, dim=1).max() * rows)
+            if not longest <= enough:
+                pieces = head.to(normed.device).split(HEAD_ROWS)
+                longest = max(float((normed @ piece.float().T).abs().max()) for piece in pieces)
+            bound = max(bound, longest)
+        return bound
+
+    def largest(self) -> float:
+        """The largest |hidden state|."""
+        return float(torch.maximum(self.hidden.max(), -self.hidden.min()))
+
+
+def calibration_dtype(device: torch.device) -> str:
+    """Name of the dtype that layers compute in."""
+    return str(fast_dtype(device)).removeprefix("torch.")
+
+
+def check_range(largest: float, dtype: str, layer: int) -> None:
+    """The engine keeps hidden states in its dtype: the largest of a layer's must be a number, and fit."""
+    if not math.isfinite(largest):
+        where = "in float16; use --dtype bfloat16" if dtype == "float16" else "on this text"
+        raise InputError(f"hidden states of layer {layer} are not finite; the model does not work {where}")
+    if dtype == "float16" and largest > torch.finfo(torch.float16).max:
+        raise InputError(f"hidden states of layer {layer} reach {largest:.3g}, beyond float16; use --dtype bfloat16")

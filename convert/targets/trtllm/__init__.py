@@ -1,0 +1,1 @@
+"""TensorRT-LLM checkpoints: names, packings, cuts over ranks, configuration; written, and read back."""

@@ -1,0 +1,114 @@
+"""A checkpoint read back: ranks put together again, one layer at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ...errors import InputError, shown
+from ...files.shard import Shard
+from ...models.dimensions import Model
+from ...models.forward import rotary_frequencies
+from ...quantize.precision import LAYER, Precision
+from .layout import Tensor, check_kernels, layer_tensors
+from .stated import Stated
+
+
+class Checkpoint(Stated):
+    """A TensorRT-LLM checkpoint folder that this project knows how to execute.
+
+    Attributes:
+        model, precision: what its configuration states.
+
+    Raises:
+        InputError: not such a folder, or an architecture or quantization that is not supported.
+    """
+
+    model: Model
+    precision: Precision
+
+    def __init__(self, folder: str | Path):
+        super().__init__(folder)
+        self.shards: dict[int, Shard] = {}  # opened once, when they are first read
+        self.precision = self.read_precision()
+        check_kernels(self.precision, self.mapping)
+        if self.dtype == "float32":
+            raise InputError(f"{self.folder}/config.json: dtype {shown(self.dtype)} is not supported")
+
+    def read(self, rank: int, name: str) -> torch.Tensor:
+        """One tensor of a rank's file, as it is stored."""
+        return self.shard(rank).read(name)
+
+    def shard(self, rank: int) -> Shard:
+        """A rank's file, opened again only where another has its name."""
+        shard = self.shards.get(rank)
+        if shard is None or not shard.file.is_current():
+            shard = self.shards[rank] = Shard(self.rank_file(rank))
+        return shard
+
+    def layer(self, index: int) -> dict[str, torch.Tensor]:
+        """A layer's whole tensors, by TensorRT-LLM name inside the layer.
+
+        Raises:
+            InputError: ranks disagree about something that more than one of them holds.
+        """
+        stage = next(number for number, layers in enumerate(self.stages) if index in layers)
+        prefix = LAYER.format(i=index - self.stages[stage].start)
+        ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
+        return {
+            name: self.join(spec, [spec.storage.read(self.read(rank, prefix + name)) for rank in ranks], prefix + name)
+            for name, spec in layer_tensors(self.model, self.precision.layer(index), self.dtype).items()
+        }
+
+    def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
+        """Undo ``layout.cut``: put every piece's channels back in their place."""
+        if len(pieces) == 1:
+            return pieces[0]
+        if pieces[0].dtype == torch.float8_e4m3fn:  # PyTorch moves its bytes, but not its values
+            return self.join(spec, [piece.view(torch.int8) for piece in pieces], name).view(torch.float8_e4m3fn)
+        if spec.summed:
+            return torch.stack(pieces).sum(0)
+        if spec.cut_axis is None or spec.linear is None:
+            if not all(torch.equal(piece, pieces[0]) for piece in pieces):
+                raise InputError(f"{self.folder}: ranks disagree about {name}")
+            return pieces[0]
+        axis = spec.axes.index(spec.cut_axis)
+        whole = pieces[0].new_zeros(spec.shape(self.model))
+        places = [spec.places(self.model, len(pieces), tp_rank) for tp_rank in range(len(pieces))]
+        for place, piece in zip(places, pieces, strict=True):
+            whole.index_copy_(axis, place, piece)
+        if not all(torch.equal(whole.index_select(axis, p), x) for p, x in zip(places, pieces, strict=True)):
+            raise InputError(f"{self.folder}: ranks that share heads disagree about {name}")
+        return whole
+
+    def rotary_frequencies(self) -> torch.Tensor:
+        """Inverse frequencies that an engine rotates with, float32 [head_size / 2]: the checkpoint's own table, or
+        what TensorRT-LLM computes at load."""
+        if self.model.brings_rotary_tables:
+            return self.read(0, "rotary_inv_freq")
+        return rotary_frequencies(self.model)[0]
+
+    def embedding(self) -> torch.Tensor:
+        """[vocab_size, hidden_size]."""
+        ranks, name = range(self.mapping.tp_size), "transformer.vocab_embedding.weight"
+        if self.embedding_axis is None:
+            return self.same(ranks, name)
+        return torch.cat([self.read(rank, name) for rank in ranks], self.embedding_axis)[: self.model.vocab_size]
+
+    def final_norm(self) -> torch.Tensor:
+        """[hidden_size]."""
+        ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
+        return self.same(ranks, "transformer.ln_f.weight")
+
+    def same(self, ranks: range, name: str) -> torch.Tensor:
+        """A tensor that these ranks all hold whole."""
+        first = self.read(ranks[0], name)
+        if not all(torch.equal(first, self.read(rank, name)) for rank in ranks[1:]):
+            raise InputError(f"{self.folder}: ranks disagree about {name}")
+        return first
+
+    def head(self) -> torch.Tensor:
+        """[vocab_size, hidden_size], padding rows removed."""
+        ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
+        return torch.cat([self.read(rank, "lm_head.weight") for rank in ranks])[: self.model.vocab_size]

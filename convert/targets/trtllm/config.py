@@ -1,0 +1,149 @@
+"""A checkpoint's config.json: written, and read back as a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import InputError
+from ...files.reader import Reader
+from ...models.dimensions import MOST_LAYERS, Model, check_heads, family_of
+from ...models.rope import read_rope
+from ...quantize.precision import Precision
+from .keys import check_config
+from .layout import Mapping
+from .quant_config import quantization
+
+
+def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smoothquant_val: float) -> dict[str, Any]:
+    """TensorRT-LLM's config.json, in the key set that releases 0.16 to 1.2.1 read."""
+    model = precision.model
+    return {
+        "mlp_bias": model.mlp_bias,
+        "attn_bias": model.attn_bias,
+        "rotary_base": model.rotary_base,
+        "rotary_scaling": model.rotary_scaling,
+        "residual_mlp": False,
+        "disable_weight_only_quant_plugin": False,
+        "moe": {
+            "num_experts": 0,
+            "shared_expert_intermediate_size": 0,
+            "top_k": 0,
+            "normalization_mode": None,
+            "sparse_mixer_epsilon": 0.01,
+            "tp_mode": 0,
+            "device_limited_n_group": 0,
+            "device_limited_topk_group": 0,
+            "device_limited_routed_scaling_factor": 1.0,
+        },
+        "remove_duplicated_kv_heads": False,
+        "fc_after_embed": False,
+        "use_input_layernorm_in_first_layer": True,
+        "use_last_layernorm": True,
+        "layer_idx_offset": 0,
+        "architecture": model.architecture,
+        "dtype": dtype,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_hidden_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "hidden_act": model.hidden_act,
+        "logits_dtype": "float32",
+        "norm_epsilon": model.norm_epsilon,
+        "runtime_defaults": None,
+        "position_embedding_type": "rope_gpt_neox",
+        "num_key_value_heads": model.num_key_value_heads,
+        "intermediate_size": model.intermediate_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "mapping": {
+            "world_size": mapping.world_size,
+            "gpus_per_node": 8,
+            "cp_size": 1,
+            "tp_size": mapping.tp_size,
+            "pp_size": mapping.pp_size,
+            "moe_tp_size": mapping.tp_size,
+            "moe_ep_size": 1,
+        },
+        "quantization": quantization(precision, smoothquant_val, mapping.stages(model.num_hidden_layers)[0]),
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 0,
+        "share_embedding_table": False,
+        "head_size": model.head_size,
+        "qk_layernorm": False,
+        "rotary_embedding_dim": model.head_size,
+    }
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a decoder of any architecture, under TensorRT-LLM's names."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_size: int
+    vocab_size: int
+
+
+def read_sizes(said: Reader) -> Sizes:
+    """The sizes that a TensorRT-LLM checkpoint's config.json states, or that TensorRT-LLM takes where it does not."""
+    hidden, heads = said.integer("hidden_size"), said.integer("num_attention_heads")
+    if hidden % heads and not said.has("head_size"):
+        raise InputError(
+            f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; state head_size"
+        )
+    kv_heads = said.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise InputError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    return Sizes(
+        hidden_size=hidden,
+        intermediate_size=said.integer("intermediate_size", 4 * hidden),
+        num_hidden_layers=said.integer("num_hidden_layers", largest=MOST_LAYERS),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_size=said.integer("head_size", hidden // heads),
+        vocab_size=said.integer("vocab_size"),
+    )
+
+
+def model_of_checkpoint(config: dict[str, Any]) -> Model:
+    """Interpret a TensorRT-LLM checkpoint's config.json.
+
+    Raises:
+        InputError: an architecture that this version cannot execute, a key that it does not know, or a missing or
+            wrong value.
+    """
+    said = Reader(config)
+    sizes, positions, attn_bias = read_sizes(said), said.integer("max_position_embeddings"), said.flag("attn_bias")
+    check_config(said, sizes.head_size, attn_bias)
+    said.section("rotary_scaling")
+    base, scaling = read_rope(
+        {"rope_theta": said.number("rotary_base", 1e4), "rope_scaling": config.get("rotary_scaling")}, positions
+    )
+    said.choice("hidden_act", ("silu",))
+    said.choice("position_embedding_type", ("rope_gpt_neox",))
+    model = Model(
+        architecture=said.text("architecture"),
+        family=family_of(config.get("architecture")),
+        dtype=said.text("dtype"),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_hidden_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
+        head_size=sizes.head_size,
+        vocab_size=sizes.vocab_size,
+        max_position_embeddings=positions,
+        norm_epsilon=float(said.number("norm_epsilon", 1e-5, largest=1.0)),
+        hidden_act="silu",
+        rotary_base=base,
+        rotary_scaling=scaling,
+        attn_bias=attn_bias,
+        mlp_bias=said.flag("mlp_bias"),
+        tied=False,
+        sliding_window=None,
+    )
+    check_heads(model)
+    return model
