@@ -41,7 +41,7 @@ def ranges(model: str, calib: Path) -> dict[str, float]:
     """The largest |activation| that each group of linears reads, by layer and group."""
     source, found = Source(model), {}
     ids = read_tokens(str(calib), source.folder, 1 << 30, LENGTH, 1 << 30, "text").ids
-    embedding = source.tensor(source.model.family.embedding)
+    embedding = source.embedding()
     calibration = Calibration(source.model, ids, embedding, Wanted(ranges=True), torch.device("cpu"), 0)
     for index in range(source.model.num_hidden_layers):
         for name, inputs in calibration.layer(source.layer(index)).inputs.items():

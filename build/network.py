@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..convert.errors import InputError
-from ..convert.models.family import COLUMNS, FAMILIES, Family, Group
+from ..convert.models.families import FAMILIES
+from ..convert.models.family import COLUMNS, Family, Group
 from ..convert.quantize.scheme import SCHEMES
 from ..plugins import catalog, gemm, nccl
 from ..plugins.identity import Plugin, Site

@@ -19,7 +19,7 @@ from tests.checkpoint_folders import MANIFEST, WIDE, accepted, change, checkpoin
 def test_an_embedding_shared_by_ranks(axis: int, plain: Path) -> None:
     """As ModelOpt writes it: rows padded to a multiple of the ranks."""
     whole = Checkpoint(plain)
-    table, name = whole.embedding(), "transformer.vocab_embedding.weight"
+    table, name = whole.embedding().tokens, "transformer.vocab_embedding.weight"
     padded = torch.nn.functional.pad(table, (0, 0, 0, table.shape[0] % 2)) if axis == 0 else table
     state(plain, "use_parallel_embedding", True)
     state(plain, "embedding_sharding_dim", axis)
@@ -27,7 +27,7 @@ def test_an_embedding_shared_by_ranks(axis: int, plain: Path) -> None:
     for rank, piece in enumerate(padded.chunk(2, axis)):
         change(whole.rank_file(rank), name, lambda _, piece=piece: piece.contiguous())  # type: ignore[misc]
     accepted(plain)
-    assert torch.equal(Checkpoint(plain).embedding(), table)
+    assert torch.equal(Checkpoint(plain).embedding().tokens, table)
 
 
 def first(name: str, value: float) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:

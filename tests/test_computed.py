@@ -92,8 +92,8 @@ def test_a_layer_holds_the_weights_that_its_plugins_multiply_with(
         if "prequant_scaling_factor" in own:
             smoother = layer.smoothers[model.family.group_of(linear.name).name]
             torch.testing.assert_close(1 / smoother, own["prequant_scaling_factor"].float()[0], rtol=1e-6, atol=0)
-    for norm, weight in layer.norms.items():
-        assert torch.equal(weight, quantized.tensors[f"{norm}.weight"].float())
+    for name, weight in layer.norms.items():
+        assert torch.equal(weight, quantized.tensors[name].float())
 
 
 def output_error(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, dtype: torch.dtype) -> float:

@@ -172,7 +172,7 @@ def test_every_place_of_a_layer_is_looked_at(tiny: Callable[..., Path]) -> None:
     seen = calibrate_layer(forward, torch.randn(2, 8, 64), source.model, half_range.WANTED, 0, 2)
     named = {what for _, what in half_range.places(layer, seen)}
     family = source.model.family
-    for name in [*family.norms, *(group.name for group in family.groups), *layer.weights]:
+    for name in [*(norm.name for norm in family.norms), *(group.name for group in family.groups), *layer.weights]:
         assert any(name in what for what in named), name
     half_range.check(layer, seen)
     seen.stream_amax["post_layernorm"] = 7e4

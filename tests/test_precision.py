@@ -19,7 +19,7 @@ from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.compare import compare
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import Model, read_model
-from enginesmith.convert.models.family import LLAMA
+from enginesmith.convert.models.families.llama import LLAMA
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.precision import Precision, mixed
 from enginesmith.convert.quantize.scheme import SCHEMES, scheme_of

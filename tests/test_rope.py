@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.dimensions import read_model
-from enginesmith.convert.models.forward import rotary_frequencies
 from enginesmith.convert.models.rope import rotary_pairs
+from enginesmith.convert.models.rotary import rotary_frequencies
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 

@@ -18,8 +18,8 @@ import torch
 from ..device import pick_device
 from ..errors import InputError
 from ..files.tensors import ITEM_SIZE, prod
-from ..models.forward import rotary_frequencies
 from ..models.layer import Tensors
+from ..models.rotary import rotary_frequencies
 from ..prove.execution import Accuracy, Execution, Reference, held_out
 from ..prove.runtime import Runtime
 from ..prove.verify import figures, finite

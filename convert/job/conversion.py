@@ -20,9 +20,10 @@ from ..files.disk import MANIFEST, Hashes, write_json
 from ..files.staging import Partial, Staging
 from ..files.tensors import TensorFile
 from ..files.written import Written, plain_disk_errors
-from ..models.forward import rotary_frequencies
+from ..models.ends import Embedding
 from ..models.layer import Tensors
 from ..models.rope import rotary_pairs
+from ..models.rotary import rotary_frequencies
 from ..numbers.rounding import Grouped
 from ..quantize import half_range
 from ..sources.folder import Source
@@ -215,7 +216,7 @@ class Job:
                 written.add(file.path, file.close())
         return report
 
-    def calibration(self, embedding: torch.Tensor) -> Calibration | None:
+    def calibration(self, embedding: Embedding) -> Calibration | None:
         """The calibration tokens before the first layer; None where no forward pass is needed."""
         if self.tokens is None or self.saved is not None:
             return None
@@ -266,18 +267,21 @@ class Job:
                 "embed_positions_for_gpt_attention", rotary_pairs(frequencies, self.model.max_position_embeddings)
             )
 
-    def write_embedding(self, files: list[TensorFile], embedding: torch.Tensor) -> None:
+    def write_embedding(self, files: list[TensorFile], embedding: Embedding) -> None:
         """Store the embedding on the first stage."""
         stored = self.quantizer.stored_embedding(embedding)
         for file in files[: self.mapping.tp_size]:
-            file.write("transformer.vocab_embedding.weight", stored)
+            file.write("transformer.vocab_embedding.weight", stored.tokens)
+            if stored.positions is not None:
+                file.write("transformer.position_embedding.weight", stored.positions)
 
-    def write_head(self, files: list[TensorFile], norm: torch.Tensor, head: torch.Tensor) -> None:
+    def write_head(self, files: list[TensorFile], norm: Tensors, head: torch.Tensor) -> None:
         """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
         share = padded_vocab(self.model, self.mapping.tp_size) // self.mapping.tp_size
         for tp_rank, file in enumerate(files):
             rows = head[tp_rank * share : (tp_rank + 1) * share]
-            file.write("transformer.ln_f.weight", norm)
+            for suffix, tensor in norm.items():
+                file.write(f"transformer.ln_f.{suffix}", tensor)
             file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
 
     def configs(self) -> dict[str, dict[str, Any]]:

@@ -14,8 +14,9 @@ import torch
 
 from ..errors import InputError
 from ..models.dimensions import Model
-from ..models.forward import rotary_frequencies
+from ..models.ends import Embedding
 from ..models.layer import Layer, Tensors
+from ..models.rotary import rotary_frequencies
 from ..models.rotation import Rotation
 from ..numbers.rounding import Grouped
 from ..quantize import half_range
@@ -114,22 +115,26 @@ class Quantizer:
         tensors = source.layer(index, device)
         return tensors if self.rotation is None else self.rotation.layer(tensors, self.model)
 
-    def embedding(self, source: Source) -> torch.Tensor:
-        """[vocab_size, hidden_size], before it is cast."""
-        embedding = source.tensor(self.model.family.embedding)
-        return embedding if self.rotation is None else self.rotation.rotate(embedding)
+    def embedding(self, source: Source) -> Embedding:
+        """What stands before the first layer, before it is cast."""
+        return source.embedding() if self.rotation is None else source.embedding().map(self.rotation.rotate)
 
-    def stored_embedding(self, embedding: torch.Tensor) -> torch.Tensor:
+    def stored_embedding(self, embedding: Embedding) -> Embedding:
         """In the engine's dtype."""
-        return to_dtype(embedding, self.dtype, self.model.family.embedding)
+        return embedding.map(lambda table: to_dtype(table, self.dtype, self.model.family.embedding))
 
-    def head(self, source: Source) -> tuple[torch.Tensor, torch.Tensor]:
-        """The final norm [hidden_size] and the output projection [vocab_size, hidden_size], in the engine's dtype."""
-        family = self.model.family
-        norm, head = source.tensor(family.final_norm), source.head()
+    def head(self, source: Source) -> tuple[Tensors, torch.Tensor]:
+        """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], in the engine's
+        dtype."""
+        family, norm, head = self.model.family, source.final_norm(), source.head()
         if self.rotation is not None:
-            norm, head = torch.ones_like(norm), self.rotation.rotate(head.float() * norm.float())
-        return to_dtype(norm, self.dtype, family.final_norm), to_dtype(head, self.dtype, family.head)
+            weight = norm["weight"]
+            norm, head = {"weight": torch.ones_like(weight)}, self.rotation.rotate(head.float() * weight.float())
+        stored = {
+            suffix: to_dtype(tensor, self.dtype, f"{family.final_norm.tensor}.{suffix}")
+            for suffix, tensor in norm.items()
+        }
+        return stored, to_dtype(head, self.dtype, family.head)
 
 
 def with_attention_scaling(source: Tensors, model: Model) -> Tensors:

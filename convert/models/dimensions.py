@@ -6,17 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, shown
-from ..files.reader import Reader
-from .family import FAMILIES, Family
+from ..files.reader import LARGEST, Reader
+from .families import FAMILIES
+from .family import LEARNED, ROTARY, Family
 from .rope import TABLED_ROPE_TYPES, check_rope, read_rope
 
 MOST_LAYERS = 10_000
-LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
-# What files of either kind were called before.
-SPELLINGS = {"LLaMAForCausalLM": LLAMA, "llama": LLAMA, "mistral": MISTRAL}
-# What transformers takes for a key that config.json does not have.
-POSITIONS = {LLAMA: 2048, MISTRAL: 131072}
-MISTRAL_WINDOW, MISTRAL_KV_HEADS = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -44,10 +39,10 @@ class Model:
     hidden_act: str
     rotary_base: float
     rotary_scaling: dict[str, Any] | None
-    attn_bias: bool
-    mlp_bias: bool
     tied: bool
-    sliding_window: int | None
+    attn_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None
 
     @property
     def query_size(self) -> int:
@@ -69,7 +64,8 @@ class Model:
         return [self.dimension(name) for name in self.family.linear(linear).out_features]
 
     def has_bias(self, linear: str) -> bool:
-        return bool(getattr(self, self.family.linear(linear).bias))
+        flag = self.family.linear(linear).bias
+        return flag is not None and bool(getattr(self, flag))
 
 
 def read_model(config: dict[str, Any]) -> Model:
@@ -81,48 +77,50 @@ def read_model(config: dict[str, Any]) -> Model:
     """
     said, architecture = Reader(config), architecture_of(config)
     family = family_of(architecture)
-    if config.get("hidden_act") not in (None, "silu", "swish"):
-        raise InputError(f"config.json: hidden_act {shown(config['hidden_act'])} is not supported; supported: silu")
-    mistral = architecture == MISTRAL
-    hidden, heads = said.integer("hidden_size"), said.integer("num_attention_heads")
+
+    def size(name: str, default: int | None = None, largest: int = LARGEST) -> int:
+        key = family.keys.get(name, name)
+        return said.integer(key, family.defaults.get(name, default) if key not in config else default, largest=largest)
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
     if hidden % heads and not said.has("head_dim"):
         raise InputError(
             f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; state head_dim"
         )
-    kv_heads = MISTRAL_KV_HEADS if mistral and "num_key_value_heads" not in config else heads
-    positions = said.integer("max_position_embeddings", POSITIONS[architecture])
-    base, scaling = read_rope(config, positions)
+    positions = size("max_position_embeddings", family.defaults["max_position_embeddings"])
+    base, scaling = read_rope(config, positions) if family.positions == ROTARY else (1e4, None)
     model = Model(
         architecture=architecture,
         family=family,
         dtype=said.text_or_none("dtype") or said.text_or_none("torch_dtype"),
         hidden_size=hidden,
-        intermediate_size=said.integer("intermediate_size"),
-        num_hidden_layers=said.integer("num_hidden_layers", largest=MOST_LAYERS),
+        intermediate_size=size("intermediate_size", 4 * hidden if family.positions == LEARNED else None),
+        num_hidden_layers=size("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=said.integer("num_key_value_heads", kv_heads),
-        head_size=said.integer("head_dim", hidden // heads),
-        vocab_size=said.integer("vocab_size"),
+        num_key_value_heads=size("num_key_value_heads", heads),
+        head_size=size("head_dim", hidden // heads),
+        vocab_size=size("vocab_size"),
         max_position_embeddings=positions,
-        norm_epsilon=float(said.number("rms_norm_eps", 1e-6, largest=1.0)),
-        hidden_act="silu",
+        norm_epsilon=float(said.number(family.keys["norm_epsilon"], family.norm_epsilon, largest=1.0)),
+        hidden_act=activation_of(said, family),
         rotary_base=base,
         rotary_scaling=scaling,
-        attn_bias=said.flag("attention_bias", said.flag("bias")) and not mistral,
-        mlp_bias=said.flag("mlp_bias") and not mistral,
-        tied=said.flag("tie_word_embeddings"),
-        sliding_window=window_of(said, architecture),
+        tied=said.flag("tie_word_embeddings", family.tied),
+        **family.read(said),
     )
     check_heads(model)
     return model
 
 
-def window_of(said: Reader, architecture: str) -> int | None:
-    """The attention window in tokens, as transformers' model of the architecture has it: Llama's attention reads none
-    whatever config.json says, Mistral's has one of 4096 unless config.json says another, or null."""
-    if architecture != MISTRAL or said.values.get("sliding_window", MISTRAL_WINDOW) is None:
-        return None
-    return said.integer("sliding_window", MISTRAL_WINDOW)
+def activation_of(said: Reader, family: Family) -> str:
+    """TensorRT-LLM's name of the MLP's function."""
+    key = family.keys.get("hidden_act", "hidden_act")
+    name, first = said.values.get(key), next(iter(family.activations))
+    if name is None:
+        return family.activations[first]
+    if not isinstance(name, str) or name not in family.activations:
+        raise InputError(f"config.json: {key} {shown(name)} is not supported; supported: {first}")
+    return family.activations[name]
 
 
 def architecture_of(config: dict[str, Any]) -> str:
@@ -134,7 +132,8 @@ def architecture_of(config: dict[str, Any]) -> str:
     stated = config.get("architectures")
     stated = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
     name = config.get("model_type") if stated in (None, []) else stated
-    name = SPELLINGS.get(name, name) if isinstance(name, str) else stated
+    name = next((f.architectures[0] for f in FAMILIES if name in f.spellings), name)
+    name = name if isinstance(name, str) else stated
     if isinstance(config.get("text_config"), dict) and not any(name in family.architectures for family in FAMILIES):
         raise InputError(
             f"config.json: {shown(name)} holds its text model in text_config; save that by itself "

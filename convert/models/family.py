@@ -1,14 +1,55 @@
-"""Model families as data: what makes a layer, what feeds what, and how it is cut over ranks.
+"""What a model family says in data: its tensors, how they are cut, and how a layer is put together.
 
-A family names its Hugging Face tensors and TensorRT-LLM's names for the same things. Everything
-else (tensor layout, smoothing groups, sharding, the runtime) is derived from it.
+A family names its Hugging Face tensors and TensorRT-LLM's names for the same things side by side. Everything else (what
+a layer computes, tensor layout, smoothing groups, sharding, the runtime) is derived from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..files.reader import Reader
 
 HEADS, ROWS, COLUMNS = "heads", "rows", "columns"
+RMS, LAYER = "rms", "layer"
+ROTARY, LEARNED = "rotary", "learned"
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of a layer, or the last one.
+
+    Attributes:
+        name: TensorRT-LLM's name inside a layer.
+        tensor: Hugging Face's.
+        kind: RMS (x / rms(x) * weight) or LAYER ((x - mean) / deviation * weight + bias).
+    """
+
+    name: str
+    tensor: str
+    kind: str = RMS
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The last names of its tensors."""
+        return ("weight", "bias") if self.kind == LAYER else ("weight",)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the weight and bias of a logical linear lie in a Hugging Face file.
+
+    Attributes:
+        tensor: the module that holds it, named inside the layer.
+        piece: which of the linears that the module stacks, in the order of ``Linear.parts``; None for all of it.
+        transposed: it is stored [in, out].
+    """
+
+    tensor: str
+    piece: int | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -17,11 +58,12 @@ class Linear:
 
     Attributes:
         name: TensorRT-LLM's name inside a layer.
-        parts: the Hugging Face linears whose output rows it stacks, in order.
+        parts: the logical linears whose output rows it stacks, in order; Hugging Face's names inside a layer, where
+            ``Family.views`` says nothing else.
         cut: how tensor parallelism cuts it: HEADS (each part by its heads), ROWS (out_features)
             or COLUMNS (in_features, followed by an all-reduce).
         out_features, in_features: names of the model dimensions, out_features one per part.
-        bias: name of the model flag that gives it a bias.
+        bias: name of the model flag that gives it a bias; None where it never has one.
     """
 
     name: str
@@ -29,16 +71,16 @@ class Linear:
     cut: str
     out_features: tuple[str, ...]
     in_features: str
-    bias: str
+    bias: str | None
 
 
 @dataclass(frozen=True)
 class Group:
     """Linears that read one input and therefore share one smoothing factor.
 
-    Exactly one of ``norm`` (the layer norm that makes the input) and ``feeder`` (the Hugging Face
-    linear whose output rows become the input channels, up to an elementwise product or a
-    weighted mean over tokens) is set.
+    Exactly one of ``norm`` (the layer norm that makes the input) and ``feeder`` (the logical linear whose output rows
+    become the input channels, up to an elementwise product or a weighted mean over tokens) is set; neither where a
+    function that is not linear stands between.
     """
 
     name: str
@@ -49,21 +91,68 @@ class Group:
 
 @dataclass(frozen=True)
 class Family:
+    """A family of decoders.
+
+    Attributes:
+        architectures: Hugging Face's classes; TensorRT-LLM's have the same names.
+        embedding, head: full names of the tensors; layer: the prefix of a layer's.
+        final_norm: the norm before the output projection, by its full name.
+        norms: of a layer, in the order in which they are computed.
+        linears: qkv and dense of the attention, then those of the MLP, the last of which makes its output.
+        spellings: what config.json calls it besides: old class names, model_type.
+        ignored: endings of names that files may hold and nothing reads.
+        views: logical linears that are not a whole Hugging Face linear of the same name.
+        positions: ROTARY, or LEARNED from the tensor ``position_embedding``, a row a position.
+        query_key_norms: norms of every head's query and key before they are rotated, of one weight for all heads.
+        keys: config.json's names of the sizes, by ours, where they are not ours.
+        defaults: what transformers takes for a key that config.json does not have, by our name.
+        activations: config.json's names of functions that this family may have, and TensorRT-LLM's.
+        norm_epsilon: what transformers takes where config.json does not say.
+        tied: the embedding is the output projection, where config.json does not say.
+        read: what else config.json says: fields of ``Model``; raises InputError for what cannot be converted.
+        config: keys of a checkpoint's config.json that are this family's own; of a ``Model``.
+        refused: algorithms whose engine does not compute this family, and why.
+    """
+
     architectures: tuple[str, ...]
     embedding: str
-    final_norm: str
+    final_norm: Norm
     head: str
     layer: str
-    norms: dict[str, str]
+    norms: tuple[Norm, ...]
     linears: tuple[Linear, ...]
     groups: tuple[Group, ...]
     ignored: tuple[str, ...]
+    read: Callable[[Reader], dict[str, Any]]
+    config: Callable[[Any], dict[str, Any]]
+    spellings: tuple[str, ...] = ()
+    views: Mapping[str, View] = field(default_factory=dict)
+    positions: str = ROTARY
+    position_embedding: str | None = None
+    query_key_norms: tuple[Norm, Norm] | None = None
+    keys: Mapping[str, str] = field(default_factory=lambda: {"norm_epsilon": "rms_norm_eps"})
+    defaults: Mapping[str, int] = field(default_factory=dict)
+    activations: Mapping[str, str] = field(default_factory=lambda: {"silu": "silu", "swish": "silu"})
+    norm_epsilon: float = 1e-6
+    tied: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def linear(self, name: str) -> Linear:
         return next(linear for linear in self.linears if linear.name == name)
 
+    def norm(self, name: str) -> Norm:
+        return next(norm for norm in self.all_norms if norm.name == name)
+
+    @property
+    def all_norms(self) -> tuple[Norm, ...]:
+        """Every norm of a layer, those of queries and keys too."""
+        return self.norms + (self.query_key_norms or ())
+
+    def view(self, part: str) -> View:
+        return self.views.get(part, View(part))
+
     def linear_of_part(self, part: str) -> Linear:
-        """The fused linear that holds a Hugging Face linear."""
+        """The fused linear that holds a logical linear."""
         return next(linear for linear in self.linears if part in linear.parts)
 
     def group_of(self, linear: str) -> Group:
@@ -71,46 +160,14 @@ class Family:
 
     @property
     def attention(self) -> tuple[str, str, str]:
-        """The Hugging Face linears that make queries, keys and values."""
+        """The logical linears that make queries, keys and values."""
         query, key, value = next(linear.parts for linear in self.linears if linear.cut == HEADS)
         return query, key, value
 
     def parts(self, group: Group) -> list[str]:
-        """The Hugging Face linears that read a group's input."""
+        """The logical linears that read a group's input."""
         return [part for name in group.linears for part in self.linear(name).parts]
 
     def group_of_part(self, part: str) -> Group:
-        """The group that holds a Hugging Face linear."""
+        """The group that holds a logical linear."""
         return self.group_of(self.linear_of_part(part).name)
-
-
-LLAMA = Family(
-    architectures=("LlamaForCausalLM", "MistralForCausalLM"),
-    embedding="model.embed_tokens.weight",
-    final_norm="model.norm.weight",
-    head="lm_head.weight",
-    layer="model.layers.{i}.",
-    norms={"input_layernorm": "input_layernorm", "post_layernorm": "post_attention_layernorm"},
-    linears=(
-        Linear(
-            "attention.qkv",
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            HEADS,
-            ("query_size", "kv_size", "kv_size"),
-            "hidden_size",
-            "attn_bias",
-        ),
-        Linear("attention.dense", ("self_attn.o_proj",), COLUMNS, ("hidden_size",), "query_size", "attn_bias"),
-        Linear("mlp.fc", ("mlp.gate_proj",), ROWS, ("intermediate_size",), "hidden_size", "mlp_bias"),
-        Linear("mlp.gate", ("mlp.up_proj",), ROWS, ("intermediate_size",), "hidden_size", "mlp_bias"),
-        Linear("mlp.proj", ("mlp.down_proj",), COLUMNS, ("hidden_size",), "intermediate_size", "mlp_bias"),
-    ),
-    groups=(
-        Group("attention.qkv", ("attention.qkv",), norm="input_layernorm"),
-        Group("attention.dense", ("attention.dense",), feeder="self_attn.v_proj"),
-        Group("mlp.fc+gate", ("mlp.fc", "mlp.gate"), norm="post_layernorm"),
-        Group("mlp.proj", ("mlp.proj",), feeder="mlp.up_proj"),
-    ),
-    ignored=("rotary_emb.inv_freq", "self_attn.rotary_emb.inv_freq"),
-)
-FAMILIES = (LLAMA,)

@@ -1,103 +1,130 @@
-"""A decoder layer's own forward pass: transformers' module, built empty and filled layer by layer."""
+"""The float model: what a family computes, layer by layer, as transformers computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import torch
-import transformers
-from torch.utils.hooks import RemovableHandle
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from torch.nn import functional
 
 from ...plugins import gpt_attention
+from . import block
 from .dimensions import Model
+from .family import LAYER, ROTARY, Linear, Norm
+from .rotary import rotary_frequencies, rotary_tables
+
+Tensors = dict[str, torch.Tensor]
+See = Callable[[torch.Tensor], None]
+# What can be watched: what a linear reads, what a logical linear makes, what a norm reads.
+READS, MAKES, NORMS = "reads", "makes", "norms"
 
 
-def transformers_config(model: Model) -> transformers.LlamaConfig:
-    """The model as transformers sees it, in the config style of the installed version.
-
-    Mistral's layer is Llama's without biases; its attention window never acts on sequences that fit in it.
-    """
-    rope: dict[str, Any]
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        scaling = model.rotary_scaling or {"rope_type": "default"}
-        rope = {"rope_parameters": {"rope_theta": model.rotary_base, **scaling}}
-    else:
-        rope = {"rope_theta": model.rotary_base, "rope_scaling": model.rotary_scaling}
-    config = transformers.LlamaConfig(
-        hidden_size=model.query_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=1,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=model.head_size,
-        vocab_size=model.vocab_size,
-        max_position_embeddings=model.max_position_embeddings,
-        rms_norm_eps=model.norm_epsilon,
-        hidden_act=model.hidden_act,
-        attention_bias=model.attn_bias,
-        mlp_bias=model.mlp_bias,
-        **rope,
-    )
-    config.hidden_size = model.hidden_size  # it refuses one that is no multiple of the heads; its layers do not
-    config._attn_implementation = "sdpa"
-    return config
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """x Phi(x) by its tanh approximation, which engines take for every GELU."""
+    return functional.gelu(x, approximate="tanh")
 
 
-def rotary_frequencies(model: Model) -> tuple[torch.Tensor, float]:
-    """Inverse frequencies of the rotary embedding, float32 [head_size / 2], and what cos and sin are multiplied by."""
-    rotary = LlamaRotaryEmbedding(config=transformers_config(model))
-    return rotary.inv_freq.float(), float(rotary.attention_scaling)
-
-
-def rotary_tables(frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the rotary embedding, float32 [tokens, head_size] each."""
-    angles = torch.outer(torch.arange(tokens, device=frequencies.device).float(), frequencies)
-    angles = torch.cat((angles, angles), -1)
-    return angles.cos(), angles.sin()
+# By TensorRT-LLM's names.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": functional.silu, "gelu_new": gelu}
 
 
 class LayerForward:
-    """Runs decoder layers one after the other in one set of buffers.
+    """Runs decoder layers one after the other.
 
     Args:
         model: the dimensions.
         tokens: sequence length.
         dtype, device: where and in what the layers compute.
+
+    Attributes:
+        watchers: who sees what, by (READS, linear), (MAKES, logical linear) or (NORMS, norm).
     """
 
     def __init__(self, model: Model, tokens: int, dtype: torch.dtype, device: torch.device):
-        self.dtype, self.device = dtype, device
-        with torch.device("meta"):
-            self.module = LlamaDecoderLayer(transformers_config(model), layer_idx=0).eval().requires_grad_(False)
-        frequencies, self.attention_scaling = rotary_frequencies(model)
-        cos, sin = (table.to(device) for table in rotary_tables(frequencies, tokens))
-        self.rotary = tuple((table * self.attention_scaling).to(dtype)[None] for table in (cos, sin))
-        self.positions = torch.arange(tokens, device=device)[None]
+        self.model, self.family, self.dtype, self.device = model, model.family, dtype, device
+        self.watchers: dict[tuple[str, str], list[See]] = defaultdict(list)
+        self.tensors: Tensors = {}
+        if model.family.positions == ROTARY:
+            frequencies, self.attention_scaling = rotary_frequencies(model)
+            self.cos, self.sin = (
+                (table.to(device) * self.attention_scaling).to(dtype) for table in rotary_tables(frequencies, tokens)
+            )
 
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Give the module a layer's weights, named as inside the layer."""
-        weights = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
-        self.module.load_state_dict(weights, assign=True)
+    def load(self, tensors: Tensors) -> None:
+        """Take a layer's weights, by logical linear and norm, as a source gives them."""
+        self.tensors = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[batch, tokens, hidden_size] -> the same, one layer further."""
-        out = self.module(hidden, position_ids=self.positions, position_embeddings=self.rotary)
-        return out if isinstance(out, torch.Tensor) else out[0]
+        return block.run(self.family, self, hidden)
+
+    def watch(self, kind: str, name: str, see: See) -> None:
+        """Call ``see`` with what a linear or a norm reads, or a logical linear makes, on every pass."""
+        self.watchers[kind, name].append(see)
+
+    def show(self, kind: str, name: str, x: torch.Tensor) -> None:
+        for see in self.watchers.get((kind, name), ()):
+            see(x)
+
+    def norm(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        self.show(NORMS, norm.name, x)
+        return normed(norm, x, self.tensors, self.model.norm_epsilon)
+
+    def linear(self, linear: Linear, read: torch.Tensor) -> list[torch.Tensor]:
+        self.show(READS, linear.name, read)
+        made = []
+        for part in linear.parts:
+            y = functional.linear(read, self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias"))
+            self.show(MAKES, part, y)
+            made.append(y)
+        return made
+
+    def attend(self, qkv: list[torch.Tensor]) -> torch.Tensor:
+        model = self.model
+        q, k, v = (part.unflatten(-1, (-1, model.head_size)).transpose(1, 2) for part in qkv)
+        if self.family.query_key_norms is not None:
+            q, k = (
+                normed(norm, x, self.tensors, model.norm_epsilon)
+                for norm, x in zip(self.family.query_key_norms, (q, k), strict=True)
+            )
+        if self.family.positions == ROTARY:
+            q, k = (gpt_attention.rotate(x, self.cos, self.sin) for x in (q, k))
+        grouped = model.num_attention_heads != model.num_key_value_heads
+        attended: torch.Tensor = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=q.shape[2] > 1, scale=model.head_size**-0.5, enable_gqa=grouped
+        )
+        return attended.transpose(1, 2).flatten(2)
+
+    def product(self, made: list[list[torch.Tensor]]) -> torch.Tensor:
+        (first,), *others = made
+        y = ACTIVATIONS[self.model.hidden_act](first)
+        return y * others[0][0] if others else y
+
+    def read(self, linear: Linear, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def add(self, linear: Linear, x: torch.Tensor, made: list[torch.Tensor]) -> torch.Tensor:
+        return x + made[0]
 
     def rotate(self, key: torch.Tensor) -> torch.Tensor:
-        """Keys [batch, tokens, kv_size] as a KV cache holds them: rotated, but not scaled. Same shape."""
-        cos, sin = (table[0, : key.shape[1], None, :] / self.attention_scaling for table in self.rotary)
-        heads = key.unflatten(-1, (-1, cos.shape[-1]))
-        return gpt_attention.rotate(heads, cos, sin).flatten(-2)
+        """Keys [batch, tokens, kv_size] as a KV cache holds them: normed and rotated, but not scaled. Same shape."""
+        heads = key.unflatten(-1, (-1, self.model.head_size))
+        if self.family.query_key_norms is not None:
+            heads = normed(self.family.query_key_norms[1], heads, self.tensors, self.model.norm_epsilon)
+        if self.family.positions == ROTARY:
+            cos, sin = (table[: key.shape[1], None, :] / self.attention_scaling for table in (self.cos, self.sin))
+            heads = gpt_attention.rotate(heads, cos, sin)
+        kept: torch.Tensor = heads.flatten(-2)
+        return kept
 
-    def watch(self, linear: str, see: Callable[[torch.Tensor], None]) -> RemovableHandle:
-        """Call ``see`` with the input of a linear ("self_attn.q_proj") on every pass."""
-        module = self.module.get_submodule(linear)
-        return module.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
 
-    def watch_output(self, linear: str, see: Callable[[torch.Tensor], None]) -> RemovableHandle:
-        """Call ``see`` with the output of a linear on every pass."""
-        module = self.module.get_submodule(linear)
-        return module.register_forward_hook(lambda _, __, output: see(output))
+def normed(norm: Norm, x: torch.Tensor, tensors: Mapping[str, torch.Tensor], epsilon: float) -> torch.Tensor:
+    """A norm over the last axis, computed in float32 and kept in x's dtype."""
+    weight = tensors[f"{norm.tensor}.weight"]
+    if norm.kind == LAYER:
+        centred: torch.Tensor = functional.layer_norm(x, weight.shape, weight, tensors[f"{norm.tensor}.bias"], epsilon)
+        return centred
+    y = x.float()
+    scaled: torch.Tensor = weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    return scaled

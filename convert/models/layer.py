@@ -1,6 +1,7 @@
 """A decoder layer between reading and rounding: float32 weights that may still be scaled.
 
-Names are Hugging Face's ("self_attn.q_proj") for weights and biases, TensorRT-LLM's for norms and groups.
+Names are those of logical linears (Hugging Face's, where a file holds each by itself) for weights and biases, and
+TensorRT-LLM's for norms and groups.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Layer:
     """A decoder layer's weights.
 
     Attributes:
-        norms: weights of the layer norms, float32 [hidden], by TensorRT-LLM name.
+        norms: weights and biases of the norms, float32 [hidden], by TensorRT-LLM name ("input_layernorm.weight").
         weights, biases: float32, by Hugging Face part.
         factors: s of each group, float32 [in]: its input was divided by it, in whatever places.
         smoothers: what the runtime still divides a group's input by, float32 [in], by group name.
@@ -46,7 +47,11 @@ class Layer:
         biased = [part for linear in family.linears if model.has_bias(linear.name) for part in linear.parts]
         return Layer(
             model,
-            norms={ours: source[f"{theirs}.weight"].float() for ours, theirs in family.norms.items()},
+            norms={
+                f"{norm.name}.{suffix}": source[f"{norm.tensor}.{suffix}"].float()
+                for norm in family.all_norms
+                for suffix in norm.suffixes
+            },
             weights={part: source[f"{part}.weight"].float() for part in parts},
             biases={part: source[f"{part}.bias"].float() for part in biased},
         )
@@ -61,7 +66,7 @@ class Layer:
 
     def common(self) -> Tensors:
         """The tensors that every scheme stores: norms and biases, by TensorRT-LLM name."""
-        tensors = {f"{norm}.weight": weight for norm, weight in self.norms.items()}
+        tensors = dict(self.norms)
         for linear in self.model.family.linears:
             if self.model.has_bias(linear.name):
                 tensors[f"{linear.name}.bias"] = torch.cat([self.biases[part] for part in linear.parts])
@@ -69,7 +74,7 @@ class Layer:
 
     def set_common(self, tensors: Tensors) -> None:
         """Hold norms and biases as they are stored; the inverse of ``common``, in float32."""
-        self.norms = {norm: tensors[f"{norm}.weight"].float() for norm in self.norms}
+        self.norms = {name: tensors[name].float() for name in self.norms}
         for linear in self.model.family.linears:
             if self.model.has_bias(linear.name):
                 pieces = tensors[f"{linear.name}.bias"].float().split(self.model.out_features(linear.name))
@@ -78,7 +83,11 @@ class Layer:
     def computed(self) -> Tensors:
         """Hugging Face tensors of a layer that computes what this one does, runtime divisions included."""
         family = self.model.family
-        tensors = {f"{theirs}.weight": self.norms[ours] for ours, theirs in family.norms.items()}
+        tensors = {
+            f"{norm.tensor}.{suffix}": self.norms[f"{norm.name}.{suffix}"]
+            for norm in family.all_norms
+            for suffix in norm.suffixes
+        }
         tensors |= {f"{part}.bias": bias for part, bias in self.biases.items()}
         for group in family.groups:
             for part in self.model.family.parts(group):
@@ -107,10 +116,13 @@ class Layer:
         for part in self.model.family.parts(group):
             self.weights[part] = self.weights[part] * s
         if group.norm is not None:
-            self.norms[group.norm] = self.norms[group.norm] / s
+            for suffix in self.model.family.norm(group.norm).suffixes:
+                self.norms[f"{group.norm}.{suffix}"] = self.norms[f"{group.norm}.{suffix}"] / s
             self.smoothers[group.name] = torch.ones_like(s)
             return
-        assert group.feeder is not None
+        if group.feeder is None:
+            self.smoothers[group.name] = s
+            return
         feeder = self.weights[group.feeder]
         self.folded[group.feeder] = feeder.new_ones(feeder.shape[0]) if folded is None else folded
         if folded is not None:

@@ -53,14 +53,14 @@ class Rotation:
             for part in family.parts(group):
                 weight = source[f"{part}.weight"].float()
                 if group.norm is not None:
-                    norm = source[f"{family.norms[group.norm]}.weight"].float()
+                    norm = source[f"{family.norm(group.norm).tensor}.weight"].float()
                     rotated[f"{part}.weight"] = self.rotate(weight * norm)
                 else:
                     rotated[f"{part}.weight"] = self.rotate(weight.t()).t().contiguous()
                     if f"{part}.bias" in source:
                         rotated[f"{part}.bias"] = self.rotate(source[f"{part}.bias"])
-        for norm_name in family.norms.values():
-            rotated[f"{norm_name}.weight"] = torch.ones_like(source[f"{norm_name}.weight"], dtype=torch.float32)
+        for name in (f"{norm.tensor}.weight" for norm in family.norms):
+            rotated[name] = torch.ones_like(source[name], dtype=torch.float32)
         return rotated
 
 

@@ -1,25 +1,67 @@
-"""The tensors of a Hugging Face model: names and shapes, as its dimensions imply."""
+"""The tensors of a Hugging Face model: names and shapes, as its dimensions imply, and the linears seen in them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
 
 from .dimensions import Model
 
 
 def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
     """Name and shape of every tensor of the Hugging Face model."""
-    family = model.family
-    shapes = {
-        family.embedding: [model.vocab_size, model.hidden_size],
-        family.final_norm: [model.hidden_size],
-        family.head: [model.vocab_size, model.hidden_size],
-    }
+    family, hidden = model.family, model.hidden_size
+    shapes = {family.embedding: [model.vocab_size, hidden]}
+    if family.position_embedding is not None:
+        shapes[family.position_embedding] = [model.max_position_embeddings, hidden]
+    shapes |= {f"{family.final_norm.tensor}.{suffix}": [hidden] for suffix in family.final_norm.suffixes}
+    shapes[family.head] = [model.vocab_size, hidden]
+    layer = layer_shapes(model)
     for i in range(model.num_hidden_layers):
         prefix = family.layer.format(i=i)
-        for norm in family.norms.values():
-            shapes[f"{prefix}{norm}.weight"] = [model.hidden_size]
-        for linear in family.linears:
-            for part, rows in zip(linear.parts, model.out_features(linear.name), strict=True):
-                shapes[f"{prefix}{part}.weight"] = [rows, model.dimension(linear.in_features)]
-                if model.has_bias(linear.name):
-                    shapes[f"{prefix}{part}.bias"] = [rows]
+        shapes |= {prefix + name: shape for name, shape in layer.items()}
     return shapes
+
+
+def layer_shapes(model: Model) -> dict[str, list[int]]:
+    """Name inside the layer and shape of every tensor of a layer."""
+    family, shapes = model.family, dict[str, list[int]]()
+    for norm in family.all_norms:
+        size = model.hidden_size if norm in family.norms else model.head_size
+        shapes |= {f"{norm.tensor}.{suffix}": [size] for suffix in norm.suffixes}
+    for linear in family.linears:
+        width, rows = model.dimension(linear.in_features), dict[str, int]()
+        for part, size in zip(linear.parts, model.out_features(linear.name), strict=True):
+            rows[family.view(part).tensor] = rows.get(family.view(part).tensor, 0) + size
+        for part in linear.parts:
+            view = family.view(part)
+            size = rows[view.tensor]
+            shapes[f"{view.tensor}.weight"] = [width, size] if view.transposed else [size, width]
+            if model.has_bias(linear.name):
+                shapes[f"{view.tensor}.bias"] = [size]
+    return shapes
+
+
+def logical(model: Model, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A layer's tensors by logical linear and by norm, whatever the file stacks or transposes.
+
+    Args:
+        read: a tensor of the file by its name inside the layer; each is read once.
+
+    Returns:
+        "self_attn.q_proj.weight" [out, in], "input_layernorm.weight" [hidden], ...
+    """
+    family, held = model.family, dict[str, torch.Tensor]()
+    tensors = {name: held.setdefault(name, read(name)) for name in layer_shapes(model)}
+    for linear in family.linears:
+        sizes = model.out_features(linear.name)
+        for part in linear.parts:
+            view = family.view(part)
+            for suffix in ("weight", "bias") if model.has_bias(linear.name) else ("weight",):
+                tensor = held[f"{view.tensor}.{suffix}"]
+                tensor = tensor.t() if view.transposed and suffix == "weight" else tensor
+                own = tensor if view.piece is None else tensor.split(sizes)[view.piece]
+                tensors[f"{part}.{suffix}"] = own.contiguous()
+    stacked = {view.tensor for view in family.views.values() if view.piece is not None}
+    return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in stacked}

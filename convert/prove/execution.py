@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ...plugins import few_tokens
-from ...plugins.rmsnorm_quantization import rms_norm
+from ..models.ends import Embedding, engine_norm
 from ..models.forward import LayerForward
 from ..models.rotation import Rotation
 from ..quantize.scheme import LayerSchemes, Scheme
@@ -63,8 +63,7 @@ class Reference:
     def __init__(self, source: Source, ids: torch.Tensor, device: torch.device):
         self.source, self.ids, self.device = source, ids, device
         self.forward = LayerForward(source.model, ids.shape[1], torch.float32, device)
-        embedding = source.tensor(source.model.family.embedding)
-        self.hidden = functional.embedding(ids, embedding).float().to(device)
+        self.hidden = source.embedding().map(torch.Tensor.float)(ids).to(device)
 
     def layer(self, tensors: Tensors) -> None:
         """Advance by one layer, of which these are the Hugging Face tensors."""
@@ -72,17 +71,17 @@ class Reference:
         for chunk in range(len(self.ids)):
             self.hidden[chunk : chunk + 1] = self.forward(self.hidden[chunk : chunk + 1])
 
-    def head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The final norm [hidden_size] and the output projection [vocab_size, hidden_size], float32."""
-        norm = self.source.tensor(self.source.model.family.final_norm)
-        return norm.float().to(self.device), self.source.head().float().to(self.device)
+    def head(self) -> tuple[Tensors, torch.Tensor]:
+        """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], float32."""
+        norm = {suffix: tensor.float().to(self.device) for suffix, tensor in self.source.final_norm().items()}
+        return norm, self.source.head().float().to(self.device)
 
 
 class Execution:
     """A quantized model on the same text.
 
     Args:
-        embedding: [vocab_size, hidden_size], in the engine's dtype.
+        embedding: in the engine's dtype.
         rotation: of its residual stream, or None.
 
     Attributes:
@@ -92,9 +91,9 @@ class Execution:
         roundings: ``rounding_errors`` of each weight-only linear, on the first sequence.
     """
 
-    def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: torch.Tensor, rotation: Rotation | None):
+    def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: Embedding, rotation: Rotation | None):
         self.runtime, self.rotation = runtime, rotation
-        self.hidden = functional.embedding(ids, embedding).to(runtime.device)
+        self.hidden = embedding(ids).to(runtime.device)
         self.errors: list[float] = []
         self.beyond: str | None = None
         self.roundings: list[tuple[float, float]] = []
@@ -124,15 +123,16 @@ class Execution:
         if scheme.weight_only:
             self.roundings.append(rounding_errors(self.runtime, own, scheme, read.x))
 
-    def accuracy(self, reference: Reference, norm: torch.Tensor, head: torch.Tensor) -> Accuracy:
+    def accuracy(self, reference: Reference, norm: Tensors, head: torch.Tensor) -> Accuracy:
         """Behind the last layer: the distance of what both predict; norm and head are this model's."""
         device, (chunks, length) = self.runtime.device, reference.ids.shape
-        norm, head = norm.to(device), head.float().to(device)
+        norm, head = {suffix: tensor.to(device) for suffix, tensor in norm.items()}, head.float().to(device)
         true_norm, true_head = reference.head()
         totals = torch.zeros(4, dtype=torch.float64)
         for chunk in range(chunks):
-            epsilon = reference.source.model.norm_epsilon
-            wanted = rms_norm(reference.hidden[chunk], true_norm, epsilon) @ true_head.t()
+            model = reference.source.model
+            last = engine_norm(model.family.final_norm, reference.hidden[chunk], true_norm, model.norm_epsilon)
+            wanted = last @ true_head.t()
             got = self.runtime.logits(self.hidden[chunk], norm, head)
             totals += compare_logits(wanted, got, reference.ids[chunk].to(device)).cpu()
         self.look_for_overflow("behind the last layer")

@@ -22,8 +22,12 @@ from ...plugins import (
     weight_only_groupwise_quant_matmul,
     weight_only_quant_matmul,
 )
+from ..models import block
 from ..models.dimensions import Model
-from ..models.forward import rotary_tables
+from ..models.ends import engine_norm
+from ..models.family import Linear, Norm
+from ..models.forward import ACTIVATIONS
+from ..models.rotary import rotary_tables
 from ..quantize.scheme import (
     AWQ,
     FP8,
@@ -90,18 +94,7 @@ class Runtime:
 
     def layer(self, tensors: Tensors, schemes: LayerSchemes, hidden: torch.Tensor) -> torch.Tensor:
         """One decoder layer: hidden states [batch, tokens, hidden_size] before it and behind it."""
-        batch, length, width = hidden.shape
-        x = hidden.view(-1, width)
-        attention, dense, mlp, proj = (schemes[group.name] for group in self.model.family.groups)
-        qkv = self.linear(tensors, attention, "attention.qkv", self.norm(tensors, attention, "input_layernorm", x))
-        attended = self.attention(tensors, qkv.view(batch, length, -1), dense.kv_cache).view(batch * length, -1)
-        read = self.smoothed(tensors, dense, "attention.dense", attended)
-        x = self.held("the hidden state behind attention", x + self.linear(tensors, dense, "attention.dense", read))
-        y = self.norm(tensors, mlp, "post_layernorm", x)
-        gated = functional.silu(self.linear(tensors, mlp, "mlp.fc", y).float()).to(self.dtype)
-        product = self.held("the input of mlp.proj", gated * self.linear(tensors, mlp, "mlp.gate", y))
-        x = x + self.linear(tensors, proj, "mlp.proj", self.smoothed(tensors, proj, "mlp.proj", product))
-        return self.held("the hidden state behind the layer", x).view(batch, length, width)
+        return block.run(self.model.family, LayerFunctions(self, tensors, schemes, hidden.shape), hidden)
 
     def held(self, what: str, x: torch.Tensor) -> torch.Tensor:
         """A value as the engine keeps it; one that its dtype cannot hold is remembered."""
@@ -109,12 +102,12 @@ class Runtime:
             self.beyond[what] = None
         return x
 
-    def norm(self, tensors: Tensors, scheme: Scheme, name: str, x: torch.Tensor) -> Activation:
+    def norm(self, tensors: Tensors, scheme: Scheme, norm: Norm, x: torch.Tensor) -> Activation:
         """A layer norm, its output quantized where the linears behind it want it so."""
-        weight, eps = tensors[f"{name}.weight"], self.model.norm_epsilon
-        y = self.held(f"the output of {name}", rmsnorm_quantization.rms_norm(x, weight, eps))
+        own = {suffix: tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
+        y = self.held(f"the output of {norm.name}", engine_norm(norm, x, own, self.model.norm_epsilon))
         if scheme.form == SMOOTHQUANT_PLUGIN:
-            scale = tensors[f"{name}.scale_to_int"]
+            scale = tensors[f"{norm.name}.scale_to_int"]
             return Activation(*rmsnorm_quantization.quantize(y, scale, scheme.per_token))
         return self.quantized(scheme, y)
 
@@ -208,9 +201,47 @@ class Runtime:
             x, own["weight"], scale, prequant, alpha=alpha, bias=own.get("bias"), bits=scheme.bits, sm=scheme.sm
         )
 
-    def logits(self, hidden: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden_size] -> float32 [tokens, vocab_size], by the final norm and a float32 output projection."""
-        y = self.held("the last norm's output", rmsnorm_quantization.rms_norm(hidden, norm, self.model.norm_epsilon))
+    def logits(self, hidden: torch.Tensor, norm: Tensors, head: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden_size] -> float32 [tokens, vocab_size], by the final norm and a float32 output projection.
+
+        Args:
+            norm: the final norm's tensors, "weight" and "bias" where it has one.
+        """
+        final = engine_norm(self.model.family.final_norm, hidden, norm, self.model.norm_epsilon)
+        y = self.held("the last norm's output", final)
         logits = y.float() @ head.t()
         self.held("a logit", logits.abs().amax().to(self.dtype))
         return logits
+
+
+class LayerFunctions:
+    """A checkpoint's layer as functions of a block; inputs of linears may be quantized, outputs are [tokens, out]."""
+
+    def __init__(self, runtime: Runtime, tensors: Tensors, schemes: LayerSchemes, shape: torch.Size):
+        self.runtime, self.tensors, self.shape = runtime, tensors, shape
+        family = runtime.model.family
+        self.by_norm = {group.norm: schemes[group.name] for group in family.groups if group.norm}
+        self.by_linear = {linear: schemes[group.name] for group in family.groups for linear in group.linears}
+
+    def norm(self, norm: Norm, x: torch.Tensor) -> Activation:
+        return self.runtime.norm(self.tensors, self.by_norm[norm.name], norm, x.view(-1, x.shape[-1]))
+
+    def linear(self, linear: Linear, read: Activation) -> torch.Tensor:
+        return self.runtime.linear(self.tensors, self.by_linear[linear.name], linear.name, read)
+
+    def attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        kv_cache = next(iter(self.by_linear.values())).kv_cache
+        return self.runtime.attention(self.tensors, qkv.view(*self.shape[:2], -1), kv_cache)
+
+    def product(self, made: list[torch.Tensor]) -> torch.Tensor:
+        first, *others = made
+        y = ACTIVATIONS[self.runtime.model.hidden_act](first.float()).to(self.runtime.dtype)
+        last = self.runtime.model.family.linears[-1].name
+        return self.runtime.held(f"the input of {last}", y * others[0] if others else y)
+
+    def read(self, linear: Linear, x: torch.Tensor) -> Activation:
+        return self.runtime.smoothed(self.tensors, self.by_linear[linear.name], linear.name, x.view(-1, x.shape[-1]))
+
+    def add(self, linear: Linear, x: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        where = "the layer" if linear == self.runtime.model.family.linears[-1] else "attention"
+        return self.runtime.held(f"the hidden state behind {where}", x + made.view(x.shape))

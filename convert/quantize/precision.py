@@ -167,7 +167,8 @@ class Names:
         for index in range(model.num_hidden_layers):
             for linear in model.family.linears:
                 for part in linear.parts:
-                    names = (model.family.layer.format(i=index) + part, LAYER.format(i=index) + linear.name)
+                    module = model.family.view(part).tensor
+                    names = (model.family.layer.format(i=index) + module, LAYER.format(i=index) + linear.name)
                     for name in around(names):
                         self.places.setdefault(name, {})[index, part] = None
 
@@ -190,7 +191,7 @@ class Names:
                 what = "the embedding and lm_head stay in floating point" if outside else "no linear has such a name"
                 raise InputError(
                     f"{flag} {shown(pattern)}: {what}; names are like {LAYER.format(i=0)}{last.name} or "
-                    f"{family.layer.format(i=0)}{last.parts[0]}, and * stands for any characters"
+                    f"{family.layer.format(i=0)}{family.view(last.parts[0]).tensor}, and * stands for any characters"
                 )
             yield list(found)
 

@@ -7,7 +7,6 @@ opened once: what is hashed, parsed and read is one content, or an error.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from ..files.reader import Reader
 from ..files.shard import DTYPES as STORED
 from ..files.shard import Shard
 from ..models.dimensions import Model, read_model
-from ..models.shapes import hugging_face_shapes
+from ..models.ends import Embedding
+from ..models.shapes import hugging_face_shapes, logical
 from ..numbers.rounding import Grouped
 from .readymade.detect import FILES, read_ready_made
 from .readymade.kinds import Expected, Packed, ReadyMade
@@ -76,7 +76,6 @@ class Source:
         expected, self.packed = self._expected()
         check_tensors(self.where, expected, self._about, shown_path(self.folder))
         self._drop_empty_biases()
-        self.layers = self._by_layer()
         self.dtype = self._dtype()
 
     def note(self, text: str) -> None:
@@ -94,19 +93,17 @@ class Source:
         return tensor.to(device)
 
     def layer(self, index: int, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-        """The tensors of one decoder layer, named as inside the layer ("self_attn.q_proj.weight"); weights that are
-        quantized already are dequantized, in float32."""
+        """The tensors of one decoder layer, by logical linear and norm inside the layer; weights that are quantized
+        already are dequantized, in float32."""
         prefix = self.model.family.layer.format(i=index)
-        tensors = {}
-        for name in self.layers[index]:
-            inside, linear = name.removeprefix(prefix), name.removesuffix(".weight")
+
+        def read(inside: str) -> torch.Tensor:
+            name, linear = prefix + inside, prefix + inside.removesuffix(".weight")
             if name in self.zeros:
-                tensors[inside] = torch.zeros(self.shapes[name], dtype=DTYPES[self.dtype], device=device)
-            elif linear in self.packed:
-                tensors[inside] = self.dequantized(linear).to(device)
-            else:
-                tensors[inside] = self.tensor(name, device)
-        return tensors
+                return torch.zeros(self.shapes[name], dtype=DTYPES[self.dtype], device=device)
+            return self.dequantized(linear).to(device) if linear in self.packed else self.tensor(name, device)
+
+        return logical(self.model, read)
 
     def dequantized(self, linear: str) -> torch.Tensor:
         """The weight of a linear of a ready-made folder, by its full name, float32 [out, in].
@@ -173,6 +170,18 @@ class Source:
             left += [(index, name.removeprefix(prefix)) for name in self.linears(index) if name not in self.packed]
         return left
 
+    def embedding(self) -> Embedding:
+        """What stands before the first layer."""
+        positions = self.model.family.position_embedding
+        return Embedding(
+            self.tensor(self.model.family.embedding), None if positions is None else self.tensor(positions)
+        )
+
+    def final_norm(self) -> dict[str, torch.Tensor]:
+        """The last norm's tensors [hidden_size], by last name."""
+        norm = self.model.family.final_norm
+        return {suffix: self.tensor(f"{norm.tensor}.{suffix}") for suffix in norm.suffixes}
+
     def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """The output projection [vocab_size, hidden_size]; the embedding where the two are tied."""
         family = self.model.family
@@ -196,9 +205,10 @@ class Source:
             file.check_unchanged()
 
     def linears(self, index: int) -> list[str]:
-        """The full names of one decoder layer's linears."""
+        """The full names of one decoder layer's linears, as the files have them."""
         family = self.model.family
-        return [f"{family.layer.format(i=index)}{part}" for linear in family.linears for part in linear.parts]
+        parts = [part for linear in family.linears for part in linear.parts]
+        return list(dict.fromkeys(family.layer.format(i=index) + family.view(part).tensor for part in parts))
 
     def _all_linears(self) -> list[str]:
         return [name for index in range(self.model.num_hidden_layers) for name in self.linears(index)]
@@ -271,17 +281,6 @@ class Source:
             if self.tensor(name).any():
                 raise InputError(f"{self.where[name].file}: tensor {name} is not 0, but config.json declares no bias")
             del self.where[name]
-
-    def _by_layer(self) -> dict[int, list[str]]:
-        """The names of each layer's tensors in floating point."""
-        layers = defaultdict[int, list[str]](list)
-        prefixes = {self.model.family.layer.format(i=i): i for i in range(self.model.num_hidden_layers)}
-        for name in self.shapes:
-            for dot in [place for place, letter in enumerate(name) if letter == "."]:
-                if name[: dot + 1] in prefixes:
-                    layers[prefixes[name[: dot + 1]]].append(name)
-                    break
-        return layers
 
     def _dtype(self) -> str:
         stated = self.model.dtype

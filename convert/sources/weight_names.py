@@ -92,7 +92,8 @@ def find(shards: list[Shard], family: Family, note: Note) -> tuple[dict[str, Fou
 
 def common_prefix(names: list[str], family: Family) -> str:
     """What stands before every name, such as "module."; empty where something has its family's name, or not all do."""
-    before = [name.removesuffix(family.final_norm) for name in names if name.endswith(family.final_norm)]
+    last = f"{family.final_norm.tensor}.weight"
+    before = [name.removesuffix(last) for name in names if name.endswith(last)]
     if len(before) == 1 and before[0].endswith(".") and all(name.startswith(before[0]) for name in names):
         return before[0]
     return ""
@@ -101,7 +102,7 @@ def common_prefix(names: list[str], family: Family) -> str:
 def lacking_prefix(names: Collection[str], family: Family) -> str:
     """What names lack that were saved from the model without its output projection, as transformers adds it: "model."
     of "model.norm.weight"; empty where they do not."""
-    first, _, rest = family.final_norm.partition(".")
+    first, _, rest = f"{family.final_norm.tensor}.weight".partition(".")
     lacks = rest in names and not any(name.startswith(f"{first}.") for name in names)
     return f"{first}." if lacks else ""
 
@@ -145,15 +146,16 @@ def settle_biases(
     under the same flag have theirs."""
     zeros = set[str]()
     layers = [model.family.layer.format(i=i) for i in range(model.num_hidden_layers)]
-    for flag in dict.fromkeys(linear.bias for linear in model.family.linears):
-        parts = [part for linear in model.family.linears if linear.bias == flag for part in linear.parts]
-        lacking = [part for part in parts if not any(f"{layer}{part}.bias" in where for layer in layers)]
-        if not getattr(model, flag) or not lacking:
+    for flag in dict.fromkeys(linear.bias for linear in model.family.linears if model.has_bias(linear.name)):
+        linears = [linear for linear in model.family.linears if linear.bias == flag]
+        modules = list(dict.fromkeys(model.family.view(part).tensor for linear in linears for part in linear.parts))
+        lacking = [module for module in modules if not any(f"{layer}{module}.bias" in where for layer in layers)]
+        if not lacking:
             continue
-        if len(lacking) < len(parts):
+        if len(lacking) < len(modules):
             note(f"{', '.join(lacking)}: config.json declares biases, and none are there: they are 0")
-            zeros |= {f"{layer}{part}.bias" for layer in layers for part in lacking}
-        elif config.get("attention_bias") is None and flag == "attn_bias":
+            zeros |= {f"{layer}{module}.bias" for layer in layers for module in lacking}
+        elif config.get("attention_bias") is None and config.get("bias") and flag == "attn_bias":
             model = replace(model, attn_bias=False)  # "bias" alone, which transformers' Llama does not read
     return model, frozenset(zeros)
 

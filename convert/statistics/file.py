@@ -169,7 +169,7 @@ def named(statistics: LayerStatistics, model: Model) -> dict[str, torch.Tensor]:
         tensors |= {f"{group}.{name}": tensor for name, tensor in of_group.items() if tensor is not None}
     if statistics.output_amax:
         tensors["output_amax"] = torch.cat([statistics.output_amax[part] for part in rows_of(model)])
-        tensors["stream_amax"] = torch.tensor([statistics.stream_amax[norm] for norm in model.family.norms])
+        tensors["stream_amax"] = torch.tensor([statistics.stream_amax[norm.name] for norm in model.family.norms])
     for name in CACHE:
         if getattr(statistics, name) is not None:
             tensors[name] = getattr(statistics, name)
@@ -188,7 +188,9 @@ def unnamed(tensors: dict[str, torch.Tensor], model: Model) -> LayerStatistics:
     if "output_amax" in tensors:
         rows = rows_of(model)
         seen.output_amax = dict(zip(rows, tensors["output_amax"].split(list(rows.values())), strict=True))
-        seen.stream_amax = dict(zip(model.family.norms, tensors["stream_amax"].tolist(), strict=True))
+        seen.stream_amax = dict(
+            zip((norm.name for norm in model.family.norms), tensors["stream_amax"].tolist(), strict=True)
+        )
     seen.key_amax, seen.value_amax, seen.query_amax = (tensors.get(name) for name in CACHE)
     return seen
 

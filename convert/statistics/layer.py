@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from ..models.dimensions import Model
-from ..models.forward import LayerForward
+from ..models.forward import MAKES, NORMS, READS, LayerForward
 from ..numbers.gram import add_inputs, mirror
 from ..numbers.inputs import InputStatistics
 
@@ -158,23 +158,20 @@ def calibrate_layer(
     draw = torch.Generator().manual_seed(seed)
     kept = torch.randint(length, (sequences, KEPT_PER_SEQUENCE), generator=draw).to(hidden.device)
     watchers: dict[str, _InputWatcher] = {}
-    handles = []
     if wanted.inputs:
         for group in model.family.groups:
             watchers[group.name] = _InputWatcher(kept, wanted.gram)
-            part = model.family.linear(group.linears[0]).parts[0]
-            handles.append(layer.watch(part, watchers[group.name]))
+            layer.watch(READS, group.linears[0], watchers[group.name])
     outputs: dict[str, torch.Tensor] = {}
     stream: dict[str, float] = {}
     if wanted.outputs:
         for part in (part for linear in model.family.linears for part in linear.parts):
-            handles.append(layer.watch_output(part, partial(_see_output, outputs, part)))
-        for ours, theirs in model.family.norms.items():
-            handles.append(layer.watch(theirs, partial(_see_stream, stream, ours)))
-    ranges = _CacheRanges(layer, model) if wanted.cache else None
+            layer.watch(MAKES, part, partial(_see_output, outputs, part))
+        for norm in model.family.norms:
+            layer.watch(NORMS, norm.name, partial(_see_stream, stream, norm.name))
+    ranges = _CacheRanges(layer) if wanted.cache else None
     if stay:
-        last = model.family.linear(model.family.groups[-1].linears[0]).parts[0]
-        handles.append(layer.watch(last, _end_pass))
+        layer.watch(READS, model.family.groups[-1].linears[0], _end_pass)
     try:
         for start in range(0, sequences, batch):
             piece = hidden[start : start + batch]
@@ -182,10 +179,7 @@ def calibrate_layer(
                 hidden[start : start + batch] = layer(piece.to(layer.device, layer.dtype)).to(hidden.device)
             on_batch(piece.shape[0] * length)
     finally:
-        for handle in handles:
-            handle.remove()
-        if ranges is not None:
-            ranges.remove()
+        layer.watchers.clear()
     inputs = {name: watcher.statistics(length) for name, watcher in watchers.items()}
     if ranges is None:
         return LayerStatistics(inputs, outputs, stream)
@@ -211,27 +205,22 @@ def _see_stream(stream: dict[str, float], norm: str, x: torch.Tensor) -> None:
 class _CacheRanges:
     """Largest |key| (after the rotary embedding) and |value| per channel, which a KV cache holds, and |query|."""
 
-    def __init__(self, layer: LayerForward, model: Model):
-        self.layer = layer
+    def __init__(self, layer: LayerForward):
+        self.rotate = layer.rotate
         self.key: torch.Tensor | None = None
         self.value: torch.Tensor | None = None
         self.query: torch.Tensor | None = None
-        watchers = zip(model.family.attention, (self.see_query, self.see_key, self.see_value), strict=True)
-        self.handles = [layer.watch_output(part, see) for part, see in watchers]
+        for part, see in zip(layer.family.attention, (self.see_query, self.see_key, self.see_value), strict=True):
+            layer.watch(MAKES, part, see)
 
     def see_key(self, key: torch.Tensor) -> None:
-        rotated = self.layer.rotate(key)
-        self.key = _running_amax(self.key, rotated)
+        self.key = _running_amax(self.key, self.rotate(key))
 
     def see_value(self, value: torch.Tensor) -> None:
         self.value = _running_amax(self.value, value)
 
     def see_query(self, query: torch.Tensor) -> None:
         self.query = _running_amax(self.query, query)
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
 
 
 def _running_amax(so_far: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch.nn import functional
 
-from ...plugins.rmsnorm_quantization import rms_norm
 from ..device import fast_dtype
 from ..errors import InputError
 from ..models.dimensions import Model
+from ..models.ends import Embedding, engine_norm
 from ..models.forward import LayerForward
 from ..models.layer import Layer, Tensors
 from .layer import LayerStatistics, Wanted, calibrate_layer
@@ -27,7 +26,7 @@ class Calibration:
 
     Args:
         ids: int64 [sequences, tokens].
-        embedding: of the model, or of the rotated one, [vocab_size, hidden_size].
+        embedding: of the model, or of the rotated one.
         wanted: what is gathered at every layer.
         stay: leave the hidden states to ``advance``.
 
@@ -39,7 +38,7 @@ class Calibration:
         self,
         model: Model,
         ids: torch.Tensor,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         wanted: Wanted,
         device: torch.device,
         seed: int,
@@ -47,7 +46,7 @@ class Calibration:
     ):
         self.model, self.wanted, self.seed, self.stay = model, wanted, seed, stay
         self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device)
-        self.hidden = functional.embedding(ids, embedding).to(device, fast_dtype(device))
+        self.hidden = embedding(ids).to(device, fast_dtype(device))
         self.batch = max(1, BATCH_TOKENS[device.type] // ids.shape[1])
 
     def layer(self, tensors: Tensors, on_tokens: Callable[[int], None] = lambda tokens: None) -> LayerStatistics:
@@ -65,18 +64,21 @@ class Calibration:
         calibrate_layer(self.forward, self.hidden, self.model, Wanted(), self.seed, self.batch)
         return self.largest()
 
-    def largest_normed(self, weight: torch.Tensor) -> float:
-        """The largest |output| of the model's last norm, of which this is the weight [hidden_size]."""
-        weight, epsilon = weight.to(self.hidden.device), self.model.norm_epsilon
-        return max(float(rms_norm(one, weight, epsilon).abs().max()) for one in self.hidden)
+    def normed(self, norm: Tensors) -> Iterator[torch.Tensor]:
+        """The output of the model's last norm for each sequence, [tokens, hidden_size]; norm: its tensors."""
+        own = {suffix: tensor.to(self.hidden.device) for suffix, tensor in norm.items()}
+        for one in self.hidden:
+            yield engine_norm(self.model.family.final_norm, one, own, self.model.norm_epsilon)
 
-    def largest_logit(self, weight: torch.Tensor, head: torch.Tensor, enough: float) -> float:
+    def largest_normed(self, norm: Tensors) -> float:
+        """The largest |output| of the model's last norm."""
+        return max(float(one.abs().max()) for one in self.normed(norm))
+
+    def largest_logit(self, norm: Tensors, head: torch.Tensor, enough: float) -> float:
         """The largest |logit|, or a bound on it that is not above ``enough``: the longest norm's output times the
         longest row of ``head`` [vocab_size, hidden_size]; logits themselves take as long as some layers."""
-        rows = torch.linalg.vector_norm(head.float(), dim=1).max()
-        weight, epsilon, bound = weight.to(self.hidden.device), self.model.norm_epsilon, 0.0
-        for one in self.hidden:
-            normed = rms_norm(one, weight, epsilon).float()
+        rows, bound = torch.linalg.vector_norm(head.float(), dim=1).max(), 0.0
+        for normed in (one.float() for one in self.normed(norm)):
             longest = float(torch.linalg.vector_norm(normed, dim=1).max() * rows)
             if not longest <= enough:
                 pieces = head.to(normed.device).split(HEAD_ROWS)

@@ -9,7 +9,8 @@ import torch
 from ...errors import InputError, shown
 from ...files.shard import Shard
 from ...models.dimensions import Model
-from ...models.forward import rotary_frequencies
+from ...models.ends import Embedding
+from ...models.rotary import rotary_frequencies
 from ...quantize.precision import LAYER, Precision
 from .layout import Tensor, check_kernels, layer_tensors
 from .stated import Stated
@@ -89,17 +90,22 @@ class Checkpoint(Stated):
             return self.read(0, "rotary_inv_freq")
         return rotary_frequencies(self.model)[0]
 
-    def embedding(self) -> torch.Tensor:
-        """[vocab_size, hidden_size]."""
+    def embedding(self) -> Embedding:
+        """What stands before the first layer."""
         ranks, name = range(self.mapping.tp_size), "transformer.vocab_embedding.weight"
+        learned = self.model.family.position_embedding is not None
+        positions = self.same(ranks, "transformer.position_embedding.weight") if learned else None
         if self.embedding_axis is None:
-            return self.same(ranks, name)
-        return torch.cat([self.read(rank, name) for rank in ranks], self.embedding_axis)[: self.model.vocab_size]
+            return Embedding(self.same(ranks, name), positions)
+        pieces = [self.read(rank, name) for rank in ranks]
+        return Embedding(torch.cat(pieces, self.embedding_axis)[: self.model.vocab_size], positions)
 
-    def final_norm(self) -> torch.Tensor:
-        """[hidden_size]."""
+    def final_norm(self) -> dict[str, torch.Tensor]:
+        """The last norm's tensors [hidden_size], by last name."""
         ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
-        return self.same(ranks, "transformer.ln_f.weight")
+        return {
+            suffix: self.same(ranks, f"transformer.ln_f.{suffix}") for suffix in self.model.family.final_norm.suffixes
+        }
 
     def same(self, ranks: range, name: str) -> torch.Tensor:
         """A tensor that these ranks all hold whole."""

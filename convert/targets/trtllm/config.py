@@ -8,39 +8,21 @@ from typing import Any
 from ...errors import InputError
 from ...files.reader import Reader
 from ...models.dimensions import MOST_LAYERS, Model, check_heads, family_of
+from ...models.family import LEARNED, ROTARY
 from ...models.rope import read_rope
 from ...quantize.precision import Precision
 from .keys import check_config
 from .layout import Mapping
 from .quant_config import quantization
 
+POSITIONS = {ROTARY: "rope_gpt_neox", LEARNED: "learned_absolute"}
+
 
 def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smoothquant_val: float) -> dict[str, Any]:
     """TensorRT-LLM's config.json, in the key set that releases 0.16 to 1.2.1 read."""
     model = precision.model
     return {
-        "mlp_bias": model.mlp_bias,
-        "attn_bias": model.attn_bias,
-        "rotary_base": model.rotary_base,
-        "rotary_scaling": model.rotary_scaling,
-        "residual_mlp": False,
-        "disable_weight_only_quant_plugin": False,
-        "moe": {
-            "num_experts": 0,
-            "shared_expert_intermediate_size": 0,
-            "top_k": 0,
-            "normalization_mode": None,
-            "sparse_mixer_epsilon": 0.01,
-            "tp_mode": 0,
-            "device_limited_n_group": 0,
-            "device_limited_topk_group": 0,
-            "device_limited_routed_scaling_factor": 1.0,
-        },
-        "remove_duplicated_kv_heads": False,
-        "fc_after_embed": False,
-        "use_input_layernorm_in_first_layer": True,
-        "use_last_layernorm": True,
-        "layer_idx_offset": 0,
+        **model.family.config(model),
         "architecture": model.architecture,
         "dtype": dtype,
         "vocab_size": model.vocab_size,
@@ -51,7 +33,7 @@ def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smooth
         "logits_dtype": "float32",
         "norm_epsilon": model.norm_epsilon,
         "runtime_defaults": None,
-        "position_embedding_type": "rope_gpt_neox",
+        "position_embedding_type": POSITIONS[model.family.positions],
         "num_key_value_heads": model.num_key_value_heads,
         "intermediate_size": model.intermediate_size,
         "max_position_embeddings": model.max_position_embeddings,
@@ -115,18 +97,17 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         InputError: an architecture that this version cannot execute, a key that it does not know, or a missing or
             wrong value.
     """
-    said = Reader(config)
-    sizes, positions, attn_bias = read_sizes(said), said.integer("max_position_embeddings"), said.flag("attn_bias")
-    check_config(said, sizes.head_size, attn_bias)
+    said, family = Reader(config), family_of(config.get("architecture"))
+    sizes, positions = read_sizes(said), said.integer("max_position_embeddings")
     said.section("rotary_scaling")
     base, scaling = read_rope(
         {"rope_theta": said.number("rotary_base", 1e4), "rope_scaling": config.get("rotary_scaling")}, positions
     )
-    said.choice("hidden_act", ("silu",))
-    said.choice("position_embedding_type", ("rope_gpt_neox",))
+    said.choice("position_embedding_type", (POSITIONS[family.positions],))
+    usual = family.read(Reader({}))
     model = Model(
         architecture=said.text("architecture"),
-        family=family_of(config.get("architecture")),
+        family=family,
         dtype=said.text("dtype"),
         hidden_size=sizes.hidden_size,
         intermediate_size=sizes.intermediate_size,
@@ -137,13 +118,12 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         vocab_size=sizes.vocab_size,
         max_position_embeddings=positions,
         norm_epsilon=float(said.number("norm_epsilon", 1e-5, largest=1.0)),
-        hidden_act="silu",
+        hidden_act=said.choice("hidden_act", tuple(dict.fromkeys(family.activations.values()))),
         rotary_base=base,
         rotary_scaling=scaling,
-        attn_bias=attn_bias,
-        mlp_bias=said.flag("mlp_bias"),
         tied=False,
-        sliding_window=None,
+        **{flag: said.flag(flag, usual.get(flag, False)) for flag in ("attn_bias", "mlp_bias")},
     )
+    check_config(said, model)
     check_heads(model)
     return model

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
+from ...models.dimensions import Model
 
 READ = (
     "architecture",
@@ -101,19 +102,16 @@ MAPPING_FIXED: dict[str, Any] = {"cp_config": {}, "auto_parallel": False, "enabl
 MAPPING_EFFECTLESS: dict[str, tuple[type, ...]] = {"gpus_per_node": (int,), "rank": (int,)}
 
 
-def check_config(said: Reader, head_size: int, attn_bias: bool) -> None:
-    """Raise InputError for a key of config.json that is not known, or that says what is not executed here.
-
-    Args:
-        head_size, attn_bias: what keys of the same meaning must say.
-    """
-    check(said, (*READ, *ROTATED, "bias"), FIXED, EFFECTLESS)
+def check_config(said: Reader, model: Model) -> None:
+    """Raise InputError for a key of config.json that is not known, or that says what is not executed here."""
+    own = {key: value for key, value in model.family.config(model).items() if key not in READ}
+    check(said, (*READ, *ROTATED, "bias"), FIXED | own, EFFECTLESS)
     check(said.section("moe"), (), MOE_FIXED, MOE_EFFECTLESS)
     for key in ROTATED:
-        if said.integer(key, head_size) != head_size:
-            raise said.wrong(key, f"head_size {head_size}: a head is rotated whole here")
-    if said.flag("bias", attn_bias) != attn_bias:
-        raise said.wrong("bias", f"attn_bias {shown_json(attn_bias)}")
+        if said.integer(key, model.head_size) != model.head_size:
+            raise said.wrong(key, f"head_size {model.head_size}: a head is rotated whole here")
+    if said.flag("bias", model.attn_bias) != model.attn_bias:
+        raise said.wrong("bias", f"attn_bias {shown_json(model.attn_bias)}")
 
 
 def check_mapping(parallel: Reader) -> None:

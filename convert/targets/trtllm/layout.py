@@ -145,7 +145,13 @@ class Tensor:
 
 def layer_tensors(model: Model, schemes: LayerSchemes, dtype: str) -> dict[str, Tensor]:
     """TensorRT-LLM's tensors of one decoder layer, by name inside the layer; dtype is the engine's."""
-    tensors = {f"{norm}.weight": Tensor((model.hidden_size,), MODEL_DTYPE) for norm in model.family.norms}
+    tensors = {
+        f"{norm.name}.{suffix}": Tensor(
+            (model.hidden_size if norm in model.family.norms else model.head_size,), MODEL_DTYPE
+        )
+        for norm in model.family.all_norms
+        for suffix in norm.suffixes
+    }
     for group in model.family.groups:
         scheme = schemes[group.name]
         if scheme.kv_cache:
@@ -323,13 +329,17 @@ def rank_tensors(
         if embedding_axis is not None:
             embedding[embedding_axis] = math.ceil(embedding[embedding_axis] / mapping.tp_size)
         tensors["transformer.vocab_embedding.weight"] = (embedding, dtype)
+        if model.family.position_embedding is not None:
+            table = [model.max_position_embeddings, model.hidden_size]
+            tensors["transformer.position_embedding.weight"] = (table, dtype)
     shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, dtype))  # most layers are alike
     for local, index in enumerate(mapping.stages(model.num_hidden_layers)[stage]):
         for name, shape in shapes(*precision.layer(index).items()).items():
             tensors[LAYER.format(i=local) + name] = shape
     if stage == mapping.pp_size - 1:
         rows = padded_vocab(model, mapping.tp_size) // mapping.tp_size
-        tensors["transformer.ln_f.weight"] = ([model.hidden_size], dtype)
+        for suffix in model.family.final_norm.suffixes:
+            tensors[f"transformer.ln_f.{suffix}"] = ([model.hidden_size], dtype)
         tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
     return tensors
 

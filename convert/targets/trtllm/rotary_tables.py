@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from ...models.dimensions import Model
-from ...models.forward import rotary_frequencies
+from ...models.rotary import rotary_frequencies
 from .layout import FREQUENCIES, PAIRS, UNSCALED
 
 TOLERANCE, ROUNDED = 1e-5, 2.0**-23

@@ -14,7 +14,8 @@ from ...errors import InputError, printable
 from ...files.disk import read_json
 from ...files.reader import LARGEST, Reader
 from ...models.dimensions import Model, family_of
-from ...models.family import FAMILIES, Family
+from ...models.families import FAMILIES
+from ...models.family import Family
 from ...quantize.precision import MIXED_PRECISION, Precision
 from .config import Sizes, model_of_checkpoint, read_sizes
 from .keys import check_mapping

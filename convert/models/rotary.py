@@ -1,0 +1,90 @@
+"""The rotary embedding: frequencies of every type, and the tables of cos and sin that they make.
+
+    plain     f_i = base^(-2i/d)
+    linear    f_i / factor
+    dynamic   plain, for no sequence is longer than the model's positions
+    llama3    f_i / factor for long wavelengths, f_i for short ones, a mean of both between (Llama 3.1's own code)
+    yarn      the same with bounds counted in rotations, and cos and sin times an attention factor
+
+Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models", section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from .dimensions import Model
+
+
+def rotary_frequencies(model: Model) -> tuple[torch.Tensor, float]:
+    """Inverse frequencies of the rotary embedding, float32 [head_size / 2], and what cos and sin are multiplied by."""
+    scaling, size = model.rotary_scaling or {"rope_type": "default"}, model.head_size
+    plain = 1.0 / powers(model.rotary_base, size)
+    kind = scaling["rope_type"]
+    if kind == "linear":
+        return plain / scaling["factor"], 1.0
+    if kind == "llama3":
+        return llama3(plain, scaling), 1.0
+    if kind == "yarn":
+        return yarn(model.rotary_base, size, scaling), attention_factor(scaling)
+    return plain, 1.0
+
+
+def powers(base: float, size: int) -> torch.Tensor:
+    """base^(2i/d), float32 [d / 2]."""
+    exponents: torch.Tensor = torch.arange(0, size, 2, dtype=torch.float32) / size
+    return torch.pow(base, exponents)
+
+
+def llama3(plain: torch.Tensor, scaling: dict[str, Any]) -> torch.Tensor:
+    """Frequencies whose wavelength is long against the original context are divided by the factor."""
+    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+    context = scaling["original_max_position_embeddings"]
+    wavelength = 2 * math.pi / plain
+    divided = torch.where(wavelength > context / low, plain / factor, plain)
+    share = (context / wavelength - low) / (high - low)
+    between = ~(wavelength < context / high) & ~(wavelength > context / low)
+    return torch.where(between, (1 - share) * divided / factor + share * divided, divided)
+
+
+def yarn(base: float, size: int, scaling: dict[str, Any]) -> torch.Tensor:
+    """Frequencies that turn often within the original context stay, those that hardly turn are divided by the factor,
+    on a ramp between."""
+    context = scaling["original_max_position_embeddings"]
+
+    def dimension(rotations: float) -> float:
+        """The channel pair that turns so often within the original context."""
+        return (size * math.log(context / (rotations * 2 * math.pi))) / (2 * math.log(base))
+
+    first, last = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    last = last + 0.001 if first == last else last
+    ramp = ((torch.arange(size // 2, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
+    kept, pairs = 1 - ramp, powers(base, size)
+    blended: torch.Tensor = 1.0 / (scaling["factor"] * pairs) * (1 - kept) + 1.0 / pairs * kept
+    return blended
+
+
+def attention_factor(scaling: dict[str, Any]) -> float:
+    """What YaRN multiplies cos and sin by: 0.1 ln(factor) + 1, unless the configuration says otherwise."""
+
+    def grown(times: float = 1.0) -> float:
+        return 1.0 if scaling["factor"] <= 1 else 0.1 * times * math.log(scaling["factor"]) + 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return grown(scaling["mscale"]) / grown(scaling["mscale_all_dim"])
+    return grown()
+
+
+def rotary_tables(frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of the rotary embedding, float32 [tokens, head_size] each."""
+    angles = torch.outer(torch.arange(tokens, device=frequencies.device).float(), frequencies)
+    angles = torch.cat((angles, angles), -1)
+    return angles.cos(), angles.sin()
