@@ -21,7 +21,7 @@ class EngineFolder:
     Attributes:
         version: TensorRT-LLM's version that built it ("0.16.0").
         release: its first two numbers ((0, 16)).
-        architecture, dtype, logits_dtype: as in pretrained_config ("LlamaForCausalLM", "bfloat16", "float32").
+        architecture, dtype, logits_dtype: as in pretrained_config (a class, "bfloat16", "float32").
         vocab_size: number of token ids.
         quant_algo, kv_cache_quant_algo: TensorRT-LLM's names, or None.
         max_batch_size: sequences; max_beam_width: beams; max_input_len, max_seq_len, max_num_tokens: tokens.

@@ -79,8 +79,9 @@ def sites(family: Family, site: Site, groups: list[Group]) -> tuple[str, ...]:
         return tuple(group.name for group in groups)
     if site == "column linear":
         return tuple(linear.name for linear in linears if linear.cut == COLUMNS)
-    if site == "rmsnorm":
-        return tuple(group.norm for group in groups if group.norm is not None)
+    if site in ("rmsnorm", "layernorm"):
+        norms = [family.norm(group.norm) for group in groups if group.norm is not None]
+        return tuple(norm.name for norm in norms if site == f"{norm.kind}norm")
     if site == "input":
         return tuple(group.name for group in groups if group.norm is None)
     return ("attention",) if site == "attention" else ()

@@ -11,13 +11,14 @@ from typing import Any
 
 from ..convert.errors import InputError, printable, shown
 from ..convert.files.bounds import LARGEST
+from ..convert.models.families import FAMILIES
 from ..plugins import catalog
 from . import algorithms
 from .build_config import FUSED_MLP, Given, build_config, quantization_plugins
 from .checkpoint_folder import CheckpointFolder
 from .gpus import GPU
 from .memory import Memory, gibibytes, rank_memory
-from .releases import Release
+from .releases import Release, number
 
 LATENCY_BATCH = 8
 LARGEST_BATCH = 2048
@@ -114,6 +115,11 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
     reason = algorithms.refusal(checkpoint.algorithms, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
     if reason:
         raise InputError(reason)
+    if checkpoint.family is not None and number(release.version) < number(checkpoint.family.since):
+        raise InputError(
+            f"{checkpoint.architecture} is known to TensorRT-LLM {checkpoint.family.since} and later, not "
+            f"{release.version}; give another --release"
+        )
     check_arrangement(checkpoint, gpu)
     check_shapes_of_plugins(checkpoint)
     checkpoint.check_structure()
@@ -259,6 +265,7 @@ def feature_faults(
     plugin, algorithm, cache = config["plugin_config"], checkpoint.algorithm, checkpoint.kv_cache
     paged, mapping = plugin["use_paged_context_fmha"], checkpoint.mapping
     fp8 = algorithm == "FP8"
+    fusing = [name for family in FAMILIES if family.reduce_fusion for name in family.architectures]
     block = plugin["tokens_per_block"]
     yield (block & (block - 1) != 0, f"--tokens_per_block {block} is no power of two; use 32, 64 or 128")
     yield (
@@ -325,8 +332,8 @@ def feature_faults(
     )
     yield (
         bool(plugin["reduce_fusion"])
-        and (checkpoint.architecture != "LlamaForCausalLM" or mapping.tp_size == 1 or mapping.pp_size > 1),
-        "--reduce_fusion enable works for LlamaForCausalLM with tp_size > 1 and pp_size 1 only",
+        and (checkpoint.architecture not in fusing or mapping.tp_size == 1 or mapping.pp_size > 1),
+        f"--reduce_fusion enable works for {', '.join(fusing)} with tp_size > 1 and pp_size 1 only",
     )
     yield (
         bool(plugin["streamingllm"]) and not release.version.startswith("0."),

@@ -117,8 +117,8 @@ WEIGHT_ONLY_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AW
 def convert(as_json: bool, **given: Any) -> None:
     """Convert a Hugging Face folder into a TensorRT-LLM checkpoint.
 
-    Converts LlamaForCausalLM and MistralForCausalLM models on a CPU or a GPU, one decoder layer in memory
-    at a time. Options may be spelled with - or _.
+    Converts the models that "enginesmith families" lists, on a CPU or a GPU, one decoder layer in memory at a time.
+    Options may be spelled with - or _.
     """
     options = read_options(given)
     layers = Source(options.model_dir).model.num_hidden_layers

@@ -19,6 +19,7 @@ PREFIX = "enginesmith: "
 # Each lives in the module of its name, imported when it is called: planning a build needs no PyTorch.
 COMMANDS = {
     "convert": "Convert a Hugging Face folder into a TensorRT-LLM checkpoint.",
+    "families": "List the models that can be converted.",
     "verify": "Check a checkpoint's structure, and its accuracy by executing it.",
     "compare": "Compare quantizations of a model, without writing any.",
     "plugins": "Show which TensorRT-LLM plugins a checkpoint's engine uses, and where.",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import quantize_per_token, quantize_tensor
 from .arithmetic import fma, warp_sum
 from .identity import SMOOTHQUANT, Plugin
 from .lazy import torch
+from .rmsnorm_quantization import quantize
 
 PLUGIN = Plugin(
     "LayernormQuantization",
@@ -73,7 +73,4 @@ def reference(
     Returns:
         int8 [tokens, hidden], and float32 [tokens, 1] per-token scales or None.
     """
-    y = layer_norm(x, weight, bias, eps)
-    if per_token:
-        return quantize_per_token.reference(y)
-    return quantize_tensor.reference(y, scale_to_int), None
+    return quantize(layer_norm(x, weight, bias, eps), scale_to_int, per_token)

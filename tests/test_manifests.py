@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.models.dimensions import Model, family_of, read_model
 from enginesmith.convert.quantize.precision import Precision
 from enginesmith.convert.quantize.scheme import SCHEMES, scheme_of
 from enginesmith.convert.targets.trtllm.config import checkpoint_config
@@ -15,18 +15,25 @@ from enginesmith.convert.targets.trtllm.layout import Mapping, rank_tensors
 
 from .conftest import DATA
 
-ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral")
+ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral", "qwen2")
 
 
 def cases() -> list[Any]:
     found = []
     for architecture in ARCHITECTURES:
         manifest = json.loads((DATA / f"{architecture}.json").read_text())
+        refused = family_of(manifest["architecture"]).refused
         for case in manifest["cases"]:
-            if case["algo"] == "none" or case["algo"] in SCHEMES:
+            if case["algo"] == "none" or (case["algo"] in SCHEMES and case["algo"] not in refused):
                 label = f"{architecture}-{case['algo']}-{case['kv']}-{case['map']}"
                 found.append(pytest.param(manifest, case, id=label))
     return found
+
+
+def model_of(manifest: dict[str, Any], layers: int) -> Model:
+    """The manifest's model, with another depth."""
+    key = family_of(manifest["architecture"]).keys.get("num_hidden_layers", "num_hidden_layers")
+    return read_model(manifest["hf_config"] | {key: layers})
 
 
 def declared(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
@@ -60,7 +67,7 @@ def as_stored(held: dict[str, tuple[list[int], str]]) -> dict[str, tuple[list[in
 @pytest.mark.parametrize(("manifest", "case"), cases())
 def test_rank_tensors(manifest: dict[str, Any], case: dict[str, Any]) -> None:
     place = manifest["mappings"][case["map"]]
-    model = read_model(manifest["hf_config"] | {"num_hidden_layers": place["layers"]})
+    model = model_of(manifest, place["layers"])
     scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
     mapping = Mapping(place["tp"], place["pp"])
     mapping.check(model)
@@ -74,6 +81,6 @@ def test_config(manifest: dict[str, Any], case: dict[str, Any]) -> None:
     for key in patch.get("removed", []):
         theirs.pop(key, None)
     place = manifest["mappings"][case["map"]]
-    model = read_model(manifest["hf_config"] | {"num_hidden_layers": theirs["num_hidden_layers"]})
+    model = model_of(manifest, theirs["num_hidden_layers"])
     scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
     assert checkpoint_config(Precision(model, scheme), Mapping(place["tp"], place["pp"]), "float16", 0.5) == theirs

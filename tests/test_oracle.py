@@ -27,6 +27,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e3}, "num_key_value_heads": 1},
     ],
     "MistralForCausalLM": [{"sliding_window": None}],
+    "Qwen2ForCausalLM": [{}, {"tie_word_embeddings": True}],
 }
 
 

@@ -128,7 +128,11 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
         if options.rotate is not None
         else (options.fold and any(scheme.gains_from_rotation for scheme in precision.schemes))
     )
-    rotation = Rotation(source.model.hidden_size, options.seed) if rotate else None
+    if options.rotate and not source.model.family.rotates:
+        raise InputError(
+            f"--rotate: norms of {source.model.architecture} do not commute with a rotation; leave it away"
+        )
+    rotation = Rotation(source.model.hidden_size, options.seed) if rotate and source.model.family.rotates else None
     return Quantizer(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
 
 

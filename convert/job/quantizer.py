@@ -142,7 +142,9 @@ def with_attention_scaling(source: Tensors, model: Model) -> Tensors:
     scaling = rotary_frequencies(model)[1]
     if scaling == 1:
         return source
-    names = (f"{model.family.attention[0]}.{kind}" for kind in ("weight", "bias"))
+    norms = model.family.query_key_norms
+    tensor = model.family.attention[0] if norms is None else norms[0].tensor
+    names = (f"{tensor}.{kind}" for kind in ("weight", "bias"))
     return source | {name: source[name].float() * scaling**2 for name in names if name in source}
 
 
@@ -151,7 +153,8 @@ def with_scaled_queries(statistics: LayerStatistics, model: Model) -> LayerStati
     scaling, query = rotary_frequencies(model)[1] ** 2, model.family.attention[0]
     if scaling == 1:
         return statistics
-    outputs = {part: y * (scaling if part == query else 1) for part, y in statistics.output_amax.items()}
+    own = scaling if model.family.query_key_norms is None else 1  # else the norm behind it is scaled
+    outputs = {part: y * (own if part == query else 1) for part, y in statistics.output_amax.items()}
     queries = None if statistics.query_amax is None else statistics.query_amax * scaling
     return replace(statistics, output_amax=outputs, query_amax=queries)
 

@@ -111,6 +111,8 @@ class Family:
         tied: the embedding is the output projection, where config.json does not say.
         read: what else config.json says: fields of ``Model``; raises InputError for what cannot be converted.
         config: keys of a checkpoint's config.json that are this family's own; of a ``Model``.
+        since: the first TensorRT-LLM release whose engines know it.
+        reduce_fusion: an engine may fuse its all-reduce with the norm behind it.
         refused: algorithms whose engine does not compute this family, and why.
     """
 
@@ -135,6 +137,8 @@ class Family:
     activations: Mapping[str, str] = field(default_factory=lambda: {"silu": "silu", "swish": "silu"})
     norm_epsilon: float = 1e-6
     tied: bool = False
+    since: str = "0.16.0"
+    reduce_fusion: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def linear(self, name: str) -> Linear:
@@ -157,6 +161,11 @@ class Family:
 
     def group_of(self, linear: str) -> Group:
         return next(group for group in self.groups if linear in group.linears)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether its norms, and what else reads the residual stream, commute with a rotation of it."""
+        return all(norm.kind == RMS for norm in (*self.norms, self.final_norm)) and self.position_embedding is None
 
     @property
     def attention(self) -> tuple[str, str, str]:

@@ -45,11 +45,10 @@ class LayerForward:
         self.model, self.family, self.dtype, self.device = model, model.family, dtype, device
         self.watchers: dict[tuple[str, str], list[See]] = defaultdict(list)
         self.tensors: Tensors = {}
-        if model.family.positions == ROTARY:
-            frequencies, self.attention_scaling = rotary_frequencies(model)
-            self.cos, self.sin = (
-                (table.to(device) * self.attention_scaling).to(dtype) for table in rotary_tables(frequencies, tokens)
-            )
+        frequencies, self.attention_scaling = rotary_frequencies(model)
+        self.cos, self.sin = (
+            (table.to(device) * self.attention_scaling).to(dtype) for table in rotary_tables(frequencies, tokens)
+        )
 
     def load(self, tensors: Tensors) -> None:
         """Take a layer's weights, by logical linear and norm, as a source gives them."""
@@ -83,13 +82,7 @@ class LayerForward:
     def attend(self, qkv: list[torch.Tensor]) -> torch.Tensor:
         model = self.model
         q, k, v = (part.unflatten(-1, (-1, model.head_size)).transpose(1, 2) for part in qkv)
-        if self.family.query_key_norms is not None:
-            q, k = (
-                normed(norm, x, self.tensors, model.norm_epsilon)
-                for norm, x in zip(self.family.query_key_norms, (q, k), strict=True)
-            )
-        if self.family.positions == ROTARY:
-            q, k = (gpt_attention.rotate(x, self.cos, self.sin) for x in (q, k))
+        q, k = self.turned(self.head_normed(q, 0)), self.turned(self.head_normed(k, 1))
         grouped = model.num_attention_heads != model.num_key_value_heads
         attended: torch.Tensor = functional.scaled_dot_product_attention(
             q, k, v, is_causal=q.shape[2] > 1, scale=model.head_size**-0.5, enable_gqa=grouped
@@ -107,16 +100,26 @@ class LayerForward:
     def add(self, linear: Linear, x: torch.Tensor, made: list[torch.Tensor]) -> torch.Tensor:
         return x + made[0]
 
+    def head_normed(self, x: torch.Tensor, which: int) -> torch.Tensor:
+        """Queries (which = 0) or keys (1), [..., head_size], behind their norm where the family has one."""
+        norms = self.family.query_key_norms
+        return x if norms is None else normed(norms[which], x, self.tensors, self.model.norm_epsilon)
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries or keys [..., tokens, head_size] behind the rotary embedding."""
+        return gpt_attention.rotate(x, self.cos, self.sin) if self.family.positions == ROTARY else x
+
+    def before_rotation(self, query: torch.Tensor) -> torch.Tensor:
+        """Queries [batch, tokens, query_size] behind their norm. Same shape."""
+        return self.head_normed(query.unflatten(-1, (-1, self.model.head_size)), 0).flatten(-2)
+
     def rotate(self, key: torch.Tensor) -> torch.Tensor:
         """Keys [batch, tokens, kv_size] as a KV cache holds them: normed and rotated, but not scaled. Same shape."""
-        heads = key.unflatten(-1, (-1, self.model.head_size))
-        if self.family.query_key_norms is not None:
-            heads = normed(self.family.query_key_norms[1], heads, self.tensors, self.model.norm_epsilon)
+        heads = self.head_normed(key.unflatten(-1, (-1, self.model.head_size)), 1)
         if self.family.positions == ROTARY:
             cos, sin = (table[: key.shape[1], None, :] / self.attention_scaling for table in (self.cos, self.sin))
             heads = gpt_attention.rotate(heads, cos, sin)
-        kept: torch.Tensor = heads.flatten(-2)
-        return kept
+        return heads.flatten(-2)
 
 
 def normed(norm: Norm, x: torch.Tensor, tensors: Mapping[str, torch.Tensor], epsilon: float) -> torch.Tensor:

@@ -17,10 +17,14 @@ from typing import Any
 import torch
 
 from .dimensions import Model
+from .family import ROTARY
 
 
 def rotary_frequencies(model: Model) -> tuple[torch.Tensor, float]:
-    """Inverse frequencies of the rotary embedding, float32 [head_size / 2], and what cos and sin are multiplied by."""
+    """Inverse frequencies of the rotary embedding, float32 [head_size / 2], and what cos and sin are multiplied by;
+    zeros, which turn nothing, for a family without."""
+    if model.family.positions != ROTARY:
+        return torch.zeros(model.head_size // 2), 1.0
     scaling, size = model.rotary_scaling or {"rope_type": "default"}, model.head_size
     plain = 1.0 / powers(model.rotary_base, size)
     kind = scaling["rope_type"]

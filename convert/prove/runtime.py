@@ -231,7 +231,19 @@ class LayerFunctions:
 
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
         kv_cache = next(iter(self.by_linear.values())).kv_cache
-        return self.runtime.attention(self.tensors, qkv.view(*self.shape[:2], -1), kv_cache)
+        return self.runtime.attention(self.tensors, self.head_normed(qkv).view(*self.shape[:2], -1), kv_cache)
+
+    def head_normed(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values [tokens, out], the first two behind their norms where the family has such."""
+        model = self.runtime.model
+        if model.family.query_key_norms is None:
+            return qkv
+        parts = list(qkv.split([model.query_size, model.kv_size, model.kv_size], -1))
+        for place, norm in enumerate(model.family.query_key_norms):
+            own = {"weight": self.tensors[f"{norm.name}.weight"]}
+            heads = engine_norm(norm, parts[place].reshape(-1, model.head_size), own, model.norm_epsilon)
+            parts[place] = self.runtime.held(f"the output of {norm.name}", heads).view(parts[place].shape)
+        return torch.cat(parts, -1)
 
     def product(self, made: list[torch.Tensor]) -> torch.Tensor:
         first, *others = made

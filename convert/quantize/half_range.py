@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..errors import InputError
+from ..models.family import ROTARY
 from ..models.layer import Layer
 from ..statistics.layer import LayerStatistics, Wanted
 
@@ -43,7 +44,7 @@ def places(layer: Layer, statistics: LayerStatistics) -> Iterator[tuple[float, s
     for part, amax in statistics.output_amax.items():
         stored = amax / layer.folded.get(part, 1.0)
         yield float(stored.max()), f"the output of {part}"
-        if part in family.attention[:2]:
+        if part in family.attention[:2] and family.positions == ROTARY and family.query_key_norms is None:
             yield float(rotated(stored, layer.model.head_size).max()), f"the output of {part}, rotated,"
 
 

@@ -73,7 +73,11 @@ class Precision:
         return next((scheme.sm for scheme in self.schemes if scheme.arranged), None)
 
     def check(self) -> None:
-        """Raise InputError for a mixture that TensorRT-LLM cannot execute."""
+        """Raise InputError for what TensorRT-LLM cannot execute: of this family, or as a mixture."""
+        for scheme in self.schemes:
+            reason = self.model.family.refused.get(scheme.algo or "")
+            if reason is not None:
+                raise InputError(f"{scheme.algo}: not for {self.model.architecture}: {reason}")
         for scheme in self.schemes if len(self.schemes) > 1 else ():
             if scheme.form in WHOLE_MODEL:
                 raise InputError(

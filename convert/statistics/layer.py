@@ -206,7 +206,7 @@ class _CacheRanges:
     """Largest |key| (after the rotary embedding) and |value| per channel, which a KV cache holds, and |query|."""
 
     def __init__(self, layer: LayerForward):
-        self.rotate = layer.rotate
+        self.layer = layer
         self.key: torch.Tensor | None = None
         self.value: torch.Tensor | None = None
         self.query: torch.Tensor | None = None
@@ -214,13 +214,13 @@ class _CacheRanges:
             layer.watch(MAKES, part, see)
 
     def see_key(self, key: torch.Tensor) -> None:
-        self.key = _running_amax(self.key, self.rotate(key))
+        self.key = _running_amax(self.key, self.layer.rotate(key))
 
     def see_value(self, value: torch.Tensor) -> None:
         self.value = _running_amax(self.value, value)
 
     def see_query(self, query: torch.Tensor) -> None:
-        self.query = _running_amax(self.query, query)
+        self.query = _running_amax(self.query, self.layer.before_rotation(query))
 
 
 def _running_amax(so_far: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:

@@ -3,5 +3,6 @@
 from ..family import Family
 from .llama import LLAMA
 from .mistral import MISTRAL
+from .qwen2 import QWEN2
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL)
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2)

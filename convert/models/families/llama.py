@@ -73,6 +73,7 @@ LLAMA = Family(
     ),
     ignored=("rotary_emb.inv_freq", "self_attn.rotary_emb.inv_freq"),
     defaults={"max_position_embeddings": 2048},
+    reduce_fusion=True,
     read=read,
     config=config,
 )

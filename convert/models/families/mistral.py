@@ -22,5 +22,6 @@ MISTRAL = replace(
     architectures=("MistralForCausalLM",),
     spellings=("mistral",),
     defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8},
+    reduce_fusion=False,
     read=read,
 )

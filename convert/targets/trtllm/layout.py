@@ -19,7 +19,7 @@ from functools import cache
 from ....plugins.lazy import torch
 from ...errors import InputError
 from ...models.dimensions import Model
-from ...models.family import COLUMNS, HEADS, Group, Linear
+from ...models.family import COLUMNS, HEADS, ROTARY, Group, Linear
 from ...numbers import qserve
 from ...numbers.rounding import check_groups
 from ...quantize.precision import LAYER, Precision, module_of
@@ -303,6 +303,8 @@ def padded_vocab(model: Model, tp_size: int) -> int:
 def rotary_tables(model: Model) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of the tables that a rank may have; TensorRT-LLM computes those that it has not."""
     positions, width = model.max_position_embeddings, model.head_size
+    if model.family.positions != ROTARY:
+        return {}
     return {
         FREQUENCIES: ([width // 2], FLOAT32),
         PAIRS: ([1, positions * width], FLOAT32),
