@@ -71,6 +71,7 @@ def test_what_is_written_computes_what_the_source_does(algo: str | None, model: 
     [
         ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, "windows on some layers"),
         ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"]}, "windows on some layers"),
+        ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias must be false"),
     ],
 )
 def test_what_an_engine_would_not_compute_is_refused(config: dict[str, Any], words: str) -> None:
@@ -78,6 +79,17 @@ def test_what_an_engine_would_not_compute_is_refused(config: dict[str, Any], wor
     sizes |= {"hidden_size": 8, "n_embd": 8, "n_head": 4, "n_layer": 2}
     with pytest.raises(InputError, match=words):
         read_model(sizes | config)
+
+
+def test_norms_of_heads_need_a_release_that_has_them(tmp_path: Path) -> None:
+    random_model(tmp_path / "hf", "Qwen3ForCausalLM", SIZES)
+    converted_ids = {"input_ids": torch.arange(96).view(4, 24)}
+    save_file(converted_ids, tmp_path / "ids.safetensors")
+    converted(tmp_path / "hf", tmp_path / "ck", quant="W8A16")
+    words = ["build", "--checkpoint_dir", tmp_path / "ck", "--plan_only", "--gpu", "A100", "--max_seq_len", 64]
+    refused = run(*words, "--output_dir", tmp_path / "old", "--release", "0.16", expect=2)
+    assert "known to TensorRT-LLM 1.0.0 and later, not 0.16.0" in refused.stderr
+    run(*words, "--output_dir", tmp_path / "new", "--release", "1.0")
 
 
 def test_families_are_listed() -> None:

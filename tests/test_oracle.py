@@ -28,6 +28,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "MistralForCausalLM": [{"sliding_window": None}],
     "Qwen2ForCausalLM": [{}, {"tie_word_embeddings": True}],
+    "Qwen3ForCausalLM": [{"head_dim": 24}, {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 4}],
 }
 
 

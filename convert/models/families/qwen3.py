@@ -1,0 +1,42 @@
+"""Qwen3 (dense): Qwen2 without biases, with norms of every head's query and key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...errors import InputError
+from ...files.reader import Reader
+from ..family import Norm
+from .qwen2 import QWEN2
+from .qwen2 import config as qwen2_config
+from .qwen2 import read as qwen2_read
+
+LOST = "its attention drops the norms of queries and keys without a word; use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"
+PLUGINS = ("PER_TENSOR", "PER_CHANNEL_PER_TENSOR", "PER_TENSOR_PER_TOKEN", "PER_CHANNEL_PER_TOKEN")
+
+
+def read(said: Reader) -> dict[str, Any]:
+    if said.flag("attention_bias"):
+        raise InputError("config.json: attention_bias must be false: TensorRT-LLM's Qwen3 has no biases")
+    return qwen2_read(said) | {"attn_bias": False}
+
+
+def config(model: Any) -> dict[str, Any]:
+    return qwen2_config(model) | {"qwen_type": "qwen3", "seq_length": 8192, "use_logn_attn": False}
+
+
+QWEN3 = replace(
+    QWEN2,
+    architectures=("Qwen3ForCausalLM",),
+    spellings=("qwen3",),
+    defaults={**QWEN2.defaults, "head_dim": 128},
+    query_key_norms=(
+        Norm("attention.q_layernorm", "self_attn.q_norm"),
+        Norm("attention.k_layernorm", "self_attn.k_norm"),
+    ),
+    since="1.0.0",
+    read=read,
+    config=config,
+    refused={**QWEN2.refused, **{f"W8A8_SQ_{kind}_PLUGIN": LOST for kind in PLUGINS}},
+)
