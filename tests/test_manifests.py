@@ -15,7 +15,7 @@ from enginesmith.convert.targets.trtllm.layout import Mapping, rank_tensors
 
 from .conftest import DATA
 
-ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral", "qwen2")
+ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral", "qwen2", "gpt2")
 
 
 def cases() -> list[Any]:

@@ -1,9 +1,10 @@
 """Model families, one file each; a family is known once it stands in FAMILIES."""
 
 from ..family import Family
+from .gpt2 import GPT2
 from .llama import LLAMA
 from .mistral import MISTRAL
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3)
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
