@@ -222,6 +222,9 @@ def test_the_page_is_well_formed_whatever_it_shows() -> None:
         assert names <= {"".join(item.itertext()).strip() for item in root.iter("{http://www.w3.org/1999/xhtml}li")}
         assert not re.search(r"<script|<link|<img|src=|url\(|@import|href=", text)
         assert "prefers-color-scheme: dark" in text
+        assert "overflow-x" not in text  # nothing hides behind a scroll bar
+        numbers = [cell for cell in root.iter("{http://www.w3.org/1999/xhtml}td") if cell.get("data-of")]
+        assert len(numbers) == 6 * len(shown.results)
         assert "nan" not in "".join(re.findall(r'points="[^"]*"', text))
         assert len(text) < 100_000
 

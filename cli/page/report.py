@@ -18,13 +18,17 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --faint: #9aa0a8; --rule: #33373d; --paper: #16181b;
   --s0: #6cb0ff; --s1: #ff9166; --s2: #5fd38a; --s3: #c79bff;
   --s4: #f2b84b; --s5: #55cfe6; --s6: #ff85b8; --s7: #b4bac4 } }
-body { max-width: 800px; margin: 2.5rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink);
+body { max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif }
 h1 { font-size: 1.45rem; overflow-wrap: anywhere } h2 { font-size: 1.1rem; margin-top: 2.2rem }
-p, caption { color: var(--faint) } .wide { overflow-x: auto }
+p, caption { color: var(--faint) }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.87rem }
 th, td { text-align: right; padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child { text-align: left; white-space: normal }
+@media (max-width: 760px) { tr:first-child { display: none }
+  tr { display: grid; grid-template-columns: repeat(3, 1fr); border-bottom: 1px solid var(--rule); padding: 0.4rem 0 }
+  td { border: 0; padding: 0.1rem 0; text-align: left } td:first-child { grid-column: 1 / -1; font-weight: 600 }
+  td[data-of]::before { content: attr(data-of); display: block; color: var(--faint); font-size: 0.75rem } }
 svg { display: block; width: 100%; height: auto } .swatch { display: inline-block; width: 22px; margin-right: 4px }
 .legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; font-size: 0.85rem }
 .grid { stroke: var(--rule) } .tick, .axis { fill: var(--faint); font-size: 12px }
@@ -58,7 +62,9 @@ def figures_table(comparison: Comparison) -> str:
     head = ("algorithm", "MB", "bits a weight", "perplexity", "increase", "mean KL (nats)", "top-1")
     rows = ["".join(f"<th>{name}</th>" for name in head)]
     for result in comparison.results:
-        rows.append("".join(f"<td>{cell}</td>" for cell in (escape(result.name), *cells(result))))
+        name = escape(result.name).replace("_", "_<wbr/>")
+        named = zip(head[1:], cells(result), strict=True)
+        rows.append(f"<td>{name}</td>" + "".join(f'<td data-of="{of}">{cell}</td>' for of, cell in named))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     conditions = comparison.conditions
     text = (
@@ -67,7 +73,7 @@ def figures_table(comparison: Comparison) -> str:
         "source's; top-1 is how often both find the same next token most likely. MB include the embedding and lm_head, "
         "which stay in 16 bits; bits a weight do not."
     )
-    return f'<section><p>{escape(text)}</p>\n<div class="wide"><table>\n{body}\n</table></div></section>'
+    return f"<section><p>{escape(text)}</p>\n<table>\n{body}\n</table></section>"
 
 
 def cells(result: Result) -> tuple[str, ...]:
