@@ -1,13 +1,13 @@
-"""Drop one check at a time, and see whether a test notices.
+"""Change one thing of the product at a time, and see whether a test notices.
 
-    python benchmarks/mutants.py map [--jobs N] [FILE ...]   which tests reach which check, into out/checks.json
-    python benchmarks/mutants.py run [--jobs N] [--seconds S] [WORD ...]   each check dropped, its tests run
+    python benchmarks/mutants.py map [--jobs N] [FILE ...]   which tests reach which place, into out/checks.json
+    python benchmarks/mutants.py run [--jobs N] [--seconds S] [--sample N] [WORD ...]   each change, its tests run
 
-A check is a statement that refuses (``raise``, but not the bare one) or that reports (a problem or a reason added to a
-list, a fault yielded). Dropped, a ``raise`` does nothing; in an ``except`` clause it lets the first error through. Each
-mutant is a fork of a process that has loaded PyTorch already, and runs the quickest tests first until one fails. WORDs
-limit the run to checks whose file and line contain one; after S seconds no mutant is begun. Survivors are listed, and
-what was not judged; exit code 1 if there is one.
+With ``--kind checks`` a change drops a statement that refuses or reports; with ``--kind arithmetic`` one operator,
+comparison or number becomes another (see ``mutations.py``). Each mutant is a fork of a process that has loaded PyTorch
+already, and runs the quickest tests first until one fails. WORDs limit the run to changes whose file and line contain
+one, ``--sample`` to so many of them, drawn evenly and always the same; after S seconds no mutant is begun. Survivors
+are listed, and what was not judged; exit code 1 if there is one.
 
 Programs that a test starts are marked and mutated too (through sitecustomize), and so are copies of a file elsewhere,
 such as the models of a Triton repository.
@@ -20,6 +20,7 @@ import ast
 import builtins
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -31,58 +32,15 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+from mutations import HIT, KINDS, Arithmetic, Checks
+
 ROOT = Path(__file__).parent.parent
-MAP = ROOT / "out" / "checks.json"
 FOLDERS = ("plugins", "convert", "build", "cli")
-REPORTS = ("problems", "reasons", "failures", "found")
-HIT = "__check_reached__"
 # Seconds a mutant may take, and how many tests are tried; a check that hangs a test has been noticed.
 LONGEST, MOST_TESTS = 300, 500
 # What a program started by a test finds in its environment: where it logs, or what it drops.
-LOG, DROPPED = "MUTANTS_LOG", "MUTANTS_DROPPED"
+LOG, DROPPED, KIND = "MUTANTS_LOG", "MUTANTS_DROPPED", "MUTANTS_KIND"
 STARTED = f"import sys\nsys.path.append({str(ROOT / 'benchmarks')!r})\nimport mutants\nmutants.install_started()\n"
-
-
-def is_check(node: ast.AST) -> bool:
-    """Whether a statement refuses or reports."""
-    if isinstance(node, ast.Raise):
-        return node.exc is not None
-    if isinstance(node, ast.AugAssign):
-        return isinstance(node.target, ast.Name) and node.target.id in REPORTS
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        function = node.value.func
-        named = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)
-        return named and function.attr == "append" and function.value.id in REPORTS
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Yield) and "warnings" not in ast.dump(node)
-
-
-class Checks(ast.NodeTransformer):
-    """Marks every check of a file, or drops one.
-
-    Args:
-        name: of the file, for keys "convert/source.py:120".
-        dropped: the key to drop; None marks all.
-    """
-
-    def __init__(self, name: str, dropped: str | None):
-        self.name, self.dropped, self.handlers = name, dropped, 0
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
-        self.handlers += 1
-        self.generic_visit(node)
-        self.handlers -= 1
-        return node
-
-    def visit(self, node: ast.AST) -> Any:
-        if not is_check(node):
-            return self.generic_visit(node)
-        key = f"{self.name}:{node.lineno}"  # type: ignore[attr-defined]
-        if self.dropped is None:
-            return [ast.copy_location(ast.parse(f"__import__('builtins').{HIT}({key!r})").body[0], node), node]
-        if key != self.dropped:
-            return node
-        instead: ast.stmt = ast.Raise() if self.handlers and isinstance(node, ast.Raise) else ast.Pass()
-        return ast.copy_location(instead, node)
 
 
 def install(dropped: str | None) -> None:
@@ -95,11 +53,21 @@ def install(dropped: str | None) -> None:
         name = None if isinstance(data, ast.AST) else names.get(bytes(data))
         if name is None:
             return original(self, data, path, *args, **named)  # type: ignore[arg-type]
-        tree = Checks(name, dropped).visit(ast.parse(data))
+        kind, tree = chosen(), ast.parse(data)
+        tree = kind.marked(tree, name) if dropped is None else kind.changed(tree, name, dropped)
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
     SourceFileLoader.source_to_code = compiled  # type: ignore[assignment, method-assign]
     SourceFileLoader.get_code = uncached  # type: ignore[assignment, method-assign]
+
+
+def chosen() -> Checks | Arithmetic:
+    """The kind of mutation that this run makes."""
+    return KINDS[os.environ[KIND]]
+
+
+def map_file() -> Path:
+    return ROOT / "out" / f"{os.environ[KIND]}.json"
 
 
 def install_started() -> None:
@@ -141,13 +109,13 @@ def source_files() -> list[Path]:
     return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
-def all_checks() -> list[str]:
-    """The keys of every check of the project."""
-    keys = []
-    for path in source_files():
-        nodes = filter(is_check, ast.walk(ast.parse(path.read_bytes())))
-        keys += [f"{path.relative_to(ROOT)}:{node.lineno}" for node in nodes]  # type: ignore[attr-defined]
-    return keys
+def all_changes() -> list[str]:
+    """The keys of every change of the project."""
+    return [
+        key
+        for path in source_files()
+        for key in chosen().keys(ast.parse(path.read_bytes()), str(path.relative_to(ROOT)))
+    ]
 
 
 def map_tests(jobs: int, words: list[str]) -> None:
@@ -156,8 +124,8 @@ def map_tests(jobs: int, words: list[str]) -> None:
 
     torch.set_num_threads(1)
     files = words or sorted(map(str, Path("tests").glob("test_*.py")))
-    MAP.parent.mkdir(exist_ok=True)
-    parts = [MAP.with_suffix(f".{job}") for job in range(min(jobs, len(files)))]
+    map_file().parent.mkdir(exist_ok=True)
+    parts = [map_file().with_suffix(f".{job}") for job in range(min(jobs, len(files)))]
     for job, part in enumerate(parts):
         if os.fork() == 0:
             map_share(files[job :: len(parts)], part)
@@ -172,8 +140,9 @@ def map_tests(jobs: int, words: list[str]) -> None:
         for key, own in found["reached"].items():
             tests[key] += own
     known = {key: sorted(own, key=lambda test: seconds.get(test, 0.0)) for key, own in tests.items()}
-    MAP.write_text(json.dumps(known, indent=1))
-    print(f"{len(known)} of {len(all_checks())} checks reached by {len(seconds)} tests; {MAP}")
+    map_file().write_text(json.dumps(known, indent=1))
+    places = {chosen().place(key) for key in all_changes()}
+    print(f"{len(known.keys() & places)} of {len(places)} places reached by {len(seconds)} tests; {map_file()}")
 
 
 def map_share(files: list[str], part: Path) -> None:
@@ -216,29 +185,32 @@ def start(key: str, tests: list[str]) -> int:
     os._exit(1 if failed else 0)
 
 
-def run_mutants(jobs: int, words: list[str], limit: float) -> int:
+def run_mutants(jobs: int, words: list[str], limit: float, sample: int | None) -> int:
     import hypothesis  # noqa: F401 (loaded once, for all forks)
     import pytest  # noqa: F401
     import torch
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)
-    known: dict[str, list[str]] = json.loads(MAP.read_text())
-    waiting = [key for key in all_checks() if not words or any(word in key for word in words)]
-    unreached = [key for key in waiting if key not in known]
-    waiting = [key for key in waiting if key in known]
+    known: dict[str, list[str]] = json.loads(map_file().read_text())
+    waiting = [key for key in all_changes() if not words or any(word in key for word in words)]
+    if sample is not None and sample < len(waiting):
+        waiting = random.Random(0).sample(waiting, sample)
+    place = chosen().place
+    unreached = [key for key in waiting if place(key) not in known]
+    waiting = [key for key in waiting if place(key) in known]
     total, running, survived, began = len(waiting), dict[int, str](), list[str](), time.monotonic()
     while running or (waiting and time.monotonic() - began < limit):
         while waiting and len(running) < jobs and time.monotonic() - began < limit:
             key = waiting.pop(0)
-            running[start(key, known[key])] = key
+            running[start(key, known[place(key)])] = key
         child, status = os.wait()
         key = running.pop(child)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             survived.append(key)
             print(f"survived: {key}", flush=True)
     judged = total - len(waiting)
-    print(f"{judged - len(survived)} of {judged} dropped checks were noticed, in {time.monotonic() - began:.0f} s")
+    print(f"{judged - len(survived)} of {judged} changes were noticed, in {time.monotonic() - began:.0f} s")
     for key in unreached:
         print(f"reached by no test: {key}")
     for key in waiting:
@@ -251,16 +223,19 @@ def main() -> None:
     parser.add_argument("what", choices=["map", "run"])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--kind", choices=list(KINDS), default="checks")
+    parser.add_argument("--sample", type=int)
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     os.chdir(ROOT)
+    os.environ[KIND] = options.kind
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "sitecustomize.py").write_text(STARTED)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
         if options.what == "map":
             map_tests(options.jobs, options.words)
         else:
-            sys.exit(run_mutants(options.jobs, options.words, options.seconds))
+            sys.exit(run_mutants(options.jobs, options.words, options.seconds, options.sample))
 
 
 if __name__ == "__main__":
