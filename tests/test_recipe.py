@@ -339,6 +339,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"verify": {"max_ppl_increase": "2%"}}, "verify.max_ppl_increase is '2%'; a finite number is needed"),
     ({"build": {"gemm_plugin": "fast"}}, "build.gemm_plugin is 'fast'; use one of: auto"),
     ({"build": {"max_batch_size": 0}}, "a whole number from 1"),
+    ({"build": {"strip_plan": 1}}, "build.strip_plan is 1; true or false is needed"),
+    ({"build": {"input_timing_cache": ""}}, "build.input_timing_cache is ''; a text that is not empty is needed"),
     ({"build": {"smooth_quant_gemm_plugin": "float16"}}, "quant_algo enables it"),
     ({"build": {"max_batch": 4}}, "build has no 'max_batch'; did you mean max_batch_size?"),
     ({"build": {"engine": "maybe"}}, "build.engine is 'maybe'; use one of: auto, required, never"),
@@ -414,6 +416,12 @@ def test_a_model_that_is_not_there_is_told_by_where_it_was_named(recipe: Callabl
     file = recipe(model_dir="nowhere")
     assert "recipe.yaml: model_dir: " in run("run", file, expect=2).stderr
     assert "enginesmith: --model_dir: " in run("run", file, "--model_dir", "nowhere", expect=2).stderr
+
+
+@pytest.mark.parametrize("name", ["model_dir", "output_dir"])
+def test_a_folder_without_a_name(name: str, recipe: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=f"--{name} is empty; give a folder"):
+        read_recipe(recipe(), **{name: ""})
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "examples").glob("recipes/*.yaml")))
