@@ -14,6 +14,7 @@ from torch.nn import functional
 from enginesmith.convert.calibrate import LayerStatistics
 from enginesmith.convert.convert_options import ConvertOptions
 from enginesmith.convert.converter import convert
+from enginesmith.convert.errors import InputError
 from enginesmith.convert.forward import LayerForward
 from enginesmith.convert.joined import Checkpoint
 from enginesmith.convert.layer import Layer
@@ -166,6 +167,12 @@ def test_norm_and_attention_references_equal_transformers() -> None:
 
 def test_stages_hold_consecutive_layers() -> None:
     assert Mapping(1, 3).stages(6) == [range(2), range(2, 4), range(4, 6)]
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0)])
+def test_a_mapping_has_ranks(sizes: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="--tp_size and --pp_size must be at least 1"):
+        Mapping(*sizes).check(read_model(TINY))
 
 
 def test_a_search_sees_the_rows_that_stand_out() -> None:
