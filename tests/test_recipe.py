@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from enginesmith.build.kept import only_one
 from enginesmith.build.recipe import read_recipe
 from enginesmith.convert.errors import InputError, printable
 from enginesmith.convert.files import sha256
@@ -410,6 +411,17 @@ def test_a_folder_with_other_files_is_not_touched(recipe: Callable[..., Path], t
     (tmp_path / "release" / "mine").write_text("precious")
     assert "no earlier run; choose an empty folder" in run("run", recipe(), expect=2).stderr
     assert (tmp_path / "release" / "mine").read_text() == "precious"
+
+
+def test_one_run_at_a_time(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    with only_one(tmp_path / "release", []):
+        assert f"another run is at work in {tmp_path / 'release'}" in run("run", recipe(), expect=2).stderr
+
+
+@pytest.mark.parametrize(("name", "words"), [("file", "cannot be used"), ("file/release", "cannot be written")])
+def test_a_folder_that_cannot_be_made(name: str, words: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert f"{words} (Not a directory)" in run("run", recipe(output_dir=name), expect=2).stderr
 
 
 def test_a_model_that_is_not_there_is_told_by_where_it_was_named(recipe: Callable[..., Path]) -> None:
