@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.job import conversion as converter
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 
@@ -179,6 +180,11 @@ def test_options_that_cannot_work(
     refuse(tiny(), tmp_path / "out", words, **options)
 
 
+def test_a_device_that_is_not_there(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refuse(tiny(), tmp_path / "out", "torch finds no CUDA device; use --device cpu", device="cuda")
+
+
 @pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b" \n ", "is empty"), (b"\xff\xfe\x00", "UTF-8")])
 def test_unusable_calibration_text(content: bytes, words: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
@@ -216,6 +222,14 @@ def test_weights_beyond_float16(tmp_path: Path) -> None:
     refuse(model, tmp_path / "out", "use --dtype bfloat16", dtype="float16", quant=None)
 
 
+def test_weights_beyond_bfloat16(tmp_path: Path) -> None:
+    """The largest float32 numbers are rounded to infinity."""
+    weights = random_weights(TINY | {"torch_dtype": "float32"})
+    weights["model.embed_tokens.weight"][3, 3] = torch.finfo(torch.float32).max
+    model = write_model(tmp_path / "hf", weights, torch_dtype="float32")
+    refuse(model, tmp_path / "out", "is not finite in bfloat16 (it reaches 3.4e+38)", dtype="bfloat16", quant=None)
+
+
 def test_full_disk_is_known_before_any_work(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +238,17 @@ def test_full_disk_is_known_before_any_work(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     refuse(tiny(), tmp_path / "out", "no room for rank0.safetensors")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_is_full_at_the_end(
+    number: int, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(converter, "write_json", full)
+    refuse(tiny(), tmp_path / "out", f"--output_dir: cannot write {tmp_path / 'out'} ({os.strerror(number)})")
 
 
 def command(model: Path, output: Path, *options: str) -> list[str]:

@@ -11,17 +11,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from enginesmith.build.build_engine import Refused, build_all
+from enginesmith.build import engines
+from enginesmith.build.build_engine import Refused, build_all, check_machine, only_build, this_machine
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.flags import FLAGS, REFUSED
 from enginesmith.build.gpus import find
 from enginesmith.build.plan import Wishes, make_plan
 from enginesmith.build.releases import RELEASES
 from enginesmith.build.script import trtllm_build
+from enginesmith.convert.errors import InputError
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.build_folders import enginesmith, fake_machine, write_checkpoint
 from tests.conftest import ALGORITHMS
@@ -77,6 +80,14 @@ def test_without_tensorrt_llm_the_command_that_would_do_it(folders: Words, tmp_p
     assert "--gemm_plugin auto --plan_only && bash" in failed.stderr
     assert not (tmp_path / "out").exists()
     assert "say for which to plan with --gpu" in enginesmith("build", *folders, expect=2).stderr
+
+
+def test_no_engine_is_built_without_tensorrt_llm(tmp_path: Path) -> None:
+    checkpoint = CheckpointFolder(write_checkpoint(tmp_path / "ck", ALGORITHMS[1]))
+    planned = make_plan(checkpoint, RELEASES[-1], find("A100"), Wishes({}))
+    with pytest.raises(InputError, match="TensorRT-LLM is not installed here"):
+        engines.build(planned, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_flag_of_trtllm_build_is_known(folders: Words) -> None:
@@ -241,6 +252,23 @@ def test_ranks_die_with_the_build(folders: Words, machine: Machine, tmp_path: Pa
         log.unlink()
 
 
+def test_build_sh_is_stopped_with_its_ranks(folders: Words, machine: Machine, tmp_path: Path) -> None:
+    """What docker stop sends ends the build at once, as Ctrl-C does."""
+    enginesmith("build", *folders, "--plan_only", "--gpu", "A100")
+    out = tmp_path / "out"
+    words = [sys.executable, out / "build_engine.py", "--plan", out, "--checkpoint_dir", tmp_path / "ck"]
+    process = subprocess.Popen(
+        [*words, "--output_dir", out / "e"], env={**machine, "FAKE_SLOW": "60"}, stderr=subprocess.DEVNULL
+    )
+    log = out / "e" / "logs" / "rank1.log"
+    deadline = time.monotonic() + 30
+    while not (log.exists() and "building rank" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(30) not in (0, 1)
+    assert not children_of(tmp_path)
+
+
 def children_of(folder: Path) -> list[str]:
     """Processes whose command line names a folder."""
     found = []
@@ -308,6 +336,45 @@ def test_no_visible_gpu_builds_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(Refused, match="hides every GPU"):
         build_all(tmp_path, tmp_path, tmp_path / "engine")
+
+
+def test_a_plan_that_is_no_object_builds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds no JSON object"):
+        build_all(tmp_path, tmp_path, tmp_path / "engine")
+
+
+def test_one_build_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    first, second = (only_build(tmp_path / "logs") for _ in range(2))
+    with first, pytest.raises(Refused, match=f"another build is at work in {tmp_path}$"), second:
+        pass
+
+
+def test_a_machine_that_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(Refused, match=r"TensorRT-LLM cannot be imported here .*; use NVIDIA's container"):
+        this_machine()
+    for name in ("tensorrt", "tensorrt_llm"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(Refused, match="no CUDA GPU is visible"):
+        this_machine()
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"tensorrt_llm": "1.1.0"}, "the plan is for TensorRT-LLM 1.2.1, here is 1.1.0; plan again"),
+        ({"sm": 89, "gpu": "L4"}, r"the plan is for A100 \(SM 80\), here is L4 \(SM 89\); build on that GPU"),
+    ],
+)
+def test_a_plan_for_another_machine(other: dict[str, object], reason: str) -> None:
+    planned = {"release": "1.2.1", "gpu": {"name": "A100", "sm": 80}}
+    here = {"tensorrt_llm": "1.2.1.post1", "gpu": "A100", "sm": 80}
+    check_machine(planned, here)
+    with pytest.raises(Refused, match=reason):
+        check_machine(planned, here | other)
 
 
 def test_check_engine_survives_any_manifest(engine: Path, machine: Machine) -> None:

@@ -244,6 +244,15 @@ def test_heads_that_do_not_divide_the_hidden_size(tmp_path: Path) -> None:
     refused(folder, "hidden_size 64 is no multiple of num_attention_heads 5; state head_size")
 
 
+def test_linears_of_sizes_that_no_kernel_takes(plain: Path) -> None:
+    state(plain, "intermediate_size", 100)
+    refused(
+        plain,
+        "mlp.fc: SmoothQuantGemm takes out_features in multiples of 8 and in_features of 16; on one of 2 ra",
+        [planned],
+    )
+
+
 def test_a_rank_with_digits_of_another_script_is_no_rank(plain: Path) -> None:
     (plain / "rank1.safetensors").rename(plain / "rank\u0661.safetensors")
     with pytest.raises(InputError, match="there are files for 0;"):

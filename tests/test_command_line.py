@@ -53,19 +53,32 @@ def test_verify_fails_on_a_damaged_checkpoint(inputs: list[object], tmp_path: Pa
     assert "rank0.safetensors: not a whole safetensors file" in run("verify", out, expect=1).stderr
     rank.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "rank0.safetensors: differs from the one enginesmith.json recorded" in run("verify", out, expect=1).stderr
+    (out / "rank1.safetensors").write_bytes(rank.read_bytes())
+    assert "rank1.safetensors: config.json's mapping has only 1 ranks" in run("verify", out, expect=1).stderr
     rank.unlink()
+    (out / "rank1.safetensors").unlink()
     verdict = json.loads(run("verify", out, "--json", expect=1).stdout)
     assert verdict["structure"]["problems"][0] == "rank0.safetensors: missing"
 
 
-def test_verify_notices_ranks_that_disagree(inputs: list[object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "name", "words"),
+    [
+        (2, "layers.1.post_layernorm.weight", "ranks disagree about"),
+        (2, "ln_f.weight", "ranks disagree about"),
+        (4, "layers.1.attention.qkv.weight", "ranks that share heads disagree about"),
+    ],
+)
+def test_verify_notices_ranks_that_disagree(
+    ranks: int, name: str, words: str, inputs: list[object], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    run("convert", *inputs, "--output_dir", out, "--quant", "W8A8_SQ_PER_CHANNEL", "--tp_size", 2)
+    run("convert", *inputs, "--output_dir", out, "--tp_size", ranks)
     (out / "enginesmith.json").unlink()
     tensors = load_file(out / "rank1.safetensors")
-    tensors["transformer.layers.1.post_layernorm.weight"] *= 2
+    tensors[f"transformer.{name}"] *= 2
     save_file(tensors, out / "rank1.safetensors")
-    assert "ranks disagree about transformer.layers.1.post_layernorm.weight" in run("verify", out, expect=1).stderr
+    assert f"{words} transformer.{name}" in run("verify", out, expect=1).stderr
 
 
 def test_verify_notices_another_config(inputs: list[object], tmp_path: Path) -> None:
@@ -89,6 +102,7 @@ def test_verify_notices_another_config(inputs: list[object], tmp_path: Path) -> 
         ({"rotary_scaling": "x"}, "rotary_scaling must be an object"),
         ({"num_attention_heads": 10**30}, "num_attention_heads must be an integer"),
         ({"hidden_act": "gelu"}, "hidden_act must be one of silu, not 'gelu'"),
+        ({"dtype": "float32"}, "dtype 'float32' is not supported"),
         ({"dtype": "int8"}, "dtype must be one of float16, bfloat16, float32, not 'int8'"),
     ],
 )

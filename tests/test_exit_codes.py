@@ -15,6 +15,7 @@ import pytest
 
 from enginesmith.build import checkpoint_folder, engines
 from enginesmith.cli import main as cli
+from enginesmith.cli.streams import Stream
 from enginesmith.convert.errors import LINE, InputError
 from tests.build_folders import write_checkpoint
 from tests.command import run
@@ -70,6 +71,11 @@ def test_a_closed_stream_is_no_place_for_a_file(tiny: Tiny, tmp_path: Path) -> N
     words: list[object] = ["convert", "--model_dir", tiny(num_hidden_layers=1), "--output_dir", tmp_path / "out"]
     assert shell(words, ">&- 2>&- <&-").returncode == 74
     assert run("verify", tmp_path / "out").stdout
+
+
+def test_a_stream_that_was_closed_has_no_descriptor() -> None:
+    with pytest.raises(OSError, match="there is no such stream"):
+        Stream(None, matters=True).fileno()
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,17 @@ def test_upstreams_spellings(model: Path, tmp_path: Path) -> None:
         assert algo in done.stdout
 
 
-def test_an_unknown_group_size_is_refused() -> None:
-    with pytest.raises(InputError, match="know 64 and 128"):
-        scheme_of("W4A16_AWQ", None, 32)
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        (("W4A16_AWQ", None, 32), "know 64 and 128"),
+        (("W4A16_GPTQ", None, 64, 75), "sm 75: W4A16_GPTQ weights are arranged for one of: 80, 86, 89, 90"),
+        (("W8A16", "INT4"), "KV cache type 'INT4' is not supported; use one of: INT8, FP8"),
+    ],
+)
+def test_schemes_that_no_kernel_knows(named: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        scheme_of(*named)
 
 
 def test_an_input_of_zeros_is_kept_apart_from_infinity(tmp_path: Path, converted: Converted) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
@@ -170,6 +171,12 @@ def test_norm_and_attention_references_equal_transformers() -> None:
 
 def test_stages_hold_consecutive_layers() -> None:
     assert Mapping(1, 3).stages(6) == [range(2), range(2, 4), range(4, 6)]
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0)])
+def test_a_mapping_has_ranks(sizes: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="--tp_size and --pp_size must be at least 1"):
+        Mapping(*sizes).check(read_model(TINY))
 
 
 def test_a_search_sees_the_rows_that_stand_out() -> None:

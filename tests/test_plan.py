@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from itertools import product
@@ -55,7 +56,8 @@ def sized(sm: int) -> GPU:
 
 def plan(folder: Path, release: str = "1.2.1", gpu: str = "A100", **given: Any) -> Plan:
     """The plan of a checkpoint folder; flags as the user gives them."""
-    wishes = {name: given.pop(name) for name in ("preset", "max_output_len", "chunked_context") if name in given}
+    own = ("preset", "max_output_len", "chunked_context", "fraction")
+    wishes = {name: given.pop(name) for name in own if name in given}
     return make_plan(CheckpointFolder(folder), releases.find(release), find(gpu), Wishes(given, **wishes))
 
 
@@ -123,6 +125,12 @@ def test_a_gpu_whose_memory_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> 
     assert gpus.target(None, None, 24).memory == 24 * 2**30
 
 
+@pytest.mark.parametrize("memory", [0.5, 5000, math.inf, math.nan])
+def test_memory_that_no_gpu_has(memory: float) -> None:
+    with pytest.raises(InputError, match="GiB between 1 and 4096 are needed"):
+        gpus.target(None, 80, memory)
+
+
 @pytest.mark.parametrize("release", [release.version for release in releases.RELEASES])
 def test_build_config_has_what_the_release_requires(release: str, tmp_path: Path) -> None:
     config = plan(write_checkpoint(tmp_path / "ck", ALGORITHMS[1]), release).build_config
@@ -176,6 +184,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"max_output_len": 0}, "at least 1 is needed"),
     ({"input_timing_cache": "a\nb"}, "control characters"),
     ({"max_seq_len": 10**40}, "is no size"),
+    ({"fraction": 1.5}, "mem_fraction 1.5: above 0 and at most 1"),
     ({"kv_cache_type": "continuous", "max_batch_size": 4096}, "4096 sequences of 8192 are needed"),
     ({"gemm_plugin": "fp8"}, "FP8 models only"),
     ({"gemm_swiglu_plugin": "fp8"}, "FP8 models only"),
@@ -216,8 +225,27 @@ def test_chunked_context_lets_prompts_exceed_a_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("algorithm", "cache", "readable"), [("FP8", "FP8", True), (None, "FP8", False),
                                                                 ("W4A8_AWQ", "FP8", True)])  # fmt: skip
 def test_an_fp8_cache_needs_an_fp8_model(algorithm: str, cache: str, readable: bool, tmp_path: Path) -> None:
-    config = plan(write_checkpoint(tmp_path / "ck", algorithm, cache), "1.2.1", "H100").build_config["plugin_config"]
+    folder = write_checkpoint(tmp_path / "ck", algorithm, cache)
+    config = plan(folder, "1.2.1", "H100").build_config["plugin_config"]
     assert config["use_paged_context_fmha"] is config["use_fp8_context_fmha"] is readable
+    if not readable:
+        with pytest.raises(InputError, match="an FP8 KV cache needs an FP8 model there"):
+            plan(folder, "1.2.1", "H100", use_paged_context_fmha=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "warning"),
+    [
+        ({}, r"the KV cache holds \d+ sequences of 8192 tokens at once, max_batch_size is 2048"),
+        ({"max_seq_len": 9000, "max_batch_size": 4}, "max_seq_len 9000 is beyond the model's 8192 positions"),
+        ({"max_num_tokens": 20000, "max_batch_size": 4}, "max_num_tokens 20000 is above 16384"),
+    ],
+)
+def test_what_works_otherwise_than_expected_is_said(given: dict[str, Any], warning: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "ck", ALGORITHMS[1])
+    told, usual = (plan(folder, **words).warnings for words in (given, {"max_batch_size": 4}))
+    assert len(told) == len(usual) + 1
+    assert any(re.match(warning, line) for line in told)
 
 
 def test_memory_by_hand(tmp_path: Path) -> None:

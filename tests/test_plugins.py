@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,11 +53,13 @@ def test_the_table_names_every_layer(tiny: Tiny, converted: Converted) -> None:
     assert "layers 0 to 1" in shown
     assert "layers 2 to 3" in shown
     assert "attention.dense, mlp.proj" in shown
+    assert re.search(r"outside +Send ", shown)
     data = json.loads(run("plugins", folder, "--rank", 1, "--json").stdout)
     assert list(data) == ["1"]
     assert data["1"]["totals"]["QuantizeTensor"] == 4
     assert {node["layer"] for node in data["1"]["nodes"]} == {2, 3, None}
     assert "the checkpoint has ranks 0 to 1" in run("plugins", folder, "--rank", 2, expect=2).stderr
+    assert "CHECKPOINT_DIR: /no is not a folder" in run("plugins", "/no", expect=2).stderr
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:

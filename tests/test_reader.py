@@ -42,6 +42,12 @@ def test_pairs_of_surrogates_and_large_numbers_are_read(tmp_path: Path) -> None:
     assert read_json(path) == {"a": "\U0001f600", "b": 1e300, "c": 123456789012345678901234567890}
 
 
+def test_a_file_that_cannot_be_read() -> None:
+    """A regular file whose first page nobody has."""
+    with pytest.raises(InputError, match=r"/proc/self/mem: cannot be read \(Input/output error\)"):
+        read_json(Path("/proc/self/mem"))
+
+
 @pytest.mark.parametrize("make", ["fifo", "folder", "loop", "dangling", "device", "absent", "null character"])
 def test_only_regular_files_are_opened(make: str, tmp_path: Path) -> None:
     path = tmp_path / "file"

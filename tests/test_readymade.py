@@ -284,6 +284,13 @@ def test_options_that_would_change_the_weights(
     assert words in str(refused.value)
 
 
+def test_yarns_attention_factor_would_change_the_scales(tmp_path: Path, converted: Converted) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    folder = Folder(tmp_path / "hf", "gptq", rope_scaling=yarn)
+    with pytest.raises(InputError, match="yarn's attention factor would go into q_proj's scales"):
+        converted(folder.path)
+
+
 def test_dequantized_weights_can_be_had(tmp_path: Path, converted: Converted) -> None:
     folder = Folder(tmp_path / "hf", "gptq_v2")
     folder.say(desc_act=True)
@@ -346,6 +353,7 @@ def group(**changes: Any) -> dict[str, Any]:
         ("awq", {"version": "gemv"}, "version 'gemv' cannot be repacked: save the model with version gemm"),
         ("awq", {"version": "marlin"}, "version 'marlin'"),
         ("awq", {"bits": 8}, "AWQ's format has 4"),
+        ("awq", {"pack_dtype": "int16"}, "pack_dtype 'int16' cannot be repacked: pack the model in int32 words"),
         ("awq", {"zero_point": "yes"}, "zero_point must be true or false"),
         ("compressed", {"format": "marlin-24"}, "format 'marlin-24' cannot be repacked: save the model as pack-quan"),
         ("compressed", {"config_groups": {}}, "config_groups []"),

@@ -134,6 +134,15 @@ def test_scales_are_as_the_strategy_says(name: str, changes: dict[str, Any], wor
     assert words in refused(folder)
 
 
+def test_an_algorithm_of_modelopts_that_is_not_known(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "modelopt-int4-awq-g128", tmp_path / "hf"))
+    for name, path in (("quantization", "hf_quant_config.json"), ("quantization_config", "config.json")):
+        said = json.loads((folder / path).read_text())
+        said.get(name, {})["quant_algo"] = "W4A4"
+        (folder / path).write_text(json.dumps(said))
+    assert "hf_quant_config.json: quant_algo 'W4A4' cannot be repacked: " in refused(folder)
+
+
 def test_factors_that_are_said_not_to_be_there(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DATA / "scaled" / "modelopt-int4-awq-g128", tmp_path / "hf"))
     said = json.loads((folder / "hf_quant_config.json").read_text())

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from enginesmith.build.kept import only_one
 from enginesmith.build.recipe import read_recipe
 from enginesmith.convert.errors import InputError, printable
 from enginesmith.convert.files.disk import sha256
@@ -339,6 +340,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"verify": {"max_ppl_increase": "2%"}}, "verify.max_ppl_increase is '2%'; a finite number is needed"),
     ({"build": {"gemm_plugin": "fast"}}, "build.gemm_plugin is 'fast'; use one of: auto"),
     ({"build": {"max_batch_size": 0}}, "a whole number from 1"),
+    ({"build": {"strip_plan": 1}}, "build.strip_plan is 1; true or false is needed"),
+    ({"build": {"input_timing_cache": ""}}, "build.input_timing_cache is ''; a text that is not empty is needed"),
     ({"build": {"smooth_quant_gemm_plugin": "float16"}}, "quant_algo enables it"),
     ({"build": {"max_batch": 4}}, "build has no 'max_batch'; did you mean max_batch_size?"),
     ({"build": {"engine": "maybe"}}, "build.engine is 'maybe'; use one of: auto, required, never"),
@@ -410,10 +413,27 @@ def test_a_folder_with_other_files_is_not_touched(recipe: Callable[..., Path], t
     assert (tmp_path / "release" / "mine").read_text() == "precious"
 
 
+def test_one_run_at_a_time(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    with only_one(tmp_path / "release", []):
+        assert f"another run is at work in {tmp_path / 'release'}" in run("run", recipe(), expect=2).stderr
+
+
+@pytest.mark.parametrize(("name", "words"), [("file", "cannot be used"), ("file/release", "cannot be written")])
+def test_a_folder_that_cannot_be_made(name: str, words: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert f"{words} (Not a directory)" in run("run", recipe(output_dir=name), expect=2).stderr
+
+
 def test_a_model_that_is_not_there_is_told_by_where_it_was_named(recipe: Callable[..., Path]) -> None:
     file = recipe(model_dir="nowhere")
     assert "recipe.yaml: model_dir: " in run("run", file, expect=2).stderr
     assert "enginesmith: --model_dir: " in run("run", file, "--model_dir", "nowhere", expect=2).stderr
+
+
+@pytest.mark.parametrize("name", ["model_dir", "output_dir"])
+def test_a_folder_without_a_name(name: str, recipe: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=f"--{name} is empty; give a folder"):
+        read_recipe(recipe(), **{name: ""})
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "examples").glob("recipes/*.yaml")))

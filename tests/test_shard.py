@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -196,6 +197,30 @@ def replaced(path: Path) -> None:
     other = path.with_suffix(".other")
     other.write_bytes(path.read_bytes())
     other.rename(path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "file").write_bytes(bytes(100))
+    file = Pinned(tmp_path / "file")
+    with pytest.raises(InputError, match=r"^file: larger than the .* MiB that such a file may have"):
+        file.text(largest=99)
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(InputError, match=r"^file: cannot be read \(Input/output error\)"):
+        file.text()
+
+
+def test_a_file_whose_folder_was_moved(tmp_path: Path) -> None:
+    """What is open is what it was, but the path does not lead to it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(bytes(100))
+    file = Pinned(tmp_path / "folder" / "file")
+    (tmp_path / "folder").rename(tmp_path / "moved")
+    assert file.read(0, 100) == bytes(100)
+    with pytest.raises(InputError, match=r"^file: was removed or replaced while it was read"):
+        file.check_unchanged()
 
 
 @pytest.mark.parametrize("change", [cut, written_to, removed, replaced])

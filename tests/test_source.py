@@ -541,6 +541,7 @@ def test_the_window_is_the_one_that_transformers_model_has(architecture: str, tm
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": "4096"}, "sliding_window must be an integer"),
         ({"hidden_size": 66}, "hidden_size 66 is no multiple of num_attention_heads 4; state head_dim"),
+        ({"head_dim": 15}, "head size 15 is odd; the rotary embedding needs pairs"),
         ({"head_dim": 0}, "head_dim must be an integer from 1"),
         ({"hidden_act": ["silu"]}, "hidden_act ['silu'] is not supported"),
         ({"quantization_config": "gptq"}, "quantization_config must be an object"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,31 @@ def test_one_that_comes_after_another_ended(final: Path) -> None:
     make(final)
     with pytest.raises(InputError, match="exists"), late:
         pass
+    assert os.listdir(final.parent) == ["out"]
+
+
+def test_what_appeared_meanwhile_is_not_replaced(final: Path) -> None:
+    with Staging(final) as staging:
+        final.mkdir()
+        with pytest.raises(InputError, match="appeared while it was being made"):
+            staging.commit()
+    assert os.listdir(final.parent) == ["out"]
+    assert not os.listdir(final)
+
+
+def test_a_disk_without_room_for_the_mark(final: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match=r"cannot write .*\.out\.partial \(No space left on device\)"):
+        make(final)
+    assert not os.listdir(final.parent)
+
+
+def test_another_thread_has_no_signals_to_keep_off(final: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        pool.submit(make, final).result()
     assert os.listdir(final.parent) == ["out"]
 
 

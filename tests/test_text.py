@@ -416,6 +416,17 @@ def test_tensors_that_are_no_ids(ids: torch.Tensor, plain: Path, tmp_path: Path)
     assert "needs an integer tensor input_ids" in refusal(tmp_path / "ids.safetensors", plain)
 
 
+def test_texts_that_are_too_short(plain: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "text.txt", "the quick")
+    have = ids_of(source, plain, 1, 2).numel()
+    assert f"tokens, less than one sequence of {have + 99}" in refusal(source, plain, length=have + 99)
+    save_file({"input_ids": torch.ones(8, 24).long()}, tmp_path / "ids.safetensors")
+    message = refusal(tmp_path / "ids.safetensors", plain, length=25)
+    assert "has sequences of 24 tokens, fewer than the 25 asked for" in message
+    for few in ({"sequences": 0}, {"length": 1}):
+        assert "at least 1 sequence of 2 tokens is needed" in refusal(source, plain, **few)
+
+
 def test_a_folder_of_records(plain: Path, tmp_path: Path) -> None:
     expected = ids_of(written(tmp_path / "all.txt", "\n\n".join(TEXTS)), plain)
     folder = tmp_path / "set"
@@ -429,6 +440,9 @@ def test_a_folder_of_records(plain: Path, tmp_path: Path) -> None:
     assert content_hash(str(folder)) != before
     written(folder / "data" / "test-00000-of-00001.jsonl", [{"text": "x"}])
     assert "several splits (test, train)" in refusal(folder, plain)
+    for files in (None, [], [1]):
+        written(folder / "state.json", {"_data_files": files})
+        assert "state.json names no data files" in refusal(folder, plain)
 
 
 def test_parquet_and_datasets_folders(plain: Path, tmp_path: Path) -> None:
@@ -484,6 +498,8 @@ def test_a_built_in_text_is_known_by_its_content(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pydoc_data.topics.topics", {"a": "another Python's documentation"})
     assert content_hash("pydoc") not in before
     assert pipeline.content_hash is content_hash
+    with pytest.raises(InputError, match="text pydok: no such file; give a file, or one of: pydoc"):
+        content_hash("pydok")
 
 
 def test_special_tokens_at_the_front_are_the_tokenizers_own(tmp_path: Path) -> None:

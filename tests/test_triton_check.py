@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -364,6 +365,15 @@ def test_no_repository(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is not a folder"):
         check(tmp_path / "file")
+
+
+def test_a_repository_that_cannot_be_read(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", broken)
+    with pytest.raises(InputError, match=r"--check: .* cannot be read \(Input/output error\)"):
+        check(repository)
 
 
 def test_without_tritonclient(repository: Path) -> None:

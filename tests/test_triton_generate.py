@@ -120,6 +120,7 @@ def test_self_contained(tmp_path: Path) -> None:
         ({"version": "0.15.0"}, {}, "0.15.0"),
         ({"version": "2.0.0"}, {}, "0.16 to 1.3"),
         ({"logits_dtype": "bfloat16"}, {}, "logits_dtype bfloat16"),
+        ({"dtype": "float8"}, {}, "dtype float8 is not one of float32, float16, bfloat16"),
         ({"vocab_size": 100}, {}, "a vocabulary of 100"),
         ({"vocab_size": 310}, {}, "has token id 310, the engine a vocabulary of 310"),
         ({"max_num_tokens": 512}, {}, "less than max_input_len 1024, so its longest prompts do not fit into one step"),

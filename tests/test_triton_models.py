@@ -371,6 +371,8 @@ def test_without_decoupled(tmp_path: Path) -> None:
     for model in ("ensemble", "tensorrt_llm_bls"):
         assert answers(served.call(model, asked("the stop"))) == ["the stop"]
     assert "stream needs a decoupled repository" in error_of(served.call("tensorrt_llm_bls", asked("the", **STREAM)))
+    served.engine = lambda _: [{}]
+    assert "0 answers to one request" in error_of(served.call("tensorrt_llm_bls", asked("the stop")))
 
 
 def test_special_tokens_can_be_kept(tmp_path: Path) -> None:

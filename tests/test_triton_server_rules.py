@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import model_config_pb2
 
 from enginesmith.build.triton.check import check, examine
 
@@ -164,6 +165,21 @@ def test_a_window_that_the_engine_was_planned_for(repository: Path, tmp_path: Pa
     assert check(repository) == []
     manifest.write_text('{"plan": {"checkpoint": {"sliding_window": "x"}}}')
     assert any("checkpoint.sliding_window must be an integer from 1" in problem for problem in check(repository))
+
+
+@pytest.mark.skipif(not hasattr(model_config_pb2, "ModelMetrics"), reason="an older tritonclient")
+@pytest.mark.parametrize(
+    ("control", "whole"),
+    [
+        ("metric_identifier { family: 'f' } histogram_options { buckets: [1, 2] }", True),
+        ("metric_identifier { family: 'f' }", False),
+        ("histogram_options { buckets: [1, 2] }", False),
+    ],
+)
+def test_metrics_need_a_family_and_buckets(control: str, whole: bool, repository: Path) -> None:
+    add("preprocessing", f"model_metrics {{ metric_control [ {{ {control} }} ] }}")(repository)
+    fault = "preprocessing: model_metrics: a metric_control needs a family and buckets"
+    assert check(repository) == ([] if whole else [fault])
 
 
 def test_what_is_not_checked_is_said(repository: Path) -> None:
