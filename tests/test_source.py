@@ -531,7 +531,7 @@ def test_the_window_is_the_one_that_transformers_model_has(architecture: str, tm
             {"architectures": ["LlavaForConditionalGeneration"], "text_config": {}},
             "holds its text model in text_config",
         ),
-        ({"architectures": None, "model_type": "qwen2"}, "architecture 'qwen2' is not supported"),
+        ({"architectures": None, "model_type": "phi9"}, "architecture 'phi9' is not supported"),
         ({"architectures": ["LlamaForCausalLM", "Other"]}, "is not supported"),
         ({"architectures": [["LlamaForCausalLM"]]}, "is not supported"),
         ({"architectures": {"a": 1}}, "is not supported"),
