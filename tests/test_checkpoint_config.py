@@ -12,7 +12,7 @@ from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.keys import EFFECTLESS, FIXED, MAPPING_FIXED, MOE_EFFECTLESS, MOE_FIXED
-from enginesmith.convert.targets.trtllm.stated import Stated
+from enginesmith.convert.targets.trtllm.stated import REQUIRED, Stated
 from tests.build_folders import write_checkpoint
 from tests.checkpoint_folders import (
     MANIFEST,
@@ -187,6 +187,32 @@ def test_a_window_that_is_not_the_manifests(tmp_path: Path) -> None:
     assert Stated(checkpoint).sliding_window == 8
     state(checkpoint, "runtime_defaults.max_attention_window", [16])
     refused(checkpoint, "max_attention_window must be 8 as in enginesmith.json", [Checkpoint])
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_what_every_checkpoint_says(key: str, plain: Path) -> None:
+    rewrite(plain / "config.json", lambda config: config.pop(key))
+    refused(plain, f"no {key} in it; is this a TensorRT-LLM checkpoint?")
+
+
+@pytest.mark.parametrize("strength", [1.5, -0.1, True, "0.5"])
+def test_a_strength_that_no_smoothing_has(strength: Any, plain: Path) -> None:
+    state(plain, "quantization.smoothquant_val", strength)
+    refused(plain, "smoothquant_val must be a number from 0 to 1")
+
+
+@pytest.mark.parametrize(
+    ("quant", "left", "words"),
+    [
+        ("W4A16_AWQ", "mlp.fc", "mlp.fc+gate: its linears are not quantized alike"),
+        ("FP8_PER_CHANNEL_PER_TOKEN", "input_layernorm", "input_layernorm has no quantization, what reads its output"),
+    ],
+)
+def test_modules_that_must_be_left_out_together(quant: str, left: str, words: str, tmp_path: Path) -> None:
+    folder = checkpoint_of(tmp_path, WIDE, quant=quant, group_size=64 if "AWQ" in quant else None)
+    (folder / MANIFEST).unlink()
+    state(folder, "quantization.exclude_modules", ["*lm_head", f"transformer.layers.0.{left}"])
+    refused(folder, words, [Checkpoint])
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_auto_rounds_gptq(packing: str | None, symmetric: bool, tmp_path: Path, 
     [
         ({"packing_format": "auto_round:auto_awq"}, "packing_format 'auto_round:auto_awq' cannot be repacked"),
         ({"packing_format": 1}, "packing_format must be a text"),
-        ({"extra_config": {PART: {"bits": 8}}}, "extra_config"),
+        ({"extra_config": {PART: {"bits": 8}}}, "quantize every linear with the same bits"),
         ({"extra_config": {PART: {"bits": 16}}}, f"extra_config leaves {PART} in floating point"),
         ({"act_bits": 8}, "act_bits 8 cannot be repacked: only weights may be quantized"),
         ({"data_type": "mx_fp"}, "data_type 'mx_fp'"),

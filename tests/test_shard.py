@@ -238,3 +238,19 @@ def test_a_file_that_changes_is_refused(change: Any, tmp_path: Path) -> None:
             act()
     assert not file.is_current()
     assert len(digest) == 64
+
+
+def test_a_file_that_was_removed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"whole")
+    file = Pinned(path)
+    path.unlink()
+    with pytest.raises(InputError, match="file: was removed or replaced while it was read"):
+        file.check_same()
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_a_file_shorter_than_a_header(size: int, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(bytes(size))
+    with pytest.raises(InputError, match="shorter than a header"):
+        Shard(tmp_path / "x.safetensors")
