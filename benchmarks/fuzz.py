@@ -1,6 +1,6 @@
 """Hostile files without end: the kinds of tests/fuzzing_kinds.py, as many cases of each as asked for.
 
-    python benchmarks/fuzz.py CASES [--jobs N] [--seconds S] [KIND ...]
+    python benchmarks/fuzz.py CASES [KIND ...] [--jobs N] [--seconds S]
 
 CASES of each kind (100,000 in all are some 6,000 each), spread over processes, other ones on every run. Prints for each
 kind how many cases were accepted and how many refused; a fault (a traceback, a wrong success, a refusal that is not one

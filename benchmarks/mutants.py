@@ -1,7 +1,7 @@
 """Change one thing of the product at a time, and see whether a test notices.
 
-    python benchmarks/mutants.py map [--jobs N] [FILE ...]   which tests reach which place, into out/checks.json
-    python benchmarks/mutants.py run [--jobs N] [--seconds S] [--sample N] [WORD ...]   each change, its tests run
+    python benchmarks/mutants.py map [FILE ...] [--jobs N]   which tests reach which place, into out/checks.json
+    python benchmarks/mutants.py run [WORD ...] [--jobs N] [--seconds S] [--sample N]   each change, its tests run
 
 With ``--kind checks`` a change drops a statement that refuses or reports; with ``--kind arithmetic`` one operator,
 comparison or number becomes another (see ``mutations.py``). Each mutant is a fork of a process that has loaded PyTorch
