@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import click
 
-from ..build import gpus, releases
-from ..build.check_engine import Machine, reasons_against, this_machine, warnings_about
-from ..build.engine_folder import EngineFolder
+from .. import check_engine as check
 from .lines import failed
 from .options import Command
 
@@ -25,22 +23,15 @@ def check_engine(engine_dir: str, gpu: str | None, release: str | None, as_json:
     TensorRT-LLM, TensorRT and the GPU generation must be those it was built with, its files whole, and there must be a
     GPU for every rank. Another GPU model of the same generation is worth a note, no more.
     """
-    engine = EngineFolder(engine_dir, "ENGINE_DIR")
-    machine = this_machine()
-    if gpu is not None:
-        machine = replace(machine, gpus=[gpus.find(gpu)] * engine.world_size)
-    if release is not None:
-        known = releases.find(release)
-        machine = Machine(known.version, known.tensorrt, machine.gpus, f"in release {known.version}")
-    reasons, warnings = reasons_against(engine, machine), warnings_about(engine, machine)
+    found = check(engine_dir, gpu, release)
     if as_json:
-        click.echo(json.dumps({"ok": not reasons, "reasons": reasons, "warnings": warnings}))
-    elif not reasons:
-        click.echo(f"yes: {engine.folder} runs here")
+        click.echo(json.dumps({"ok": found.ok, "reasons": found.reasons, "warnings": found.warnings}))
+    elif found.ok:
+        click.echo(f"yes: {Path(engine_dir)} runs here")
     else:
-        click.echo(f"no: {engine.folder} does not run here")
-        failed(reasons)
-    for warning in () if as_json else warnings:
+        click.echo(f"no: {Path(engine_dir)} does not run here")
+        failed(found.reasons)
+    for warning in () if as_json else found.warnings:
         click.echo(f"note: {warning}", err=True)
-    if reasons:
+    if not found.ok:
         raise click.exceptions.Exit(1)

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import click
 
-from ..convert.models.families import FAMILIES
+from .. import families as known
 from ..convert.models.family import Family
 from .options import Command
 
@@ -17,9 +17,9 @@ from .options import Command
 def families(as_json: bool) -> None:
     """List the models that can be converted: Hugging Face's classes, TensorRT-LLM releases, algorithms left out."""
     if as_json:
-        click.echo(json.dumps([described(family) for family in FAMILIES]))
+        click.echo(json.dumps([described(family) for family in known()]))
         return
-    for family in FAMILIES:
+    for family in known():
         click.echo(f"{', '.join(family.architectures)}: TensorRT-LLM {family.since} to 1.2.1")
         for reason, algorithms in left_out(family).items():
             click.echo(f"  not {', '.join(algorithms)}: {reason}")

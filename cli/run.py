@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..build.pipeline import DONE, FAILED, NOT_HERE, UNCHANGED, Run, Step
+from .. import run as run_recipe
+from ..build.pipeline import DONE, FAILED, NOT_HERE, UNCHANGED, Step
 from ..build.recipe import read_recipe
 from ..convert.errors import LINE, printable
 from ..convert.sources.folder import Source
@@ -37,7 +38,7 @@ def run(recipe: str, model_dir: str | None, output_dir: str | None, as_json: boo
             if not as_json:
                 click.echo(f"{name}: {status}", err=True)
 
-        steps = Run(what, on_step, bar.update).run()
+        steps = run_recipe(recipe, model_dir, output_dir, on_step, bar.update)
     ok = all(step.status != FAILED for step in steps)
     if as_json:
         click.echo(json.dumps({"ok": ok, "output_dir": str(what.output_dir), "steps": [vars(step) for step in steps]}))

@@ -6,9 +6,10 @@ import json
 
 import click
 
+from .. import verify as check
 from ..convert.prove.execution import Accuracy
 from ..convert.prove.options import VerifyOptions
-from ..convert.prove.verify import accuracy_failures, measure, structure_problems, summary
+from ..convert.prove.verify import summary
 from ..convert.targets.trtllm.checkpoint import Checkpoint
 from . import options as shared
 from .display import Bar, print_accuracy
@@ -42,19 +43,17 @@ def verify(
     """
     if max_ppl_increase is not None and reference is None:
         raise click.UsageError("--max_ppl_increase needs --reference HF_DIR to compare with")
+    options = VerifyOptions(text, chunks, seq_len, max_ppl_increase, device)
     checkpoint = Checkpoint(checkpoint_dir)
-    problems = structure_problems(checkpoint)
-    accuracy = None
-    if reference is not None and not problems:
-        with Bar("verify", checkpoint.model.num_hidden_layers, quiet=as_json) as bar:
-            accuracy = measure(checkpoint, reference, text, chunks, seq_len, device, bar.update)
-    failures = problems + accuracy_failures(accuracy, max_ppl_increase)
+    with Bar("verify", checkpoint.model.num_hidden_layers, quiet=as_json or reference is None) as bar:
+        found = check(checkpoint_dir, reference, options, bar.update)
     if as_json:
-        click.echo(json.dumps(summary(accuracy, problems) | {"ok": not failures, "failures": failures}))
+        told = summary(found.accuracy, found.problems)
+        click.echo(json.dumps(told | {"ok": found.ok, "failures": found.failures}))
     else:
-        report(checkpoint, accuracy, problems)
-        failed(failures)
-    if failures:
+        report(checkpoint, found.accuracy, found.problems)
+        failed(found.failures)
+    if not found.ok:
         raise click.exceptions.Exit(1)
 
 

@@ -10,5 +10,5 @@ trap 'rm -rf "$wheels"' EXIT
 # Types are checked on the installed wheel: the source folders map into one package.
 pip wheel --quiet --no-deps --wheel-dir "$wheels" .
 pip install --quiet --no-deps --target "$wheels/site" "$wheels"/*.whl
-(cd "$wheels/site" && mypy --config-file "$root/pyproject.toml" -p enginesmith.plugins -p enginesmith.convert -p enginesmith.build -p enginesmith.cli)
+(cd "$wheels/site" && mypy --config-file "$root/pyproject.toml" -p enginesmith)
 python -m pytest "$@"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = ("plugins", "convert", "build", "cli")
+FLOORS = ("plugins", "convert", "build", "api", "cli")
 ROOMS = ("files", "models", "numbers", "sources", "statistics", "quantize", "targets", "prove", "job")
 SOURCES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 # Programs that run where nothing is installed, beside files of the same folder.
@@ -18,8 +18,9 @@ PROGRAMS = ROOT / "build" / "triton" / "models"
 
 
 def module(path: Path) -> tuple[str, ...]:
+    """Its name inside the import package; api/ is the package itself."""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[:-1] if parts[-1] == "__init__" else parts
+    return parts[1 if parts[0] == "api" else 0 : -1 if parts[-1] == "__init__" else None]
 
 
 MODULES = {module(path): path for path in SOURCES}
@@ -27,7 +28,7 @@ MODULES = {module(path): path for path in SOURCES}
 
 def imported(path: Path) -> Iterator[tuple[str, ...]]:
     """The modules of the project that a file imports, wherever it does."""
-    package = path.relative_to(ROOT).parts[:-1]
+    package = path.relative_to(ROOT).parts[:-1] if path.relative_to(ROOT).parts[0] != "api" else ()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + tuple(
@@ -39,8 +40,8 @@ def imported(path: Path) -> Iterator[tuple[str, ...]]:
 
 def place(name: tuple[str, ...]) -> int:
     """How high a module stands; errors and devices are everybody's ground."""
-    if name[0] != "convert":
-        return FLOORS.index(name[0]) * 100
+    if name == () or name[0] != "convert":
+        return FLOORS.index(name[0] if name else "api") * 100
     return 100 + (ROOMS.index(name[1]) if len(name) > 1 and name[1] in ROOMS else 0)
 
 
@@ -66,4 +67,5 @@ def test_every_room_says_what_it_is_for() -> None:
 def test_every_room_is_installed() -> None:
     listed = (ROOT / "pyproject.toml").read_text()
     for folder in {path.parent for path in SOURCES}:
-        assert f'"enginesmith.{".".join(folder.relative_to(ROOT).parts)}"' in listed
+        name = ".".join(("enginesmith", *folder.relative_to(ROOT).parts))
+        assert f'"{name.replace(".api", "")}"' in listed
