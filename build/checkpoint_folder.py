@@ -17,8 +17,9 @@ from ..convert.files.shard import Shard
 from ..convert.models.family import COLUMNS
 from ..convert.quantize.precision import MIXED_PRECISION, Precision
 from ..convert.quantize.scheme import SCHEMES
-from ..convert.targets.trtllm.layout import rank_size, rank_tensors, rotary_tables
+from ..convert.targets.trtllm.layout import rank_tensors, rotary_tables
 from ..convert.targets.trtllm.manifest import CONFIG, QUANT_CFG
+from ..convert.targets.trtllm.ranks import rank_size
 from ..convert.targets.trtllm.stated import Stated
 
 # (shape, dtype) of tensors, by name.

@@ -30,7 +30,7 @@ from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.text import read_tokens
 from enginesmith.convert.statistics.file import StatisticsFile
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
-from enginesmith.convert.targets.trtllm.layout import Mapping
+from enginesmith.convert.targets.trtllm.ranks import Mapping
 
 from .conftest import DATA, write_model
 from .fuzzing import (

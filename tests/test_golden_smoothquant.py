@@ -23,7 +23,8 @@ from enginesmith.convert.quantize.scheme import scheme_of
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.targets.trtllm.config import checkpoint_config
-from enginesmith.convert.targets.trtllm.layout import Mapping, cut, layer_tensors
+from enginesmith.convert.targets.trtllm.layout import layer_tensors
+from enginesmith.convert.targets.trtllm.ranks import Mapping, cut
 
 from .conftest import GOLDEN
 

@@ -23,7 +23,8 @@ from enginesmith.convert.quantize.scheme import Scheme, scheme_of
 from enginesmith.convert.quantize.smoothquant import smooth
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
-from enginesmith.convert.targets.trtllm.layout import Mapping, layer_tensors
+from enginesmith.convert.targets.trtllm.layout import layer_tensors
+from enginesmith.convert.targets.trtllm.ranks import Mapping
 from enginesmith.plugins import gpt_attention, int8, rmsnorm_quantization
 
 from .conftest import ALGORITHMS, TINY, assert_same_layers, random_weights, write_model

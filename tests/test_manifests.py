@@ -11,7 +11,8 @@ from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.quantize.precision import Precision
 from enginesmith.convert.quantize.scheme import SCHEMES, scheme_of
 from enginesmith.convert.targets.trtllm.config import checkpoint_config
-from enginesmith.convert.targets.trtllm.layout import Mapping, rank_tensors
+from enginesmith.convert.targets.trtllm.layout import rank_tensors
+from enginesmith.convert.targets.trtllm.ranks import Mapping
 
 from .conftest import DATA
 

@@ -28,7 +28,8 @@ from ..sources.folder import Source
 from ..sources.text import Tokens
 from ..statistics.layer import LayerStatistics, Wanted
 from ..statistics.stream import Calibration, check_range
-from ..targets.trtllm.layout import Mapping, rank_tensors
+from ..targets.trtllm.layout import rank_tensors
+from ..targets.trtllm.ranks import Mapping
 from .options import ConvertOptions, check_options, quantizer_of, read_calibration
 from .quantizer import Quantizer
 

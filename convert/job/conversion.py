@@ -32,9 +32,10 @@ from ..statistics.file import Origin, Save, StatisticsFile, check_new, saving
 from ..statistics.layer import EVERYTHING, LayerStatistics, Wanted
 from ..statistics.stream import Calibration, calibration_dtype, check_range
 from ..targets.trtllm.config import checkpoint_config
-from ..targets.trtllm.layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
+from ..targets.trtllm.layout import layer_tensors, padded_vocab, rank_tensors
 from ..targets.trtllm.manifest import QUANT_CFG
 from ..targets.trtllm.quant_config import quant_cfg
+from ..targets.trtllm.ranks import Mapping, Tensor, cut
 from .options import BY_RUN, ConvertOptions, check_options, quantizer_of, read_calibration, settled
 from .quantizer import Quantized
 

@@ -24,8 +24,9 @@ from ..quantize.options import QuantizeOptions
 from ..quantize.precision import Precision
 from ..sources.folder import Source
 from ..statistics.layer import LayerStatistics, Wanted
-from ..targets.trtllm.layout import MODEL_DTYPE, check_kernels, layer_tensors
-from ..targets.trtllm.layout import Mapping as RankMapping
+from ..targets.trtllm.layout import check_kernels, layer_tensors
+from ..targets.trtllm.ranks import MODEL_DTYPE
+from ..targets.trtllm.ranks import Mapping as RankMapping
 from ..targets.trtllm.storage import PLAIN
 
 WIDER, OTHERWISE = "use --dtype bfloat16", "use another --quant or --exclude the linear"

@@ -18,7 +18,8 @@ from ..models.rotation import Rotation
 from ..quantize.precision import LAYER
 from ..sources.folder import Source
 from ..targets.trtllm.checkpoint import Checkpoint
-from ..targets.trtllm.layout import MODEL_DTYPE, Tensor, layer_tensors, rank_tensors, rotary_tables
+from ..targets.trtllm.layout import layer_tensors, rank_tensors, rotary_tables
+from ..targets.trtllm.ranks import MODEL_DTYPE, Tensor
 from ..targets.trtllm.rotary_tables import faults
 from ..targets.trtllm.values import Values, Zeros
 from .execution import Accuracy, Execution, Reference, held_out

@@ -11,7 +11,8 @@ from ...files.shard import Shard
 from ...models.dimensions import Model
 from ...models.forward import rotary_frequencies
 from ...quantize.precision import LAYER, Precision
-from .layout import Tensor, check_kernels, layer_tensors
+from .layout import check_kernels, layer_tensors
+from .ranks import Tensor
 from .stated import Stated
 
 
@@ -62,7 +63,7 @@ class Checkpoint(Stated):
         }
 
     def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
-        """Undo ``layout.cut``: put every piece's channels back in their place."""
+        """Undo ``ranks.cut``: put every piece's channels back in their place."""
         if len(pieces) == 1:
             return pieces[0]
         if pieces[0].dtype == torch.float8_e4m3fn:  # PyTorch moves its bytes, but not its values

@@ -11,8 +11,8 @@ from ...models.dimensions import MOST_LAYERS, Model, check_heads, family_of
 from ...models.rope import read_rope
 from ...quantize.precision import Precision
 from .keys import check_config
-from .layout import Mapping
 from .quant_config import quantization
+from .ranks import Mapping
 
 
 def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smoothquant_val: float) -> dict[str, Any]:

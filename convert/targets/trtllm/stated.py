@@ -18,9 +18,9 @@ from ...models.family import FAMILIES, Family
 from ...quantize.precision import MIXED_PRECISION, Precision
 from .config import Sizes, model_of_checkpoint, read_sizes
 from .keys import check_mapping
-from .layout import Mapping
 from .manifest import CONFIG, QUANT_CFG, read_manifest
 from .quant_config import algorithm_of, check_quantization, read_precision, read_quant_cfg
+from .ranks import Mapping
 
 DTYPES = ("float16", "bfloat16", "float32")
 REQUIRED = ("architecture", "dtype", "hidden_size", "num_hidden_layers", "num_attention_heads")
