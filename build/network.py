@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..convert.errors import InputError
 from ..convert.models.family import COLUMNS, FAMILIES, Family, Group
-from ..convert.quantize.scheme import SCHEMES
+from ..convert.targets.trtllm.formats import SCHEMES
 from ..plugins import catalog, gemm, nccl
 from ..plugins.identity import Plugin, Site
 from .checkpoint_folder import CheckpointFolder

@@ -19,8 +19,11 @@ Generations = tuple[tuple[int, int], ...]
 ANY: Generations = ((80, 90), (100, 121))
 # The engine builder refuses INT8 and INT4 on SM 100 to 119.
 INTEGER: Generations = ((80, 90), (120, 121))
-# FP8 arithmetic begins with Ada; the builder refuses scales per channel or token on SM 100 to 119 too.
+# FP8 arithmetic begins with Ada.
+FP8: Generations = ((89, 90), (100, 121))
+# Of it, what the builder takes where scales are per channel or token, and where kernels mix it with 4-bit integers.
 FP8_SCALED: Generations = ((89, 90), (120, 121))
+FP8_INTEGER: Generations = ((89, 90),)
 
 Site = Literal["linear", "group", "column linear", "rmsnorm", "layernorm", "input", "attention", "none"]
 

@@ -16,6 +16,8 @@ PLUGIN = Plugin(
     in_multiple=64,
     out_multiple=32,
 )
+# Input channels that may share a scale.
+GROUP_SIZES = (64, 128)
 # Bits of quant_algo.
 BIAS, ZERO, PRE_QUANT_SCALE, FP8_ALPHA, INT8_WEIGHT = 1, 2, 4, 8, 16
 

@@ -23,8 +23,9 @@ from ..files.written import Written, plain_disk_errors
 from ..models.forward import rotary_frequencies
 from ..models.layer import Tensors
 from ..models.rope import rotary_pairs
-from ..numbers.rounding import Grouped
+from ..numbers.quantized import QuantizedLinear
 from ..quantize import half_range
+from ..quantize.layer import QuantizedLayer
 from ..sources.folder import Source
 from ..sources.readymade.kinds import ANEW, ReadyMade
 from ..sources.text import Tokens
@@ -32,12 +33,15 @@ from ..statistics.file import Origin, Save, StatisticsFile, check_new, saving
 from ..statistics.layer import EVERYTHING, LayerStatistics, Wanted
 from ..statistics.stream import Calibration, calibration_dtype, check_range
 from ..targets.trtllm.config import checkpoint_config
-from ..targets.trtllm.layout import layer_tensors, padded_vocab, rank_tensors
+from ..targets.trtllm.formats import kind_of
+from ..targets.trtllm.formats.base import Engine
+from ..targets.trtllm.layout import padded_vocab, rank_tensors
 from ..targets.trtllm.manifest import QUANT_CFG
+from ..targets.trtllm.mixture import packed_for_sm, quant_algo
 from ..targets.trtllm.quant_config import quant_cfg
 from ..targets.trtllm.ranks import Mapping, Tensor, cut
+from ..targets.trtllm.target import Target
 from .options import BY_RUN, ConvertOptions, check_options, quantizer_of, read_calibration, settled
-from .quantizer import Quantized
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
@@ -111,8 +115,9 @@ class Job:
         self.mapping.check(self.model)
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
         self.quantizer = quantizer_of(options, self.source)
-        self.quantizer.check(self.mapping)
         self.precision = self.quantizer.precision
+        self.target = Target(self.precision, Engine(self.quantizer.dtype, options.sm))
+        self.target.check(self.mapping)
         if self.source.ready is not None:
             self.source.check_ready_made()
         if self.ready is not None:
@@ -146,11 +151,13 @@ class Job:
             raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
         self.ready_layer(0)  # what the packer did to one layer it did to all
 
-    def ready_layer(self, index: int) -> dict[str, Grouped] | None:
+    def ready_layer(self, index: int) -> dict[str, QuantizedLinear] | None:
         """A layer's weights as a ready-made folder holds them."""
         if self.ready is None:
             return None
-        return self.source.ready_layer(index, self.precision.base.group_size, getattr(torch, self.quantizer.dtype))
+        size = self.precision.base.group_size
+        assert size is not None
+        return self.source.ready_layer(index, size, self.target.engine.torch_dtype)
 
     def origin(self, source: dict[str, str]) -> Origin:
         """What this conversion gathers, and from what; source: SHA-256 of the model's files."""
@@ -186,7 +193,7 @@ class Job:
             files = [
                 TensorFile(
                     written.folder / f"rank{rank}.safetensors",
-                    rank_tensors(self.precision, mapping, rank, self.quantizer.dtype),
+                    rank_tensors(self.precision, mapping, rank, self.target.engine),
                 )
                 for rank in range(mapping.world_size)
             ]
@@ -204,10 +211,9 @@ class Job:
                     quantized = self.layer(index, calibration, save, on_progress)
                     report.append(quantized.chosen)
                     on_progress(index, "write", 0)
-                    specs = layer_tensors(model, self.precision.layer(index), self.quantizer.dtype)
-                    write_layer(ranks, local, quantized.tensors, specs, self)
+                    write_layer(ranks, local, self.target.layer(index, quantized), self.target.tensors(index), self)
             on_progress(model.num_hidden_layers, "head", 0)
-            norm, head = self.quantizer.head(self.source)
+            norm, head = self.target.head(*self.quantizer.head(self.source))
             if calibration is not None and self.quantizer.dtype == "float16":
                 half_range.check_one("the last norm's output", calibration.largest_normed(norm))
                 half_range.check_one("a logit", calibration.largest_logit(norm, head, half_range.LARGEST))
@@ -224,8 +230,8 @@ class Job:
             self.model, self.tokens.ids, embedding, self.gathered, self.device, self.options.seed, self.requantized
         )
 
-    def layer(self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress) -> Quantized:
-        """One layer's whole tensors, and what was chosen for it."""
+    def layer(self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress) -> QuantizedLayer:
+        """One layer, quantized."""
         on_progress(index, "read", 0)
         source = self.quantizer.source_layer(self.source, index, self.device)
         statistics = LayerStatistics({})
@@ -238,7 +244,7 @@ class Job:
         save(index, statistics)
         if self.precision.quantized:
             on_progress(index, "quantize", 0)
-        quantized = self.quantizer.quantize(index, source, statistics, self.ready_layer(index))
+        quantized = self.quantizer.quantize(index, source, statistics, self.target.computed, self.ready_layer(index))
         if self.requantized and calibration is not None:
             check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
         return quantized
@@ -250,9 +256,9 @@ class Job:
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
         asked, schemes = self.options.propagate, self.precision.quantized
-        possible = bool(schemes) and all(scheme.weight_only for scheme in schemes)
+        possible = bool(schemes) and all(kind_of(scheme).weight_only for scheme in schemes)
         if asked == "quantized" and not possible:
-            raise InputError(f"--propagate quantized is for weight-only schemes, not {self.precision.algo}")
+            raise InputError(f"--propagate quantized is for weight-only schemes, not {quant_algo(self.precision)}")
         gptq = any(self.quantizer.choices.gptq(scheme) for scheme in schemes)
         return possible and self.tokens is not None and (asked == "quantized" or (asked == "auto" and gptq))
 
@@ -269,7 +275,7 @@ class Job:
 
     def write_embedding(self, files: list[TensorFile], embedding: torch.Tensor) -> None:
         """Store the embedding on the first stage."""
-        stored = self.quantizer.stored_embedding(embedding)
+        stored = self.target.embedding(embedding)
         for file in files[: self.mapping.tp_size]:
             file.write("transformer.vocab_embedding.weight", stored)
 
@@ -306,12 +312,12 @@ class Job:
             "versions": versions(),
             "options": options,
             "calibration": calibration,
-            "quant": self.precision.algo,
+            "quant": quant_algo(self.precision),
             "repacked_from": self.ready.method if self.ready else None,
             "stripped_prefix": self.source.prefix or None,
             "source_notes": self.source.notes,
             "rotated": self.quantizer.rotation is not None,
-            "packed_for_sm": self.precision.packed_for_sm,
+            "packed_for_sm": packed_for_sm(self.precision, self.target.engine),
             "float16_range_checked": self.float16_range_checked(),
             "sliding_window": self.model.sliding_window,
             "layers": layers if any(layers) else [],

@@ -71,7 +71,7 @@ def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
 def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold."""
     path = checkpoint.rank_file(rank)
-    wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype, checkpoint.embedding_axis)
+    wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.engine, checkpoint.embedding_axis)
     tables = rotary_tables(checkpoint.model)
     known = tables | wanted
     forms = checkpoint.shard(rank).forms()
@@ -114,7 +114,8 @@ def value_problem(name: str, spec: Tensor, read: Read, sound: Callable[[str], bo
 
 def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
     """The tensors of one rank's decoder layers, by name."""
-    specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), checkpoint.dtype))
+    kept = checkpoint.engine, checkpoint.precision.kv_cache
+    specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), *kept))
     return {
         LAYER.format(i=local) + name: spec
         for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])

@@ -33,9 +33,13 @@ class Checkpoint(Stated):
         super().__init__(folder)
         self.shards: dict[int, Shard] = {}  # opened once, when they are first read
         self.precision = self.read_precision()
-        check_kernels(self.precision, self.mapping)
+        check_kernels(self.precision, self.engine, self.mapping)
         if self.dtype == "float32":
             raise InputError(f"{self.folder}/config.json: dtype {shown(self.dtype)} is not supported")
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """What a layer's files hold, by name inside the layer."""
+        return layer_tensors(self.model, self.precision.layer(index), self.engine, self.precision.kv_cache)
 
     def read(self, rank: int, name: str) -> torch.Tensor:
         """One tensor of a rank's file, as it is stored."""
@@ -59,7 +63,7 @@ class Checkpoint(Stated):
         ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
         return {
             name: self.join(spec, [spec.storage.read(self.read(rank, prefix + name)) for rank in ranks], prefix + name)
-            for name, spec in layer_tensors(self.model, self.precision.layer(index), self.dtype).items()
+            for name, spec in self.tensors(index).items()
         }
 
     def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:

@@ -15,10 +15,12 @@ from ...files.disk import read_json
 from ...files.reader import LARGEST, Reader
 from ...models.dimensions import Model, family_of
 from ...models.family import FAMILIES, Family
-from ...quantize.precision import MIXED_PRECISION, Precision
+from ...quantize.precision import Precision
 from .config import Sizes, model_of_checkpoint, read_sizes
+from .formats.base import Engine
 from .keys import check_mapping
 from .manifest import CONFIG, QUANT_CFG, read_manifest
+from .mixture import MIXED_PRECISION
 from .quant_config import algorithm_of, check_quantization, read_precision, read_quant_cfg
 from .ranks import Mapping
 
@@ -87,8 +89,11 @@ class Stated:
         """
         family_of(self.architecture)
         assert self.model is not None
-        packed = self.manifest.packed_for_sm or 80
-        return read_precision(self.folder, self.config, self.model, self.stages, packed)
+        return read_precision(self.folder, self.config, self.model, self.stages)
+
+    @property
+    def engine(self) -> Engine:
+        return Engine(self.dtype, self.manifest.packed_for_sm or Engine.sm)
 
     def _embedding_axis(self, said: Reader) -> int | None:
         """What use_parallel_embedding and its axis mean for this mapping."""
