@@ -10,6 +10,7 @@ from ..convert.models.family import COLUMNS, FAMILIES, Family, Group
 from ..convert.targets.trtllm.formats import SCHEMES
 from ..plugins import catalog, gemm, nccl
 from ..plugins.identity import Plugin, Site
+from .algorithms import plugins_of
 from .checkpoint_folder import CheckpointFolder
 
 
@@ -59,7 +60,7 @@ def layer_nodes(
     """The plugins of one decoder layer, and where each has its nodes."""
     algorithms = checkpoint.layer_algorithms(layer)
     own = {group: algorithms[group.linears[0]] for group in family.groups}
-    plugins = [(plugin, [g for g in own if plugin.used_by(own[g])]) for plugin in catalog.QUANTIZATION]
+    plugins = [(plugin, [g for g in own if plugin in plugins_of(own[g])]) for plugin in catalog.QUANTIZATION]
     if gemm_plugin:
         plain = gemm.IN_FUSED_LAYER if checkpoint.uniform else gemm.IN_LAYER
         plugins.append((plain, [group for group in own if own[group] is None]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import quantize_per_token, quantize_tensor
 from .arithmetic import fma, warp_sum
-from .identity import SMOOTHQUANT, Plugin
+from .identity import Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -12,7 +12,6 @@ PLUGIN = Plugin(
     ("eps", "use_diff_of_squares", "dyn_act_scaling", "type_id"),
     "layernorm_quantization_plugin",
     "layernorm",
-    SMOOTHQUANT,
 )
 WARP, MOST_THREADS = 32, 1024
 

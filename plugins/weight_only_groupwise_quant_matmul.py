@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import few_tokens, fp8
-from .identity import GROUPWISE, INTEGER, Plugin
+from .identity import INTEGER, Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -11,7 +11,6 @@ PLUGIN = Plugin(
     ("type_id", "quant_algo", "group_size"),
     "weight_only_groupwise_quant_matmul_plugin",
     "linear",
-    GROUPWISE,
     gpus=INTEGER,
     in_multiple=64,
     out_multiple=32,

@@ -17,7 +17,8 @@ import torch
 
 from ..device import pick_device
 from ..errors import InputError
-from ..files.tensors import ITEM_SIZE, prod
+from ..files.disk import ITEM_SIZE
+from ..files.tensors import prod
 from ..models.forward import rotary_frequencies
 from ..models.layer import Tensors
 from ..prove.execution import Accuracy, Execution, Reference, held_out

@@ -68,6 +68,11 @@ def layout_of(bits: int, fp8: bool = False) -> Layout:
     return INT4_FP8 if fp8 else INT4
 
 
+def arrangement(sm: int) -> str:
+    """The generation whose order an SM reads: integers arranged for one fit all of its SMs."""
+    return "SM 90" if sm == 90 else "SM 75 to 89"
+
+
 def check(layout: Layout, sm: int, shape: Sequence[int], name: str = "weight") -> None:
     """Raise InputError, naming sizes that work, unless this GPU's kernels take a weight [(experts,) out, in]."""
     if not 70 <= sm <= 90:

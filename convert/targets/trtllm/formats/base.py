@@ -62,6 +62,7 @@ class Format(ABC):
         adds_bias: the plugin does, on every rank, also where an all-reduce follows.
         whole_block: TensorRT-LLM executes it with an attention, an MLP and norms of their own.
         whole_model: and this one with a model of its own.
+        fuses_mlp: gate and up products may be one matrix.
         excludes: exclude_modules may name linears that stay in floating point; else they make a mixture.
         never, ending: what exclude_modules names besides, and how the names of linears end there.
         has_zero_point, pre_quant_scale: what the configuration says of it.
@@ -77,6 +78,7 @@ class Format(ABC):
     adds_bias: ClassVar[bool] = False
     whole_block: ClassVar[bool] = False
     whole_model: ClassVar[bool] = False
+    fuses_mlp: ClassVar[bool] = False
     excludes: ClassVar[bool] = True
     never: ClassVar[tuple[str, ...]] = NEVER
     ending: ClassVar[str] = ""

@@ -14,6 +14,7 @@ class Floating(Format):
     """``weight`` in the model's dtype."""
 
     schemes = (Scheme(),)
+    fuses_mlp = True
 
     def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
         return {"weight": Tensor(("out", "in"), MODEL_DTYPE)}
