@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from ..device import pick_device
 from ..errors import InputError
 from ..files.apart import check_apart
 from ..files.disk import MANIFEST, Hashes, write_json
 from ..files.staging import Partial, Staging
-from ..files.tensors import TensorFile
 from ..files.written import Written, plain_disk_errors
 from ..models.forward import rotary_frequencies
 from ..models.layer import Tensors
-from ..models.rope import rotary_pairs
 from ..numbers.quantized import QuantizedLinear
 from ..quantize import half_range
-from ..quantize.layer import QuantizedLayer
 from ..sources.folder import Source
 from ..sources.readymade.kinds import ANEW, ReadyMade
 from ..sources.text import Tokens
@@ -35,12 +31,12 @@ from ..statistics.stream import Calibration, calibration_dtype, check_range
 from ..targets.trtllm.config import checkpoint_config
 from ..targets.trtllm.formats import kind_of
 from ..targets.trtllm.formats.base import Engine
-from ..targets.trtllm.layout import padded_vocab, rank_tensors
 from ..targets.trtllm.manifest import QUANT_CFG
 from ..targets.trtllm.mixture import packed_for_sm, quant_algo
 from ..targets.trtllm.quant_config import quant_cfg
-from ..targets.trtllm.ranks import Mapping, Tensor, cut
+from ..targets.trtllm.ranks import Mapping
 from ..targets.trtllm.target import Target
+from ..targets.trtllm.writer import RankFiles
 from .options import BY_RUN, ConvertOptions, check_options, quantizer_of, read_calibration, settled
 
 # (layer, phase, tokens done in that layer)
@@ -188,38 +184,26 @@ class Job:
 
     def run(self, written: Written, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
         """Write every rank's file; returns what was chosen for each layer."""
-        model, mapping, report = self.model, self.mapping, []
-        with ExitStack() as open_files:
-            files = [
-                TensorFile(
-                    written.folder / f"rank{rank}.safetensors",
-                    rank_tensors(self.precision, mapping, rank, self.target.engine),
-                )
-                for rank in range(mapping.world_size)
-            ]
-            for file in files:
-                open_files.callback(file.file.close)
+        report = []
+        with RankFiles.made(written.folder, self.target, self.mapping) as files:
             on_progress(-1, "embedding", 0)
-            self.write_rotary_tables(files)
+            files.write_rotary_tables()
             embedding = self.quantizer.embedding(self.source)
-            self.write_embedding(files, embedding)
+            files.write_embedding(embedding)
             calibration = self.calibration(embedding)
             del embedding
-            for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
-                ranks = files[stage * mapping.tp_size : (stage + 1) * mapping.tp_size]
-                for local, index in enumerate(layers):
-                    quantized = self.layer(index, calibration, save, on_progress)
-                    report.append(quantized.chosen)
-                    on_progress(index, "write", 0)
-                    write_layer(ranks, local, self.target.layer(index, quantized), self.target.tensors(index), self)
-            on_progress(model.num_hidden_layers, "head", 0)
+            for index in range(self.model.num_hidden_layers):
+                tensors, chosen = self.layer(index, calibration, save, on_progress)
+                report.append(chosen)
+                on_progress(index, "write", 0)
+                files.write_layer(index, tensors)
+            on_progress(self.model.num_hidden_layers, "head", 0)
             norm, head = self.target.head(*self.quantizer.head(self.source))
             if calibration is not None and self.quantizer.dtype == "float16":
                 half_range.check_one("the last norm's output", calibration.largest_normed(norm))
                 half_range.check_one("a logit", calibration.largest_logit(norm, head, half_range.LARGEST))
-            self.write_head(files[-mapping.tp_size :], norm, head)
-            for file in files:
-                written.add(file.path, file.close())
+            files.write_head(norm, head)
+            files.finish(written)
         return report
 
     def calibration(self, embedding: torch.Tensor) -> Calibration | None:
@@ -230,8 +214,10 @@ class Job:
             self.model, self.tokens.ids, embedding, self.gathered, self.device, self.options.seed, self.requantized
         )
 
-    def layer(self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress) -> QuantizedLayer:
-        """One layer, quantized."""
+    def layer(
+        self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress
+    ) -> tuple[Tensors, dict[str, Any]]:
+        """One layer's whole tensors, and what was chosen for it."""
         on_progress(index, "read", 0)
         source = self.quantizer.source_layer(self.source, index, self.device)
         statistics = LayerStatistics({})
@@ -244,10 +230,12 @@ class Job:
         save(index, statistics)
         if self.precision.quantized:
             on_progress(index, "quantize", 0)
-        quantized = self.quantizer.quantize(index, source, statistics, self.target.computed, self.ready_layer(index))
+        ready = self.ready_layer(index)
+        quantized = self.quantizer.quantize(index, source, statistics, self.target.computed, ready)
+        tensors = self.target.layer(index, quantized)
         if self.requantized and calibration is not None:
             check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
-        return quantized
+        return tensors, quantized.chosen
 
     def float16_range_checked(self) -> bool | None:
         """Whether what a layer makes was held against float16's range; None for an engine of another dtype."""
@@ -261,31 +249,6 @@ class Job:
             raise InputError(f"--propagate quantized is for weight-only schemes, not {quant_algo(self.precision)}")
         gptq = any(self.quantizer.choices.gptq(scheme) for scheme in schemes)
         return possible and self.tokens is not None and (asked == "quantized" or (asked == "auto" and gptq))
-
-    def write_rotary_tables(self, files: list[TensorFile]) -> None:
-        """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""
-        if not self.model.brings_rotary_tables:
-            return
-        frequencies, _ = rotary_frequencies(self.model)
-        for file in files:
-            file.write("rotary_inv_freq", frequencies)
-            file.fill(
-                "embed_positions_for_gpt_attention", rotary_pairs(frequencies, self.model.max_position_embeddings)
-            )
-
-    def write_embedding(self, files: list[TensorFile], embedding: torch.Tensor) -> None:
-        """Store the embedding on the first stage."""
-        stored = self.target.embedding(embedding)
-        for file in files[: self.mapping.tp_size]:
-            file.write("transformer.vocab_embedding.weight", stored)
-
-    def write_head(self, files: list[TensorFile], norm: torch.Tensor, head: torch.Tensor) -> None:
-        """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
-        share = padded_vocab(self.model, self.mapping.tp_size) // self.mapping.tp_size
-        for tp_rank, file in enumerate(files):
-            rows = head[tp_rank * share : (tp_rank + 1) * share]
-            file.write("transformer.ln_f.weight", norm)
-            file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """What TensorRT-LLM reads beside the tensors, by name of the file."""
@@ -328,12 +291,3 @@ def versions() -> dict[str, str]:
     """What decides, beside model and options, which bytes a conversion writes."""
     packages = ("enginesmith", "safetensors", "tokenizers", "torch", "transformers")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
-
-
-def write_layer(files: list[TensorFile], local: int, tensors: Tensors, specs: dict[str, Tensor], job: Job) -> None:
-    """Cut a layer's whole tensors over the ranks of its stage and store them."""
-    for name, tensor in tensors.items():
-        spec, whole = specs[name], tensor.cpu()
-        for tp_rank, file in enumerate(files):
-            piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
-            file.write(f"transformer.layers.{local}.{name}", piece)
