@@ -15,12 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from enginesmith.convert.quantize.scheme import SMOOTHQUANT
+from enginesmith.convert.targets.trtllm.formats import SCHEMES
 
 # SmolLM2's 576 channels are no multiple of 128.
 GROUPS = ["--group_size", "64"]
 ROWS: list[tuple[str, list[str]]] = [
-    *((algo, []) for algo in SMOOTHQUANT),
+    *((algo, []) for algo, scheme in SCHEMES.items() if scheme.smooths),
     ("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", ["--rounding", "gptq"]),
     ("W8A16", []),
     ("W4A16", []),

@@ -26,7 +26,7 @@ from enginesmith.build.releases import find as find_release
 from enginesmith.convert.files.disk import write_json
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
-from enginesmith.convert.quantize.scheme import SMOOTHQUANT
+from enginesmith.convert.targets.trtllm.formats import SCHEMES
 
 
 def main() -> None:
@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="scratch folder")
     options = parser.parse_args()
     failed = checked = 0
-    for algorithm, cache, tp, pp in product(SMOOTHQUANT, (None, "INT8"), (1, 3), (1, 2)):
+    smoothed = [name for name, scheme in SCHEMES.items() if scheme.smooths]
+    for algorithm, cache, tp, pp in product(smoothed, (None, "INT8"), (1, 3), (1, 2)):
         folder = options.work / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)
         settings = ConvertOptions(

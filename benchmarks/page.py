@@ -16,7 +16,7 @@ from pathlib import Path
 from enginesmith.cli.page.report import page
 from enginesmith.convert.job.compare import Comparison, Conditions, Result, Size
 from enginesmith.convert.prove.execution import Accuracy
-from enginesmith.convert.quantize.scheme import SCHEMES
+from enginesmith.convert.targets.trtllm.formats import SCHEMES
 
 WIDTHS = (1100, 768, 390)
 # fmt: off

@@ -6,16 +6,16 @@ Source: TensorRT-LLM 0.16 to 1.2 (quantization/mode.py, builder.py, _torch/modul
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..convert.quantize.scheme import Scheme
+from ..convert.targets.trtllm.formats import SCHEMES, kind_of
 from ..plugins import catalog
-from ..plugins.identity import ANY, INTEGER, Generations, within
+from ..plugins.identity import ANY, FP8, FP8_INTEGER, FP8_SCALED, INTEGER, Generations, Plugin, within
 from .releases import RELEASES, Release, number
 
-FP8_GPUS: Generations = ((89, 90), (100, 121))
 # Until then the plugin had bfloat16 with FP8 for Ada alone (0.16's release notes, and its sources).
 W4A8_BFLOAT16_ON_HOPPER = "0.17.0"
-BLACKWELL_GUARD = "TensorRT-LLM's builder refuses INT8 and INT4 on SM 100 to 119"
 
 
 @dataclass(frozen=True)
@@ -27,40 +27,36 @@ class Algorithm:
         why: what keeps it from the others.
         instead: what would work there.
         since: the first release that has it.
-        arranged: integers are stored in the order of one GPU generation's kernels.
     """
 
     gpus: Generations = ANY
     why: str = ""
     instead: str = ""
     since: str = "0.16.0"
-    arranged: bool = False
 
 
-INTEGERS = Algorithm(INTEGER, BLACKWELL_GUARD, "FP8 there, or an Ampere, Ada or Hopper GPU")
-ARRANGED = Algorithm(INTEGER, BLACKWELL_GUARD, INTEGERS.instead, arranged=True)
-FP8 = Algorithm(FP8_GPUS, "FP8 needs Ada, Hopper or Blackwell (SM 89 or above)", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN")
-QSERVE = Algorithm(((80, 90), (120, 121)), BLACKWELL_GUARD, INTEGERS.instead)
-
+INTEGERS = Algorithm(
+    INTEGER,
+    "TensorRT-LLM's builder refuses INT8 and INT4 on SM 100 to 119",
+    "FP8 there, or an Ampere, Ada or Hopper GPU",
+)
+EIGHT_BITS = Algorithm(
+    FP8, "FP8 needs Ada, Hopper or Blackwell (SM 89 or above)", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+)
+# By the generations that run them.
+EXPLAINED = {
+    of.gpus: of
+    for of in (
+        Algorithm(),
+        INTEGERS,
+        EIGHT_BITS,
+        Algorithm(FP8_SCALED, "TensorRT-LLM's builder refuses scales per channel or token on SM 100 to 119", "FP8"),
+        Algorithm(FP8_INTEGER, "its kernels are for Ada and Hopper (SM 89 and 90)", "W4A16_AWQ"),
+    )
+}
 WEIGHTS: dict[str | None, Algorithm] = {
     None: Algorithm(),
-    "W8A16": ARRANGED,
-    "W4A16": ARRANGED,
-    "W4A16_AWQ": INTEGERS,
-    "W4A8_AWQ": Algorithm(((89, 90),), "its kernels are for Ada and Hopper (SM 89 and 90)", "W4A16_AWQ"),
-    "W8A16_GPTQ": ARRANGED,
-    "W4A16_GPTQ": ARRANGED,
-    "W8A8_SQ_PER_CHANNEL": INTEGERS,
-    "W8A8_SQ_PER_TENSOR_PLUGIN": INTEGERS,
-    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": INTEGERS,
-    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": INTEGERS,
-    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": INTEGERS,
-    "W4A8_QSERVE_PER_GROUP": QSERVE,
-    "W4A8_QSERVE_PER_CHANNEL": QSERVE,
-    "FP8": FP8,
-    "FP8_PER_CHANNEL_PER_TOKEN": Algorithm(
-        ((89, 90), (120, 121)), "TensorRT-LLM's builder refuses scales per channel or token on SM 100 to 119", "FP8"
-    ),
+    **{name: EXPLAINED[kind_of(scheme).gpus(scheme)] for name, scheme in SCHEMES.items()},
     "NVFP4": Algorithm(((100, 121),), "NVFP4 needs Blackwell (SM 100 or above)", "FP8", since="0.17.0"),
 }
 PYTORCH_ONLY = (
@@ -74,7 +70,7 @@ PYTORCH_ONLY = (
 KV_CACHE: dict[str | None, Algorithm] = {
     None: Algorithm(),
     "INT8": INTEGERS,
-    "FP8": Algorithm(FP8_GPUS, FP8.why, "an INT8 cache"),
+    "FP8": replace(EIGHT_BITS, instead="an INT8 cache"),
 }
 
 
@@ -103,9 +99,7 @@ def refusal_of(algorithm: str | None, kv_cache: str | None, dtype: str, release:
         return f"kv_cache_quant_algo {kv_cache!r} is not supported; use one of: {listed(KV_CACHE)}, or none"
     if not within(sm, release.gpus):
         return f"TensorRT-LLM {release.version} builds no engine for SM {sm}; {releases_for(sm)}"
-    for plugin in catalog.QUANTIZATION if algorithm else ():
-        if not plugin.used_by(algorithm):
-            continue
+    for plugin in plugins_of(algorithm):
         if dtype not in plugin.dtypes:
             return f"{algorithm} needs dtype {' or '.join(plugin.dtypes)}, not {dtype}; convert with --dtype"
         if not number(plugin.since) <= number(release.version) <= number(plugin.until):
@@ -124,6 +118,36 @@ def refusal_of(algorithm: str | None, kv_cache: str | None, dtype: str, release:
     return None
 
 
+def converted(algorithm: str | None) -> Scheme | None:
+    """The scheme of an algorithm, floating point included; None of what is not converted here."""
+    return Scheme() if algorithm is None else SCHEMES.get(algorithm)
+
+
+def plugins_of(algorithm: str | None) -> list[Plugin]:
+    """The plugins of which a layer of this algorithm has nodes."""
+    scheme = converted(algorithm)
+    used = () if scheme is None else kind_of(scheme).plugins(scheme)
+    return [plugin for plugin in catalog.QUANTIZATION if plugin in used]
+
+
+def enabled_by(algorithm: str | None) -> tuple[Plugin, ...]:
+    """The plugins that a build of this algorithm switches on."""
+    scheme = converted(algorithm)
+    return () if scheme is None else kind_of(scheme).enables(scheme)
+
+
+def is_arranged(algorithm: str | None) -> bool:
+    """Whether integers are stored in the order of one GPU generation's kernels."""
+    scheme = converted(algorithm)
+    return scheme is not None and kind_of(scheme).arranged
+
+
+def fuses_mlp(algorithm: str | None) -> bool:
+    """Whether gate and up products may be one matrix, where every layer has this algorithm."""
+    scheme = converted(algorithm)
+    return scheme is not None and kind_of(scheme).fuses_mlp
+
+
 def listed(names: dict[str | None, Algorithm]) -> str:
     return ", ".join(name for name in names if name)
 
@@ -133,8 +157,3 @@ def releases_for(sm: int) -> str:
     if not fitting:
         return "no release from 0.16 on has kernels for it" + (" (0.14 was the last for T4)" if sm == 75 else "")
     return f"use {fitting[0]} to {fitting[-1]}"
-
-
-def arrangement(sm: int) -> str:
-    """The generation whose kernels' weight order an SM uses: integers arranged for one fit all of its SMs."""
-    return "SM 90" if sm == 90 else "SM 75 to 89"

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..convert.errors import InputError
 from ..plugins import catalog
+from .algorithms import enabled_by, fuses_mlp
 from .checkpoint_folder import CheckpointFolder
 from .flags import FLAGS, Flag
 from .releases import Release, number
@@ -37,8 +38,6 @@ BUILD_DEFAULTS: dict[str, Any] = {
     "strongly_typed": True,
     "profiling_verbosity": "layer_names_only",
 }
-# Algorithms whose gate and up products may be one matrix, where every layer has them.
-FUSED_MLP = (None, "FP8")
 
 Given = dict[str, Any]
 
@@ -80,7 +79,7 @@ def plugin_config(checkpoint: CheckpointFolder, release: Release, given: Given, 
         "tokens_per_block": release.tokens_per_block,
         "use_paged_context_fmha": release.paged_context and readable and paged,
         "use_fp8_context_fmha": release.paged_context and cache == "FP8" and readable and paged,
-        "use_fused_mlp": algorithm in FUSED_MLP and checkpoint.uniform,
+        "use_fused_mlp": fuses_mlp(algorithm) and checkpoint.uniform,
         "smooth_quant_plugins": True,
     }
     config |= quantization_plugins(checkpoint)
@@ -89,8 +88,8 @@ def plugin_config(checkpoint: CheckpointFolder, release: Release, given: Given, 
 
 def quantization_plugins(checkpoint: CheckpointFolder) -> dict[str, Any]:
     """PluginConfig entries that a checkpoint's quantization switches on."""
-    algorithms = checkpoint.algorithms
-    enabled = [plugin for plugin in catalog.QUANTIZATION if any(map(plugin.enabled_for, algorithms))]
+    wanted = {plugin for algorithm in checkpoint.algorithms for plugin in enabled_by(algorithm)}
+    enabled = [plugin for plugin in catalog.QUANTIZATION if plugin in wanted]
     return {plugin.config_key: checkpoint.dtype if plugin.typed else True for plugin in enabled}
 
 

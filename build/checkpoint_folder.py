@@ -15,10 +15,12 @@ from ..convert.errors import InputError, shown
 from ..convert.files.disk import DTYPE_NAMES, MANIFEST, sha256, text_digest
 from ..convert.files.shard import Shard
 from ..convert.models.family import COLUMNS
-from ..convert.quantize.precision import MIXED_PRECISION, Precision
-from ..convert.quantize.scheme import SCHEMES
-from ..convert.targets.trtllm.layout import rank_size, rank_tensors, rotary_tables
+from ..convert.quantize.precision import Precision
+from ..convert.targets.trtllm.formats import SCHEMES
+from ..convert.targets.trtllm.layout import rank_tensors, rotary_tables
 from ..convert.targets.trtllm.manifest import CONFIG, QUANT_CFG
+from ..convert.targets.trtllm.mixture import MIXED_PRECISION
+from ..convert.targets.trtllm.ranks import rank_size
 from ..convert.targets.trtllm.stated import Stated
 
 # (shape, dtype) of tensors, by name.
@@ -64,7 +66,7 @@ class CheckpointFolder(Stated):
         if self.precision is None:
             return {linear.name: self.algorithm for linear in self.family.linears}
         schemes = self.precision.layer(layer)
-        return {linear: schemes[group.name].algo for group in self.family.groups for linear in group.linears}
+        return {linear: schemes[group.name].name for group in self.family.groups for linear in group.linears}
 
     def linear_sizes(self) -> list[tuple[str, int, int]]:
         """(name, out_features, in_features) of a layer's linears on one rank, for a known family."""
@@ -99,7 +101,7 @@ class CheckpointFolder(Stated):
                 continue
             stage = rank // self.mapping.tp_size
             if stage not in stages:
-                wanted = rank_tensors(self.precision, self.mapping, rank, self.dtype, self.embedding_axis)
+                wanted = rank_tensors(self.precision, self.mapping, rank, self.engine, self.embedding_axis)
                 stages[stage] = stored_forms(wanted)
             if found != stages[stage]:
                 tables = stored_forms(rotary_tables(self.precision.model))

@@ -15,13 +15,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..convert.files.disk import ITEM_SIZE
 from .checkpoint_folder import CheckpointFolder
 
 # CUDA context, kernels, the decoder's buffers.
 CONTEXT = 2**30
 # All-reduce workspace of one rank, for each rank it sums with.
 ALL_REDUCE = 3 * 2**26
-ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 LOGITS = 4
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ..convert.errors import InputError
 from ..convert.models.families import FAMILIES
 from ..convert.models.family import COLUMNS, Family, Group
-from ..convert.quantize.scheme import SCHEMES
+from ..convert.targets.trtllm.formats import SCHEMES
 from ..plugins import catalog, gemm, nccl
 from ..plugins.identity import Plugin, Site
+from .algorithms import plugins_of
 from .checkpoint_folder import CheckpointFolder
 
 
@@ -60,7 +61,7 @@ def layer_nodes(
     """The plugins of one decoder layer, and where each has its nodes."""
     algorithms = checkpoint.layer_algorithms(layer)
     own = {group: algorithms[group.linears[0]] for group in family.groups}
-    plugins = [(plugin, [g for g in own if plugin.used_by(own[g])]) for plugin in catalog.QUANTIZATION]
+    plugins = [(plugin, [g for g in own if plugin in plugins_of(own[g])]) for plugin in catalog.QUANTIZATION]
     if gemm_plugin:
         plain = gemm.IN_FUSED_LAYER if checkpoint.uniform else gemm.IN_LAYER
         plugins.append((plain, [group for group in own if own[group] is None]))

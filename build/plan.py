@@ -12,9 +12,10 @@ from typing import Any
 from ..convert.errors import InputError, printable, shown
 from ..convert.files.bounds import LARGEST
 from ..convert.models.families import FAMILIES
+from ..convert.targets.trtllm.packing import arrangement
 from ..plugins import catalog
 from . import algorithms
-from .build_config import FUSED_MLP, Given, build_config, quantization_plugins
+from .build_config import Given, build_config, quantization_plugins
 from .checkpoint_folder import CheckpointFolder
 from .gpus import GPU
 from .memory import Memory, gibibytes, rank_memory
@@ -196,16 +197,16 @@ def check_arrangement(checkpoint: CheckpointFolder, gpu: GPU) -> None:
     packed = checkpoint.manifest.packed_for_sm
     if not is_arranged(checkpoint) or packed is None:
         return
-    if algorithms.arrangement(packed) != algorithms.arrangement(gpu.sm):
+    if arrangement(packed) != arrangement(gpu.sm):
         raise InputError(
-            f"{checkpoint.folder}: its weights are arranged for {algorithms.arrangement(packed)}, "
+            f"{checkpoint.folder}: its weights are arranged for {arrangement(packed)}, "
             f"the GPU is SM {gpu.sm}; convert again for it"
         )
 
 
 def is_arranged(checkpoint: CheckpointFolder) -> bool:
     """Whether integers lie in the order of one GPU generation's kernels."""
-    return any(algorithms.WEIGHTS[algorithm].arranged for algorithm in checkpoint.algorithms)
+    return any(map(algorithms.is_arranged, checkpoint.algorithms))
 
 
 def check_shapes_of_plugins(checkpoint: CheckpointFolder) -> None:
@@ -218,7 +219,7 @@ def check_shapes_of_plugins(checkpoint: CheckpointFolder) -> None:
         out_features, in_features = sizes[linear]
         for plugin in catalog.QUANTIZATION:
             fits = out_features % plugin.out_multiple == 0 and in_features % plugin.in_multiple == 0
-            if plugin.used_by(algorithm) and not fits:
+            if plugin in algorithms.plugins_of(algorithm) and not fits:
                 raise InputError(
                     f"{linear}: {plugin.name} takes out_features in multiples of {plugin.out_multiple} and in_features "
                     f"of {plugin.in_multiple}; on one of {checkpoint.mapping.tp_size} ranks it is {out_features} x "
@@ -314,7 +315,7 @@ def feature_faults(
         "--use_fp8_context_fmha enable needs an FP8 model with an FP8 KV cache",
     )
     yield (
-        bool(plugin["use_fused_mlp"]) and not (algorithm in FUSED_MLP and checkpoint.uniform),
+        bool(plugin["use_fused_mlp"]) and not (algorithms.fuses_mlp(algorithm) and checkpoint.uniform),
         f"--use_fused_mlp enable: {algorithm} has scales for gate and up apart, or layers are not quantized alike; "
         "only models that are FP8 throughout or not quantized fuse",
     )

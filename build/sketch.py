@@ -44,7 +44,7 @@ def checkpoint(job: Job, folder: Path) -> None:
         files[name] = sha256(folder / name)
     for rank in range(job.mapping.world_size):
         name = f"rank{rank}.safetensors"
-        tensors = rank_tensors(job.precision, job.mapping, rank, job.quantizer.dtype)
+        tensors = rank_tensors(job.precision, job.mapping, rank, job.target.engine)
         TensorFile(folder / name, tensors, room=False).file.close()
         files[name] = UNKNOWN
     write_json(folder / MANIFEST, job.manifest([]) | {"files": files})

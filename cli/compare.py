@@ -21,9 +21,9 @@ from ..convert.files.staging import whole_file
 from ..convert.job.compare import NONE, SETTINGS, SWITCHES, Comparison, summary
 from ..convert.job.compare import compare as run
 from ..convert.job.options import ConvertOptions
-from ..convert.quantize.scheme import SCHEMES
 from ..convert.sources.documents import BUILT_IN
 from ..convert.sources.folder import Source
+from ..convert.targets.trtllm.formats import SCHEMES
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar, adding_most

@@ -14,8 +14,10 @@ from ..convert.files.bounds import Option
 from ..convert.job.conversion import Converted
 from ..convert.job.conversion import convert as run
 from ..convert.job.options import ConvertOptions
-from ..convert.quantize.scheme import KV_CACHE, SCHEMES, smoothquant_algo
+from ..convert.quantize.precision import KV_CACHE
 from ..convert.sources.folder import Source
+from ..convert.targets.trtllm.formats import SCHEMES
+from ..convert.targets.trtllm.formats.smoothquant import algorithm
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar
@@ -23,7 +25,7 @@ from .lines import note
 from .options import Command, Value, option_of
 
 SHOWN_SCALES = 4
-WEIGHT_ONLY_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
+UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
 
 
 @click.command(cls=Command, short_help="Convert a Hugging Face folder into a TensorRT-LLM checkpoint.")
@@ -109,7 +111,7 @@ WEIGHT_ONLY_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AW
 @click.option("--use_weight_only", is_flag=True, help="Upstream's spelling, with --weight_only_precision.")
 @click.option(
     "--weight_only_precision",
-    type=click.Choice(list(WEIGHT_ONLY_PRECISION)),
+    type=click.Choice(list(UPSTREAM_PRECISION)),
     help="Upstream's spelling: int8 W8A16, int4 W4A16, int4_awq W4A16_AWQ, int4_gptq W4A16_GPTQ.",
 )
 @click.option("--fp8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache FP8.")
@@ -141,12 +143,12 @@ def read_options(given: dict[str, Any]) -> ConvertOptions:
             raise InputError("--smoothquant and --quant both name a quantization; give one")
         if given["alpha"] is not None:
             raise InputError("--smoothquant and --alpha both give the migration strength; give one")
-        given["quant"], given["alpha"] = smoothquant_algo(per_token, per_channel), smoothquant
+        given["quant"], given["alpha"] = algorithm(per_token, per_channel), smoothquant
     weight_only, precision = given.pop("use_weight_only"), given.pop("weight_only_precision")
     if weight_only or precision:
         if given["quant"]:
             raise InputError("--use_weight_only and another quantization are both given; give one")
-        given["quant"] = WEIGHT_ONLY_PRECISION[precision or "int8"]
+        given["quant"] = UPSTREAM_PRECISION[precision or "int8"]
     for name in KV_CACHE:
         if given.pop(f"{name.lower()}_kv_cache"):
             if given["kv_cache"] not in (None, name):

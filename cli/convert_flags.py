@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..convert.job.options import ConvertOptions
-from ..convert.quantize.scheme import GROUP_SIZES
+from ..plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from .options import option_of
 
 kv_cache = option_of(ConvertOptions, "kv_cache", help="Quantize the KV cache.")

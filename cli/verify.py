@@ -11,6 +11,7 @@ from ..convert.prove.execution import Accuracy
 from ..convert.prove.options import VerifyOptions
 from ..convert.prove.verify import summary
 from ..convert.targets.trtllm.checkpoint import Checkpoint
+from ..convert.targets.trtllm.mixture import quant_algo
 from . import options as shared
 from .display import Bar, print_accuracy
 from .lines import counted, failed
@@ -59,7 +60,7 @@ def verify(
 
 def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str]) -> None:
     precision, mapping = checkpoint.precision, checkpoint.mapping
-    what = f"{precision.algo or 'no quantization'}, KV cache {precision.kv_cache or checkpoint.dtype}"
+    what = f"{quant_algo(precision) or 'no quantization'}, KV cache {precision.kv_cache or checkpoint.dtype}"
     if checkpoint.sliding_window is not None:
         what += f", sliding window {checkpoint.sliding_window}"
     click.echo(f"{checkpoint.folder}: {what}, tp {mapping.tp_size}, pp {mapping.pp_size}")

@@ -6,7 +6,10 @@ Either way the product of the FP8 values is scaled once, which is what the refer
 from __future__ import annotations
 
 from . import fp8
+from .identity import FP8, Generations
 from .lazy import torch
+
+GPUS: Generations = FP8
 
 
 def reference(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import fp8
-from .identity import FP8_ROWWISE, FP8_SCALED, Plugin
+from .identity import FP8_SCALED, Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -11,7 +11,6 @@ PLUGIN = Plugin(
     ("has_per_channel_scaling", "has_per_token_scaling", "type_id"),
     "fp8_rowwise_gemm_plugin",
     "linear",
-    FP8_ROWWISE,
     gpus=FP8_SCALED,
     in_multiple=16,
     out_multiple=8,

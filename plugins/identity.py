@@ -5,22 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-SMOOTHQUANT_PER_TOKEN = ("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN")
-SMOOTHQUANT_STATIC = ("W8A8_SQ_PER_TENSOR_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN")
-SMOOTHQUANT = SMOOTHQUANT_PER_TOKEN + SMOOTHQUANT_STATIC
-WEIGHT_ONLY = ("W8A16", "W4A16")
-GROUPWISE = ("W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "W8A16_GPTQ")
-FP8_ROWWISE = ("FP8_PER_CHANNEL_PER_TOKEN",)
-QSERVE = ("W4A8_QSERVE_PER_GROUP", "W4A8_QSERVE_PER_CHANNEL")
-
 # GPU generations as inclusive ranges of SM numbers: 80 to 88 Ampere, 89 Ada, 90 Hopper, 100 to 119 data-centre
 # Blackwell, 120 and above consumer Blackwell.
 Generations = tuple[tuple[int, int], ...]
 ANY: Generations = ((80, 90), (100, 121))
 # The engine builder refuses INT8 and INT4 on SM 100 to 119.
 INTEGER: Generations = ((80, 90), (120, 121))
-# FP8 arithmetic begins with Ada; the builder refuses scales per channel or token on SM 100 to 119 too.
+# FP8 arithmetic begins with Ada.
+FP8: Generations = ((89, 90), (100, 121))
+# Of it, what the builder takes where scales are per channel or token, and where kernels mix it with 4-bit integers.
 FP8_SCALED: Generations = ((89, 90), (120, 121))
+FP8_INTEGER: Generations = ((89, 90),)
 
 Site = Literal["linear", "group", "column linear", "rmsnorm", "layernorm", "input", "attention", "none"]
 
@@ -37,8 +32,6 @@ class Plugin:
             input, every "column linear" (cut along in_features by tensor parallelism), every "rmsnorm" or "layernorm"
             before linears, every "input" of linears that no norm makes, the "attention"; "none" for plugins outside
             the layers.
-        algorithms: the QuantAlgo values whose networks hold it; empty for any.
-        enabled_by: the QuantAlgo values for which a build sets config_key, where they are more than those.
         gpus: the GPU generations that run it.
         dtypes: engine dtypes it is compiled for.
         in_multiple, out_multiple: what a linear's in_features and out_features on one rank must be multiples of.
@@ -50,8 +43,6 @@ class Plugin:
     fields: tuple[str, ...]
     config_key: str
     site: Site
-    algorithms: tuple[str, ...] = ()
-    enabled_by: tuple[str, ...] = ()
     gpus: Generations = ANY
     dtypes: tuple[str, ...] = ("float16", "bfloat16")
     in_multiple: int = 1
@@ -61,17 +52,6 @@ class Plugin:
     until: str = "1.2.1"
     version: str = "1"
     namespace: str = "tensorrt_llm"
-
-    def runs_on(self, sm: int) -> bool:
-        return within(sm, self.gpus)
-
-    def used_by(self, algorithm: str | None) -> bool:
-        """Whether networks of this QuantAlgo hold it."""
-        return not self.algorithms or algorithm in self.algorithms
-
-    def enabled_for(self, algorithm: str | None) -> bool:
-        """Whether a build of this QuantAlgo sets config_key."""
-        return algorithm in self.algorithms + self.enabled_by
 
 
 def within(sm: int, generations: Generations) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from . import quantize_per_token, quantize_tensor
 from .arithmetic import fma, warp_sum
-from .identity import SMOOTHQUANT, Plugin
+from .identity import Plugin
 from .lazy import torch
-from .rmsnorm_quantization import quantize
 
 PLUGIN = Plugin(
     "LayernormQuantization",
     ("eps", "use_diff_of_squares", "dyn_act_scaling", "type_id"),
     "layernorm_quantization_plugin",
     "layernorm",
-    SMOOTHQUANT,
 )
 WARP, MOST_THREADS = 32, 1024
 
@@ -73,4 +72,7 @@ def reference(
     Returns:
         int8 [tokens, hidden], and float32 [tokens, 1] per-token scales or None.
     """
-    return quantize(layer_norm(x, weight, bias, eps), scale_to_int, per_token)
+    y = layer_norm(x, weight, bias, eps)
+    if per_token:
+        return quantize_per_token.reference(y)
+    return quantize_tensor.reference(y, scale_to_int), None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from . import int8
 from .arithmetic import fma
-from .identity import INTEGER, QSERVE, Plugin
+from .identity import INTEGER, Plugin
 from .lazy import torch
 
-# group_size is 128, or -1 for per channel. Both read and write float16 only.
+# group_size is 128, or -1 for per channel. Both read and write float16 only. The kernel for larger batches computes 128
+# outputs at a time and leaves out what remains.
 PLUGIN = Plugin(
     "QServeGemm",
     ("type_id", "group_size"),
     "qserve_gemm_plugin",
     "linear",
-    QSERVE,
     gpus=INTEGER,
     dtypes=("float16",),
     in_multiple=128,

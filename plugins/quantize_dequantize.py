@@ -6,7 +6,10 @@ TensorRT fuses the pair around each matmul into one INT8 product, which is what 
 from __future__ import annotations
 
 from . import int8
+from .identity import INTEGER, Generations
 from .lazy import torch
+
+GPUS: Generations = INTEGER
 
 
 def reference(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import int8
 from .arithmetic import quotients, row_range
-from .identity import FP8_ROWWISE, QSERVE, SMOOTHQUANT_PER_TOKEN, SMOOTHQUANT_STATIC, Plugin
+from .identity import Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -12,8 +12,6 @@ PLUGIN = Plugin(
     ("type_id", "quant_mode", "clamp_enabled", "sum_per_token"),
     "quantize_per_token_plugin",
     "input",
-    SMOOTHQUANT_PER_TOKEN + FP8_ROWWISE + QSERVE,
-    enabled_by=SMOOTHQUANT_STATIC,
     typed=False,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import int8
-from .identity import FP8_ROWWISE, SMOOTHQUANT_PER_TOKEN, SMOOTHQUANT_STATIC, Plugin
+from .identity import Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -11,8 +11,6 @@ PLUGIN = Plugin(
     (),
     "quantize_tensor_plugin",
     "input",
-    SMOOTHQUANT_STATIC,
-    enabled_by=SMOOTHQUANT_PER_TOKEN + FP8_ROWWISE,
     typed=False,
 )
 

@@ -7,7 +7,7 @@ order.
 from __future__ import annotations
 
 from . import int8
-from .identity import INTEGER, SMOOTHQUANT, Plugin
+from .identity import INTEGER, Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -15,7 +15,6 @@ PLUGIN = Plugin(
     ("has_per_channel_scaling", "has_per_token_scaling", "type_id"),
     "smooth_quant_gemm_plugin",
     "linear",
-    SMOOTHQUANT,
     gpus=INTEGER,
     in_multiple=16,
     out_multiple=8,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import few_tokens, fp8
-from .identity import GROUPWISE, INTEGER, Plugin
+from .identity import INTEGER, Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -11,11 +11,12 @@ PLUGIN = Plugin(
     ("type_id", "quant_algo", "group_size"),
     "weight_only_groupwise_quant_matmul_plugin",
     "linear",
-    GROUPWISE,
     gpus=INTEGER,
     in_multiple=64,
     out_multiple=32,
 )
+# Input channels that may share a scale.
+GROUP_SIZES = (64, 128)
 # Bits of quant_algo.
 BIAS, ZERO, PRE_QUANT_SCALE, FP8_ALPHA, INT8_WEIGHT = 1, 2, 4, 8, 16
 

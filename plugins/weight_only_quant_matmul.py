@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import few_tokens
-from .identity import INTEGER, WEIGHT_ONLY, Plugin
+from .identity import INTEGER, Plugin
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -11,7 +11,6 @@ PLUGIN = Plugin(
     ("type_id", "weight_type_id"),
     "weight_only_quant_matmul_plugin",
     "linear",
-    WEIGHT_ONLY,
     gpus=INTEGER,
     in_multiple=64,
     out_multiple=32,

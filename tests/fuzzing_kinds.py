@@ -30,7 +30,9 @@ from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.text import read_tokens
 from enginesmith.convert.statistics.file import StatisticsFile
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
-from enginesmith.convert.targets.trtllm.layout import Mapping
+from enginesmith.convert.targets.trtllm.formats.base import Engine
+from enginesmith.convert.targets.trtllm.ranks import Mapping
+from enginesmith.convert.targets.trtllm.target import Target
 
 from .conftest import DATA, write_model
 from .fuzzing import (
@@ -164,7 +166,8 @@ def hugging_face_config(folder: Folder) -> Kind:
 
     def work() -> Any:
         source = Source(model)
-        quantizer_of(ConvertOptions(str(model), "out"), source).check(Mapping())
+        quantizer = quantizer_of(ConvertOptions(str(model), "out"), source)
+        Target(quantizer.precision, Engine(quantizer.dtype)).check(Mapping())
         return source.model, source.dtype, source.notes
 
     def judge(valid: Any, mutant: Mutant, read: Any) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.quantize.scheme import SMOOTHQUANT, smoothquant_algo
+from enginesmith.convert.quantize.scheme import CHANNEL
+from enginesmith.convert.targets.trtllm.formats import SCHEMES, kind_of
+from enginesmith.convert.targets.trtllm.formats.smoothquant import SmoothQuant, algorithm
 from tests.command import run
 
 Tiny = Callable[..., Path]
@@ -196,5 +198,6 @@ def test_a_full_standard_output_is_no_traceback(inputs: list[object], tmp_path: 
 @pytest.mark.parametrize("per_token", [True, False])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_upstream_flags_name_an_algorithm(per_token: bool, per_channel: bool) -> None:
-    scheme = SMOOTHQUANT[smoothquant_algo(per_token, per_channel)]
-    assert (scheme.per_token, scheme.per_channel, scheme.plugin) == (per_token, per_channel, True)
+    scheme = SCHEMES[algorithm(per_token, per_channel)]
+    assert kind_of(scheme) is SmoothQuant
+    assert (not scheme.static, scheme.granularity == CHANNEL) == (per_token, per_channel)

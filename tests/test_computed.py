@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 
 from enginesmith.convert.job.compare import of_algorithm
 from enginesmith.convert.job.options import ConvertOptions
-from enginesmith.convert.job.quantizer import Quantized, Quantizer
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
-from enginesmith.convert.prove.runtime import Activation, Runtime
 from enginesmith.convert.prove.verify import measure
-from enginesmith.convert.quantize.scheme import FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP
+from enginesmith.convert.quantize.layer import QuantizedLayer
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.stream import Calibration
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.formats import format_of
+from enginesmith.convert.targets.trtllm.formats.base import Activation, Format
+from enginesmith.convert.targets.trtllm.target import Target
 from enginesmith.plugins.weight_only_groupwise_quant_matmul import dequantized
 
 from .command import run
@@ -33,15 +34,15 @@ Tensors = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
 
 
-def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[Quantizer, Quantized]:
+def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[Target, QuantizedLayer]:
     """The first layer of a model, quantized behind float ones."""
     source = Source(folder)
-    quantizer = of_algorithm(algorithm, ConvertOptions(str(folder), "", **options), source)
+    quantizer, target = of_algorithm(algorithm, ConvertOptions(str(folder), "", **options), source)
     tensors = quantizer.source_layer(source, 0, CPU)
     ids = load_file(folder.parent / "ids.safetensors")["input_ids"]
     calibration = Calibration(source.model, ids, quantizer.embedding(source), quantizer.wanted, CPU, 0)
     statistics = calibration.layer(tensors)
-    return quantizer, quantizer.quantize(0, tensors, statistics)
+    return target, quantizer.quantize(0, tensors, statistics, target.computed)
 
 
 def alone(own: Tensors) -> Tensors:
@@ -51,16 +52,15 @@ def alone(own: Tensors) -> Tensors:
     return {name: tensor for name, tensor in own.items() if name != "bias"} | ones
 
 
-def product_with_identity(runtime: Runtime, quantizer: Quantizer, own: Tensors) -> torch.Tensor:
+def product_with_identity(form: Format, own: Tensors) -> torch.Tensor:
     """The plugin's weight: what it makes of the identity matrix, [out, in]."""
-    scheme, size = quantizer.precision.base, own["weight"].shape[1]
-    every, ones = torch.eye(size), torch.ones(size, 1)
-    read = Activation(every)
-    if scheme.form == FP8_ROWWISE:
-        read = Activation(every.to(torch.float8_e4m3fn), ones)
-    elif scheme.form in (QSERVE_GROUP, QSERVE_CHANNEL):
-        read = Activation(every.to(torch.int8), ones.half(), ones.half())
-    return runtime.product(alone(own), scheme, read).t()
+    every = torch.eye(own["weight"].shape[1])
+    if form.scheme.activations and not form.scheme.static:
+        kept = form.quantized(every, None)
+        ones = torch.ones(len(every), 1)
+        every = every.to(kept.x.dtype)
+        return form.product(alone(own), Activation(every, ones.to(kept.scale.dtype), ones.half())).t()
+    return form.product(alone(own), Activation(every)).t()
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -77,30 +77,30 @@ def test_a_layer_holds_the_weights_that_its_plugins_multiply_with(
     algo: str, options: dict[str, Any], tiny: Tiny
 ) -> None:
     folder = tiny(**WIDE, attention_bias=True)
-    quantizer, quantized = quantized_layer(folder, algo, group_size=group_size(algo), **options)
-    layer, model, scheme = quantized.layer, quantizer.model, quantizer.precision.base
-    runtime = Runtime(model, options["dtype"], torch.ones(model.head_size // 2), 4, CPU)
+    target, quantized = quantized_layer(folder, algo, group_size=group_size(algo), **options)
+    layer, model, tensors = quantized.layer, target.precision.model, target.layer(0, quantized)
+    form = format_of(target.precision.base, target.engine)
     for linear in model.family.linears:
         prefix = f"{linear.name}."
-        own = {n.removeprefix(prefix): t for n, t in quantized.tensors.items() if n.startswith(prefix)}
-        got, held = product_with_identity(runtime, quantizer, own), layer.weight(linear)
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        got, held = product_with_identity(form, own), layer.weight(linear)
         # QServe and FP8 rowwise round what they return; the others return the float32 that the identity came in.
         assert torch.equal(got, held.to(got.dtype)), linear.name
-        assert got.dtype == torch.float32 or not scheme.weight_only
+        assert got.dtype == torch.float32 or not form.weight_only
         if "bias" in own:
             assert torch.equal(torch.cat([layer.biases[part] for part in linear.parts]), own["bias"].float())
         if "prequant_scaling_factor" in own:
             smoother = layer.smoothers[model.family.group_of(linear.name).name]
             torch.testing.assert_close(1 / smoother, own["prequant_scaling_factor"].float()[0], rtol=1e-6, atol=0)
     for name, weight in layer.norms.items():
-        assert torch.equal(weight, quantized.tensors[name].float())
+        assert torch.equal(weight, tensors[name].float())
 
 
 def output_error(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, dtype: torch.dtype) -> float:
     """Of the weight that the engine makes of GPTQ's integers: the output's squared error over its energy."""
     rounded, offset = gptq.gptq(weight, gram, grid, act_order=True), grid.stored(dtype).offset
     assert offset is not None
-    computed = dequantized(rounded.integers, rounded.scale.t().to(dtype), offset.t().to(dtype)).float()
+    computed = dequantized(rounded.values, rounded.scale.t().to(dtype), offset.t().to(dtype)).float()
     return float(gptq.output_error(computed - weight, gram) / gptq.output_error(weight, gram))
 
 
@@ -124,10 +124,10 @@ def test_every_way_of_rounding_knows_the_stored_offset(bits: int, dtype: torch.d
     assert grid.offset is not None
     assert torch.equal(grid.offset, (-grid.zero * grid.scale).to(dtype).float())
     rounded = grid.round(weight)
-    assert torch.equal(gptq.gptq(weight, torch.eye(128), grid).integers, rounded.integers)
-    values = rounded.integers.float().unflatten(1, (2, 64)) * grid.scale[..., None] + grid.offset[..., None]
+    assert torch.equal(gptq.gptq(weight, torch.eye(128), grid).values, rounded.values)
+    values = rounded.values.float().unflatten(1, (2, 64)) * grid.scale[..., None] + grid.offset[..., None]
     assert torch.equal(grid.snap(weight), values.flatten(1))
-    inside = (rounded.integers > grid.low) & (rounded.integers < grid.high)
+    inside = (rounded.values > grid.low) & (rounded.values < grid.high)
     away = (values.flatten(1) - weight).abs() / grid.scale.repeat_interleave(64, 1)
     assert float(away[inside].max()) <= 0.5001
 
@@ -137,8 +137,8 @@ def test_halves_are_rounded_to_even() -> None:
     weight = (torch.arange(-7.5, 7, 1).repeat(2, 1) * scale)[:, :14]
     grid = Grid(scale, None, -8, 7)
     expected = torch.arange(-7.5, 7, 1)[:14].round().to(torch.int8).repeat(2, 1)
-    assert torch.equal(grid.round(weight).integers, expected)
-    assert torch.equal(gptq.gptq(weight, torch.eye(14), grid).integers, expected)
+    assert torch.equal(grid.round(weight).values, expected)
+    assert torch.equal(gptq.gptq(weight, torch.eye(14), grid).values, expected)
 
 
 @pytest.mark.parametrize("algo", ["W8A16", "W4A16_AWQ", "W4A16_GPTQ", "W4A8_AWQ"])

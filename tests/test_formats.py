@@ -13,15 +13,15 @@ import torch
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.prove.verify import measure, structure_problems
-from enginesmith.convert.quantize.scheme import SCHEMES, SMOOTHQUANT, scheme_of
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
 from tests.command import run
 from tests.conftest import TINY, assert_same_layers, random_weights, write_model
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]
-FORMATS = [name for name in SCHEMES if name not in SMOOTHQUANT]
+FORMATS = [name for name, scheme in SCHEMES.items() if not scheme.smooths]
 WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
 # Mean KL against the float32 source, a few times what was seen.
 MOST_KL = {"W8A16": 0.01, "W8A16_GPTQ": 0.01, "FP8": 0.25, "FP8_PER_CHANNEL_PER_TOKEN": 0.25}
@@ -132,17 +132,9 @@ def test_upstreams_spellings(model: Path, tmp_path: Path) -> None:
         assert algo in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("named", "words"),
-    [
-        (("W4A16_AWQ", None, 32), "know 64 and 128"),
-        (("W4A16_GPTQ", None, 64, 75), "sm 75: W4A16_GPTQ weights are arranged for one of: 80, 86, 89, 90"),
-        (("W8A16", "INT4"), "KV cache type 'INT4' is not supported; use one of: INT8, FP8"),
-    ],
-)
-def test_schemes_that_no_kernel_knows(named: tuple[Any, ...], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        scheme_of(*named)
+def test_an_unknown_group_size_is_refused() -> None:
+    with pytest.raises(InputError, match="know 64 and 128"):
+        scheme_of("W4A16_AWQ", 32)
 
 
 def test_an_input_of_zeros_is_kept_apart_from_infinity(tmp_path: Path, converted: Converted) -> None:

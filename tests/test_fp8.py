@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from enginesmith.convert.numbers.fp8 import Fp8Weight, per_channel, per_tensor, range_scale
+from enginesmith.convert.numbers.fp8 import per_channel, per_tensor, range_scale
+from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.numbers.rounding import Grid, weight_only
 from enginesmith.plugins import (
     fp8,
@@ -26,7 +27,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("quantize", [per_tensor, per_channel])
-def test_weights_are_within_half_a_step(quantize: Callable[[torch.Tensor], Fp8Weight]) -> None:
+def test_weights_are_within_half_a_step(quantize: Callable[[torch.Tensor], QuantizedLinear]) -> None:
     weight = draw(32, 64) * torch.logspace(-3, 3, 32)[:, None]
     quantized = quantize(weight)
     # Three mantissa bits round by at most a sixteenth; below the smallest normal number by half of 2^-9.
@@ -93,7 +94,7 @@ def test_fp8_products(dtype: torch.dtype) -> None:
 def test_weight_only_product(bits: int, dtype: torch.dtype) -> None:
     x, weight = draw(5, 96).to(dtype), draw(16, 96, seed=1)
     rounded = weight_only(weight, bits)
-    y = weight_only_quant_matmul.reference(x, rounded.integers, rounded.scale[:, 0].to(dtype), bits, 80)
+    y = weight_only_quant_matmul.reference(x, rounded.values, rounded.scale[:, 0].to(dtype), bits, 80)
     expected = x.double() @ rounded.dequantize().double().t()
     assert y.dtype == dtype
     assert (y.double() - expected).norm() < 0.01 * expected.norm()
@@ -107,7 +108,7 @@ def test_groupwise_product(symmetric: bool, dtype: torch.dtype) -> None:
     zero = None if rounded.zero is None else (-rounded.zero * rounded.scale).t().to(dtype)
     prequant = draw(128, seed=3).abs().add(0.5).to(dtype)
     y = weight_only_groupwise_quant_matmul.reference(
-        x, rounded.integers, rounded.scale.t().to(dtype), prequant, zero, bias=bias, bits=4, sm=80
+        x, rounded.values, rounded.scale.t().to(dtype), prequant, zero, bias=bias, bits=4, sm=80
     )
     expected = (x * prequant).double() @ rounded.dequantize().double().t() + bias.double()
     assert y.dtype == dtype
@@ -122,7 +123,7 @@ def test_w4a8_product(dtype: torch.dtype) -> None:
     second, activation = range_scale(weight.abs().amax()), range_scale(x.float().abs().amax())
     y = weight_only_groupwise_quant_matmul.reference(
         x,
-        rounded.integers,
+        rounded.values,
         (rounded.scale / second).t().half(),
         (torch.ones(128) / activation).to(dtype),
         alpha=activation * second,

@@ -20,11 +20,13 @@ from enginesmith.convert.numbers.inputs import InputStatistics
 from enginesmith.convert.quantize.layer import quantize_layer
 from enginesmith.convert.quantize.options import QuantizeOptions as Options
 from enginesmith.convert.quantize.precision import Precision
-from enginesmith.convert.quantize.scheme import scheme_of
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.targets.trtllm.config import checkpoint_config
-from enginesmith.convert.targets.trtllm.layout import Mapping, cut, layer_tensors
+from enginesmith.convert.targets.trtllm.formats import scheme_of
+from enginesmith.convert.targets.trtllm.formats.base import Engine
+from enginesmith.convert.targets.trtllm.ranks import Mapping, cut
+from enginesmith.convert.targets.trtllm.target import Target
 
 from .conftest import DATA, GOLDEN
 
@@ -75,9 +77,11 @@ def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
     source = Source(folder / "hf")
     model, mapping = source.model, Mapping(case["tp"], case["pp"])
-    schemes = Precision(model, scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])).layer(0)
+    cache = case["kv_cache_quant_algo"]
+    target = Target(Precision(model, scheme_of(case["quant_algo"]), kv_cache=cache), Engine("float16"))
+    schemes = target.precision.layer(0)
     ranges = load_file(folder / "act_range.safetensors")
-    specs = layer_tensors(model, schemes, "float16")
+    specs = target.tensors(0)
     options = Options(alpha=case["alpha"], act_range="absmax", fold=False)
     ranks = [load_file(folder / case["name"] / f"rank{rank}.safetensors") for rank in range(mapping.world_size)]
     compared = 0
@@ -87,7 +91,8 @@ def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
         for local, layer in enumerate(layers):
             statistics = golden_statistics(ranges, source, layer)
             whole = Layer.of(source.layer(layer), model)
-            tensors, _ = quantize_layer(whole, statistics, schemes, options, torch.float16)
+            quantized = quantize_layer(whole, statistics, schemes, options, torch.float16, target.computed, cache)
+            tensors = target.named(schemes, quantized)
             for tp_rank in range(mapping.tp_size):
                 theirs = ranks[stage * mapping.tp_size + tp_rank]
                 for name in [name for name in tensors if not name.startswith(unsmoothed)]:
@@ -101,7 +106,7 @@ def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("folder", "case"), cases())
 def test_config_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
     model = Source(folder / "hf").model
-    scheme = scheme_of(case["quant_algo"], case["kv_cache_quant_algo"])
-    ours = checkpoint_config(Precision(model, scheme), Mapping(case["tp"], case["pp"]), "float16", case["alpha"] or 0.5)
+    precision = Precision(model, scheme_of(case["quant_algo"]), kv_cache=case["kv_cache_quant_algo"])
+    ours = checkpoint_config(precision, Mapping(case["tp"], case["pp"]), "float16", case["alpha"] or 0.5)
     theirs = json.loads((folder / case["name"] / "config.json").read_text())
     assert ours == theirs

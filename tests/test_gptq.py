@@ -7,7 +7,9 @@ import torch
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.numbers.gptq import LEAST_HALVED, gptq, inverse_factor, inverse_of_lower, output_error
-from enginesmith.convert.numbers.rounding import Grid, Grouped, check_groups, row_amax, weight_only
+from enginesmith.convert.numbers.quantized import QuantizedLinear
+from enginesmith.convert.numbers.rounding import Grid, row_amax, weight_only
+from enginesmith.convert.targets.trtllm.formats.groupwise import check_groups
 
 
 def layer(out: int, in_: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +44,7 @@ def test_equals_slow_reference_to_the_integer(bits: int, symmetric: bool, size: 
     grid = Grid.of(weight, size, bits, symmetric)
     order = gram.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(192)
     ours = gptq(weight, gram, grid, act_order)
-    assert torch.equal(ours.integers, slow(weight, gram, grid, order.tolist(), 0.01))
+    assert torch.equal(ours.values, slow(weight, gram, grid, order.tolist(), 0.01))
     assert torch.equal(ours.scale, grid.scale)
 
 
@@ -52,7 +54,7 @@ def test_output_error_is_below_round_to_nearest(symmetric: bool, act_order: bool
     weight, gram = layer(64, 256)
     grid = Grid.of(weight, 128, 4, symmetric)
 
-    def error(rounded: Grouped) -> float:
+    def error(rounded: QuantizedLinear) -> float:
         return float(output_error(rounded.dequantize() - weight, gram))
 
     assert error(gptq(weight, gram, grid, act_order)) < 0.6 * error(grid.round(weight))
@@ -64,7 +66,7 @@ def test_int8_of_smoothquant_and_weight_only() -> None:
     scale = weight_only(weight, 8).scale
     for grid in (smoothquant, Grid(scale, None, -128, 127)):
         rounded = gptq(weight, gram, grid, act_order=True)
-        assert rounded.integers.min() >= grid.low
+        assert rounded.values.min() >= grid.low
         assert rounded.zero is None
         nearest = output_error(grid.round(weight).dequantize() - weight, gram)
         assert output_error(rounded.dequantize() - weight, gram) < 0.6 * nearest
@@ -77,7 +79,7 @@ def test_uncorrelated_inputs_round_to_nearest(symmetric: bool, act_order: bool) 
     grid = Grid.of(weight, 64, 4, symmetric)
     nearest = grid.round(weight)
     rounded = gptq(weight, torch.eye(192), grid, act_order)
-    assert torch.equal(rounded.integers, nearest.integers)
+    assert torch.equal(rounded.values, nearest.values)
     assert (rounded.zero is None) == symmetric
     assert symmetric or torch.equal(rounded.zero, nearest.zero)
 
@@ -87,9 +89,9 @@ def test_dead_channels_round_to_nearest_and_disturb_nothing() -> None:
     gram[5], gram[:, 5] = 0, 0
     grid = Grid.of(weight, 64, 4, True)
     rounded = gptq(weight, gram, grid)
-    assert torch.equal(rounded.integers[:, 5], grid.round(weight).integers[:, 5])
+    assert torch.equal(rounded.values[:, 5], grid.round(weight).values[:, 5])
     nothing = gptq(weight, torch.zeros(192, 192), grid)
-    assert torch.equal(nothing.integers, grid.round(weight).integers)
+    assert torch.equal(nothing.values, grid.round(weight).values)
 
 
 def test_few_tokens_make_a_singular_gram_matrix() -> None:
@@ -123,7 +125,7 @@ def test_same_input_same_integers_and_inputs_kept() -> None:
     weight, gram = layer(16, 192)
     before = weight.clone(), gram.clone()
     grid = Grid.of(weight, 64, 4, False)
-    assert torch.equal(gptq(weight, gram, grid).integers, gptq(weight, gram, grid).integers)
+    assert torch.equal(gptq(weight, gram, grid).values, gptq(weight, gram, grid).values)
     assert torch.equal(weight, before[0])
     assert torch.equal(gram, before[1])
 

@@ -70,7 +70,7 @@ def test_gptq_rounds_halves_as_on_the_cpu(symmetric: bool) -> None:
     expected = halves.round().clamp(-8, 7).to(torch.int8)
     for grid, device in ((on_cpu, "cpu"), (on_gpu, "cuda")):
         rounded = gptq.gptq(weight.to(device), torch.eye(128, device=device), grid)
-        assert torch.equal(rounded.integers.cpu(), expected), device
+        assert torch.equal(rounded.values.cpu(), expected), device
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -93,7 +93,7 @@ def test_gptq_is_the_same_with_and_without_its_kernel(
     draw = torch.Generator().manual_seed(0)
     x, weight = torch.randn(512, shape[1], generator=draw), torch.randn(shape, generator=draw).cuda()
     gram, grid = (x.t() @ x).cuda(), Grid.of(weight, 64, 4, symmetric)
-    with_kernel = gptq.gptq(weight, gram, grid, act_order=True).integers
+    with_kernel = gptq.gptq(weight, gram, grid, act_order=True).values
     monkeypatch.setattr(gptq, "compiled", lambda: gptq.one_by_one)
-    without = gptq.gptq(weight, gram, grid, act_order=True).integers
+    without = gptq.gptq(weight, gram, grid, act_order=True).values
     assert float((with_kernel != without).float().mean()) < 1e-3

@@ -20,11 +20,12 @@ from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.models.rotation import Rotation, hartley
 from enginesmith.convert.numbers.smoothing import Block, Smoothing
 from enginesmith.convert.quantize.options import QuantizeOptions as Options
-from enginesmith.convert.quantize.scheme import Scheme, scheme_of
+from enginesmith.convert.quantize.scheme import Scheme
 from enginesmith.convert.quantize.smoothquant import smooth
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
-from enginesmith.convert.targets.trtllm.layout import Mapping, layer_tensors
+from enginesmith.convert.targets.trtllm.formats import kind_of, scheme_of
+from enginesmith.convert.targets.trtllm.ranks import Mapping
 from enginesmith.plugins import gpt_attention, int8, rmsnorm_quantization
 
 from .conftest import ALGORITHMS, TINY, assert_same_layers, random_weights, write_model
@@ -122,7 +123,7 @@ def test_shards_put_together_equal_one_rank(
     shards = converted(model, quant=algo, kv_cache="INT8", tp_size=tp, pp_size=pp)
     for index in range(whole.model.num_hidden_layers):
         one, many = whole.layer(index), shards.layer(index)
-        assert one.keys() == many.keys() == layer_tensors(whole.model, whole.precision.layer(index), whole.dtype).keys()
+        assert one.keys() == many.keys() == whole.tensors(index).keys()
         for name in one:
             assert torch.equal(one[name], many[name]), name
     assert torch.equal(whole.embedding().tokens, shards.embedding().tokens)
@@ -203,5 +204,5 @@ def test_biases_behind_an_all_reduce_are_added_once(
         name = f"transformer.layers.1.{linear}.bias"
         first, second = many.read(0, name), many.read(1, name)
         assert torch.equal(first, whole.read(0, name))
-        assert torch.equal(second, first * (not whole.precision.layer(1)[linear].grouped))
+        assert torch.equal(second, first * (not kind_of(whole.precision.layer(1)[linear]).adds_bias))
     assert_same_layers(whole, many)

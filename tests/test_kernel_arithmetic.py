@@ -205,7 +205,7 @@ def grid(bits: int, dtype: torch.dtype, groups: int = 2) -> tuple[torch.Tensor, 
     weight = draw(256, 64 * groups) + 0.3 * draw(256, 1, seed=1)
     made = Grid.of(weight, 64, bits, symmetric=False).stored(dtype)
     assert made.offset is not None
-    return made.round(weight).integers, made.scale.t().to(dtype), made.offset.t().to(dtype)
+    return made.round(weight).values, made.scale.t().to(dtype), made.offset.t().to(dtype)
 
 
 @pytest.mark.parametrize(("bits", "least", "most"), [(4, 0.05, 0.15), (8, 0.2, 0.4)])

@@ -9,9 +9,11 @@ import pytest
 
 from enginesmith.convert.models.dimensions import Model, family_of, read_model
 from enginesmith.convert.quantize.precision import Precision
-from enginesmith.convert.quantize.scheme import SCHEMES, scheme_of
 from enginesmith.convert.targets.trtllm.config import checkpoint_config
-from enginesmith.convert.targets.trtllm.layout import Mapping, rank_tensors
+from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
+from enginesmith.convert.targets.trtllm.formats.base import Engine
+from enginesmith.convert.targets.trtllm.layout import rank_tensors
+from enginesmith.convert.targets.trtllm.ranks import Mapping
 
 from .conftest import DATA
 
@@ -68,10 +70,11 @@ def as_stored(held: dict[str, tuple[list[int], str]]) -> dict[str, tuple[list[in
 def test_rank_tensors(manifest: dict[str, Any], case: dict[str, Any]) -> None:
     place = manifest["mappings"][case["map"]]
     model = model_of(manifest, place["layers"])
-    scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
+    algo, cache = (None if value == "none" else value for value in (case["algo"], case["kv"]))
+    precision = Precision(model, scheme_of(algo), kv_cache=cache)
     mapping = Mapping(place["tp"], place["pp"])
     mapping.check(model)
-    assert rank_tensors(Precision(model, scheme), mapping, place["rank"], "float16") == declared(manifest, case)
+    assert rank_tensors(precision, mapping, place["rank"], Engine("float16")) == declared(manifest, case)
 
 
 @pytest.mark.parametrize(("manifest", "case"), cases())
@@ -82,5 +85,6 @@ def test_config(manifest: dict[str, Any], case: dict[str, Any]) -> None:
         theirs.pop(key, None)
     place = manifest["mappings"][case["map"]]
     model = model_of(manifest, theirs["num_hidden_layers"])
-    scheme = scheme_of(*(None if value == "none" else value for value in (case["algo"], case["kv"])))
-    assert checkpoint_config(Precision(model, scheme), Mapping(place["tp"], place["pp"]), "float16", 0.5) == theirs
+    algo, cache = (None if value == "none" else value for value in (case["algo"], case["kv"]))
+    precision = Precision(model, scheme_of(algo), kv_cache=cache)
+    assert checkpoint_config(precision, Mapping(place["tp"], place["pp"]), "float16", 0.5) == theirs

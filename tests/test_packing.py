@@ -79,9 +79,9 @@ def test_weight_only_rounding_equals_upstream(name: str) -> None:
     case, kind, _ = name.rsplit(".", 2)
     layout, weight = LAYOUTS[kind], SYMMETRIC[f"{case}.weight"]
     rounded = weight_only(weight.t().float().contiguous(), layout.bits)
-    assert torch.equal(rounded.integers, logical(SYMMETRIC[name], layout))
+    assert torch.equal(rounded.values, logical(SYMMETRIC[name], layout))
     assert torch.equal(rounded.scale[:, 0].to(weight.dtype), SYMMETRIC[f"{case}.{kind}.scales"])
-    assert torch.equal(pack(rounded.integers, layout, 80), SYMMETRIC[f"{case}.{kind}.packed_sm80"])
+    assert torch.equal(pack(rounded.values, layout, 80), SYMMETRIC[f"{case}.{kind}.packed_sm80"])
 
 
 def test_every_golden_was_used() -> None:

@@ -20,7 +20,6 @@ from enginesmith.build.flags import FLAGS, REFUSED
 from enginesmith.build.gpus import GIB, GPU, KNOWN, find
 from enginesmith.build.plan import Plan, Wishes, make_plan
 from enginesmith.convert.errors import InputError
-from enginesmith.plugins import catalog
 from tests.build_folders import write_checkpoint, write_manifest
 from tests.conftest import ALGORITHMS
 
@@ -96,8 +95,8 @@ def test_kv_caches_by_gpu(cache: str, sm: int, builds: bool) -> None:
 
 def test_plugins_agree_with_the_algorithms_about_gpus() -> None:
     """A plugin runs wherever an algorithm that needs it builds."""
-    for plugin in catalog.QUANTIZATION:
-        for algorithm in plugin.algorithms:
+    for algorithm in algorithms.WEIGHTS:
+        for plugin in algorithms.plugins_of(algorithm):
             first, last = plugin.gpus[0][0], plugin.gpus[-1][1]
             for known_first, known_last in algorithms.WEIGHTS[algorithm].gpus:
                 assert first <= known_first

@@ -22,9 +22,10 @@ from enginesmith.convert.models.dimensions import Model, read_model
 from enginesmith.convert.models.families.llama import LLAMA
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.precision import Precision, mixed
-from enginesmith.convert.quantize.scheme import SCHEMES, scheme_of
 from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.targets.trtllm import mixture
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
 from tests.command import run
 from tests.conftest import TINY, assert_same_layers
 
@@ -95,7 +96,7 @@ def groups(precision: Precision) -> dict[tuple[int, str], str | None]:
     """The algorithm of each group that is not quantized as most are."""
     layers = range(precision.model.num_hidden_layers)
     schemes = {(i, name): scheme for i in layers for name, scheme in precision.layer(i).items()}
-    return {place: scheme.algo for place, scheme in schemes.items() if scheme != precision.base}
+    return {place: scheme.name for place, scheme in schemes.items() if scheme != precision.base}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_what_cannot_be_mixed_is_refused(
     algo: str | None, exclude: list[str], layers: list[tuple[str, str]], line: str, model: Model
 ) -> None:
     with pytest.raises(InputError, match=line):
-        mixed(model, scheme_of(algo), exclude, [(pattern, scheme_of(name)) for pattern, name in layers])
+        mixture.check(mixed(model, scheme_of(algo), exclude, [(pattern, scheme_of(name)) for pattern, name in layers]))
 
 
 @pytest.mark.parametrize("case", MIXTURES)
@@ -156,11 +157,11 @@ def test_a_mixture_is_written_read_executed_and_planned(case: str, tiny: Tiny, c
     source = tiny(**WIDE)
     options: dict[str, Any] = {"exclude": tuple(exclude), "quant_layer": tuple(layers), "group_size": 64}
     checkpoint = converted(source, quant=quant, **options)
-    asked = [(pattern, scheme_of(algo, None, 64)) for pattern, algo in (text.split("=") for text in layers)]
-    wanted = mixed(checkpoint.model, scheme_of(quant, None, 64), exclude, asked)
+    asked = [(pattern, scheme_of(algo, 64)) for pattern, algo in (text.split("=") for text in layers)]
+    wanted = mixed(checkpoint.model, scheme_of(quant, 64), exclude, asked)
     for index in range(4):
-        ours = {name: scheme.algo for name, scheme in checkpoint.precision.layer(index).items()}
-        assert ours == {name: scheme.algo for name, scheme in wanted.layer(index).items()}
+        ours = {name: scheme.name for name, scheme in checkpoint.precision.layer(index).items()}
+        assert ours == {name: scheme.name for name, scheme in wanted.layer(index).items()}
     assert structure_problems(checkpoint) == []
     accuracy = measure(checkpoint, source, str(source.parent / "ids.safetensors"), 4, 24)
     assert 0 < accuracy.kl < 0.3
@@ -254,7 +255,7 @@ def test_stages_are_numbered_from_0(tiny: Tiny, converted: Converted) -> None:
     assert quantization(checkpoint)["exclude_modules"][6:] == [
         f"transformer.layers.1.mlp.{name}*" for name in ("fc", "gate", "proj")
     ]
-    assert [scheme.algo for scheme in checkpoint.precision.layer(3).values()] == ["W8A16", "W8A16", None, None]
+    assert [scheme.name for scheme in checkpoint.precision.layer(3).values()] == ["W8A16", "W8A16", None, None]
     assert structure_problems(checkpoint) == []
 
 
@@ -370,5 +371,5 @@ def test_comparison_takes_exclude(tiny: Tiny) -> None:
 def test_every_scheme_alone_is_no_mixture(model: Model) -> None:
     for name in SCHEMES:
         precision = Precision(model, scheme_of(name))
-        assert precision.algo == name
+        assert mixture.quant_algo(precision) == name
         assert len(precision.schemes) == 1

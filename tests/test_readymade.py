@@ -12,7 +12,7 @@ import torch
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.shapes import hugging_face_shapes
-from enginesmith.convert.numbers.rounding import Grouped
+from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.groupwise import fused
 from enginesmith.convert.sources.folder import Source
@@ -36,7 +36,7 @@ def check_exact(folder: Folder, checkpoint: Checkpoint, times: int = 1) -> None:
             assert torch.equal(layer[f"{linear.name}.weight"].long(), expected)
             assert torch.equal(scale, torch.cat([p.scale for p in packed]).repeat_interleave(times, 1).to(scale.dtype))
             zeros = torch.cat([p.zero - p.half for p in packed]).repeat_interleave(times, 1)
-            if checkpoint.precision.base.algo == "W4A16_AWQ":
+            if checkpoint.precision.base.name == "W4A16_AWQ":
                 assert not zeros.any()
                 assert (layer[f"{linear.name}.prequant_scaling_factor"] == 1).all()
                 continue
@@ -66,7 +66,7 @@ def test_what_was_quantized_is_kept_and_executed(
 ) -> None:
     folder = Folder(tmp_path / "hf", kind, bits, group, symmetric)
     checkpoint = converted(folder.path, tp_size=tp)
-    assert (checkpoint.precision.base.algo, checkpoint.precision.base.group_size) == (algo, group)
+    assert (checkpoint.precision.base.name, checkpoint.precision.base.group_size) == (algo, group)
     assert structure_problems(checkpoint) == []
     check_exact(folder, checkpoint)
     accuracy = measure(checkpoint, folder.path, str(tmp_path / "ids.safetensors"), 4, 24)
@@ -249,9 +249,9 @@ def test_bfloat16_scales_make_a_bfloat16_engine(tmp_path: Path, converted: Conve
 def test_parts_without_zeros_are_fused_with_parts_that_have_them() -> None:
     integers, scale = torch.ones(2, 64, dtype=torch.int8), torch.ones(2, 1)
     zero = torch.tensor([[3], [-3]], dtype=torch.int8)
-    whole = fused([Grouped(integers, scale), Grouped(integers, scale, zero)])
+    whole = fused([QuantizedLinear(integers, scale), QuantizedLinear(integers, scale, zero)])
     assert torch.equal(whole.zero, torch.tensor([[0], [0], [3], [-3]]))
-    assert fused([Grouped(integers, scale)] * 2).zero is None
+    assert fused([QuantizedLinear(integers, scale)] * 2).zero is None
 
 
 def test_zero_scales_and_contradicted_zeros_are_refused(tmp_path: Path, converted: Converted) -> None:
@@ -295,7 +295,7 @@ def test_dequantized_weights_can_be_had(tmp_path: Path, converted: Converted) ->
     folder = Folder(tmp_path / "hf", "gptq_v2")
     folder.say(desc_act=True)
     checkpoint = converted(folder.path, requantize=True)
-    assert checkpoint.precision.base.algo is None
+    assert checkpoint.precision.base.name is None
     expected = folder.linears["model.layers.1.mlp.down_proj"].dequantized()
     assert torch.equal(checkpoint.layer(1)["mlp.proj.weight"], expected.half())
 

@@ -57,7 +57,7 @@ def test_they_are_requantized_or_refused(folder: Path, tmp_path: Path, converted
     checkpoint = converted(folder, quant="W8A16", requantize=True)
     assert measure(checkpoint, folder, str(tmp_path / "ids.safetensors"), 4, 24).kl < 0.01
     plain = converted(folder, requantize=True, dtype="bfloat16")
-    assert plain.precision.base.algo is None
+    assert plain.precision.base.name is None
 
 
 def change(folder: Path, **tensors: torch.Tensor | None) -> None:

@@ -60,7 +60,7 @@ def test_gptq(bits: int, version: int, symmetric: bool) -> None:
     integers, zero, scale = linear(bits, symmetric)
     read = gptq(gptq_tensors(bits, version, symmetric), "mlp.fc", bits, version)
     grouped = read.grouped()
-    assert torch.equal(grouped.integers.long(), integers - 2 ** (bits - 1))
+    assert torch.equal(grouped.values.long(), integers - 2 ** (bits - 1))
     assert torch.equal(grouped.scale, scale.float())
     assert (grouped.zero is None) == symmetric
     assert torch.equal(grouped.dequantize(), weight(integers, zero, scale, PLAIN))
@@ -114,7 +114,7 @@ def test_awq() -> None:
         "scales": scale.t().contiguous(),
     }
     grouped = awq(tensors, "mlp.fc").grouped()
-    assert torch.equal(grouped.integers.long(), integers - 8)
+    assert torch.equal(grouped.values.long(), integers - 8)
     assert torch.equal(grouped.dequantize(), weight(integers, zero, scale, PLAIN))
 
 
@@ -139,7 +139,7 @@ def test_compressed_tensors(bits: int) -> None:
     symmetric = {n: t for n, t in tensors.items() if n in ("weight_packed", "weight_scale", "weight_shape")}
     grouped = compressed_tensors(symmetric, "mlp.fc", bits).grouped()
     assert grouped.zero is None
-    assert torch.equal(grouped.integers.long(), integers - half)
+    assert torch.equal(grouped.values.long(), integers - half)
 
 
 def test_compressed_rows_may_end_inside_a_word() -> None:
@@ -150,7 +150,7 @@ def test_compressed_rows_may_end_inside_a_word() -> None:
         "weight_shape": torch.tensor([OUT, 12]),
     }
     read = compressed_tensors(tensors, "mlp.fc", 4)
-    assert torch.equal(read.grouped().integers.long(), integers - 8)
+    assert torch.equal(read.grouped().values.long(), integers - 8)
 
 
 def test_bad_input_is_named() -> None:

@@ -28,6 +28,8 @@ DTYPE_NAMES = {
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
 }
+# Bytes of one number.
+ITEM_SIZE = {"int8": 1, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 
 
 def open_regular(path: Path, what: str = "") -> BinaryIO:

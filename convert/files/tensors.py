@@ -13,9 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .disk import DTYPE_NAMES
-
-ITEM_SIZE = {"int8": 1, "float8_e4m3fn": 1, "float32": 4, "float16": 2, "bfloat16": 2}
+from .disk import DTYPE_NAMES, ITEM_SIZE
 
 
 class TensorFile:

@@ -7,9 +7,8 @@ quantizer reads the same statistics, and what it makes is executed at once besid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -17,27 +16,25 @@ import torch
 
 from ..device import pick_device
 from ..errors import InputError
-from ..files.tensors import ITEM_SIZE, prod
-from ..models.layer import Tensors
-from ..models.rotary import rotary_frequencies
-from ..prove.execution import Accuracy, Execution, Reference, held_out
-from ..prove.runtime import Runtime
+from ..files.disk import ITEM_SIZE
+from ..files.tensors import prod
+from ..prove.execution import Accuracy, Reference, held_out
 from ..prove.verify import figures, finite
-from ..quantize.scheme import Scheme
+from ..quantize.quantizer import Quantizer
 from ..sources.folder import Source
-from ..sources.text import Tokens
 from ..statistics.layer import LayerStatistics, Wanted
-from ..statistics.stream import Calibration, check_range
-from ..targets.trtllm.layout import Mapping, rank_tensors
+from ..targets.trtllm.formats.base import Engine
+from ..targets.trtllm.layout import rank_tensors
+from ..targets.trtllm.quant_config import NO_GROUPS
+from ..targets.trtllm.ranks import Mapping
+from ..targets.trtllm.target import Target
+from .candidates import Candidate, OnProgress, Stream, naming, stream_of
 from .options import ConvertOptions, check_options, quantizer_of, read_calibration
-from .quantizer import Quantizer
 
 NONE = "none"
 # What may follow an algorithm's name after a colon, as NAME=VALUE, and how the value is read; and what stands alone.
 SETTINGS: dict[str, Callable[[str], Any]] = {"rounding": str, "group_size": int, "alpha": float, "act_range": str}
 SWITCHES = ("symmetric",)
-# (layer, phase, tokens done in that layer)
-OnProgress = Callable[[int, str, int], None]
 
 
 @dataclass(frozen=True)
@@ -115,50 +112,6 @@ class Comparison:
     conditions: Conditions
 
 
-@dataclass
-class Candidate:
-    """An algorithm at work: how it quantizes, and its hidden states on the held-out text.
-
-    Attributes:
-        factors: what the inputs of the last layer's groups were divided by, float32 [in], by group name; those that
-            were.
-    """
-
-    name: str
-    quantizer: Quantizer
-    execution: Execution
-    factors: Tensors = field(default_factory=dict)
-
-    def layer(self, index: int, source: Tensors, statistics: LayerStatistics, reference: torch.Tensor) -> None:
-        """Quantize a layer and execute it; reference: the source's hidden states behind it."""
-        with naming(self.name):
-            quantized = self.quantizer.quantize(index, source, statistics)
-            self.execution.layer(quantized.tensors, self.quantizer.precision.layer(index), reference)
-        self.factors = {name: s for name, s in quantized.layer.factors.items() if not bool((s == 1).all())}
-
-
-@dataclass
-class Stream:
-    """Algorithms that read the same residual stream, the model's own or the rotated one, and its statistics."""
-
-    candidates: list[Candidate]
-    calibration: Calibration | None
-
-    def layer(self, source: Source, index: int, reference: torch.Tensor, on_progress: OnProgress) -> LayerStatistics:
-        """Calibrate, quantize and execute the next layer; returns its statistics."""
-        quantizer = self.candidates[0].quantizer
-        tensors = quantizer.source_layer(source, index, self.candidates[0].execution.runtime.device)
-        statistics = LayerStatistics({})
-        if self.calibration is not None:
-            on_progress(index, "calibrate", 0)
-            statistics = self.calibration.layer(tensors, lambda tokens: on_progress(index, "calibrate", tokens))
-            check_range(statistics.hidden_amax, quantizer.dtype, index)
-        on_progress(index, "quantize", 0)
-        for candidate in self.candidates:
-            candidate.layer(index, tensors, statistics, reference)
-        return statistics
-
-
 @torch.inference_mode()
 def compare(
     options: ConvertOptions,
@@ -183,7 +136,8 @@ def compare(
     check_options(options)
     source, device = Source(options.model_dir), pick_device(options.device)
     check_float(source)
-    quantizers = {name: of_algorithm(name, options, source) for name in algorithms}
+    ways = {name: of_algorithm(name, options, source) for name in algorithms}
+    quantizers = {name: quantizer for name, (quantizer, _) in ways.items()}
     ids = held_out(source, text, chunks, length)
     wanted = any(quantizer.wanted != Wanted() for quantizer in quantizers.values())
     tokens = read_calibration(options, source) if wanted else None
@@ -191,7 +145,7 @@ def compare(
     streams = [
         stream_of(group, source, tokens, ids, device, options.seed)
         for group in (
-            {name: q for name, q in quantizers.items() if (q.rotation is None) == plain} for plain in (True, False)
+            {name: way for name, way in ways.items() if (way[0].rotation is None) == plain} for plain in (True, False)
         )
         if group
     ]
@@ -206,7 +160,7 @@ def compare(
     conditions = Conditions(
         metadata.version("enginesmith"),
         quantizers[algorithms[0]].dtype,
-        options.group_size or Scheme.group_size,
+        options.group_size or NO_GROUPS,
         options.kv_cache,
         tokens.name if tokens else None,
         tokens.ids.numel() if tokens else 0,
@@ -233,24 +187,16 @@ def check_float(source: Source) -> None:
         )
 
 
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """What is refused inside is told with the algorithm's name."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
-
-
-def of_algorithm(name: str, options: ConvertOptions, source: Source) -> Quantizer:
-    """The quantizer of one algorithm, its settings and kernels checked."""
+def of_algorithm(name: str, options: ConvertOptions, source: Source) -> tuple[Quantizer, Target]:
+    """How one algorithm quantizes, and for what, its settings and kernels checked."""
     with naming(name):
         own = replace(options, **settings_of(name))
         own = replace(own, quant=None, exclude=()) if own.quant == NONE else own
         check_options(own)
         quantizer = quantizer_of(own, source)
-        quantizer.check(Mapping())
-    return quantizer
+        target = Target(quantizer.precision, Engine(quantizer.dtype, own.sm))
+        target.check(Mapping())
+    return quantizer, target
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -265,29 +211,6 @@ def settings_of(name: str) -> dict[str, Any]:
             takes = [*(f"{setting}=..." for setting in SETTINGS), *SWITCHES]
             raise InputError(f"{word!r} is no setting of an algorithm here; these are: {', '.join(takes)}") from None
     return options
-
-
-def stream_of(
-    quantizers: dict[str, Quantizer],
-    source: Source,
-    tokens: Tokens | None,
-    ids: torch.Tensor,
-    device: torch.device,
-    seed: int,
-) -> Stream:
-    """The stream that these quantizers share, before the first layer."""
-    first, model = next(iter(quantizers.values())), source.model
-    embedding, frequencies = first.embedding(source), rotary_frequencies(model)[0]
-    stored = first.stored_embedding(embedding)
-    wanted = Wanted()
-    candidates = []
-    for name, quantizer in quantizers.items():
-        wanted = wanted | quantizer.wanted
-        runtime = Runtime(model, quantizer.dtype, frequencies, ids.shape[1], device)
-        candidates.append(Candidate(name, quantizer, Execution(runtime, ids, stored, quantizer.rotation)))
-    if tokens is None or wanted == Wanted():
-        return Stream(candidates, None)
-    return Stream(candidates, Calibration(model, tokens.ids, embedding, wanted, device, seed))
 
 
 def wider(
@@ -320,14 +243,14 @@ def spread(amax: torch.Tensor) -> float:
 def finished(candidate: Candidate, source: Source, reference: Reference) -> Result:
     """Behind the last layer: an algorithm's size and accuracy."""
     with naming(candidate.name):
-        accuracy = candidate.execution.accuracy(reference, *candidate.quantizer.head(source))
-    return Result(candidate.name, size_of(candidate.quantizer), accuracy)
+        accuracy = candidate.execution.accuracy(reference, *candidate.target.head(*candidate.quantizer.head(source)))
+    return Result(candidate.name, size_of(candidate.target), accuracy)
 
 
-def size_of(quantizer: Quantizer) -> Size:
+def size_of(target: Target) -> Size:
     """What the checkpoint takes on one rank."""
-    model = quantizer.model
-    tensors = rank_tensors(quantizer.precision, Mapping(), 0, quantizer.dtype)
+    model = target.precision.model
+    tensors = rank_tensors(target.precision, Mapping(), 0, target.engine)
     sizes = {name: prod(shape) * ITEM_SIZE[dtype] for name, (shape, dtype) in tensors.items()}
     names = {f".{linear.name}." for linear in model.family.linears}
     own = [size for name, size in sizes.items() if any(n in name for n in names) and not name.endswith(".bias")]

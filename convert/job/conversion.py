@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from ..device import pick_device
 from ..errors import InputError
 from ..files.apart import check_apart
 from ..files.disk import MANIFEST, Hashes, write_json
 from ..files.staging import Partial, Staging
-from ..files.tensors import TensorFile
 from ..files.written import Written, plain_disk_errors
 from ..models.ends import Embedding
 from ..models.layer import Tensors
-from ..models.rope import rotary_pairs
 from ..models.rotary import rotary_frequencies
-from ..numbers.rounding import Grouped
+from ..numbers.quantized import QuantizedLinear
 from ..quantize import half_range
 from ..sources.folder import Source
 from ..sources.readymade.kinds import ANEW, ReadyMade
@@ -33,11 +30,15 @@ from ..statistics.file import Origin, Save, StatisticsFile, check_new, saving
 from ..statistics.layer import EVERYTHING, LayerStatistics, Wanted
 from ..statistics.stream import Calibration, calibration_dtype, check_range
 from ..targets.trtllm.config import checkpoint_config
-from ..targets.trtllm.layout import Mapping, Tensor, cut, layer_tensors, padded_vocab, rank_tensors
+from ..targets.trtllm.formats import kind_of
+from ..targets.trtllm.formats.base import Engine
 from ..targets.trtllm.manifest import QUANT_CFG
+from ..targets.trtllm.mixture import packed_for_sm, quant_algo
 from ..targets.trtllm.quant_config import quant_cfg
+from ..targets.trtllm.ranks import Mapping
+from ..targets.trtllm.target import Target
+from ..targets.trtllm.writer import RankFiles
 from .options import BY_RUN, ConvertOptions, check_options, quantizer_of, read_calibration, settled
-from .quantizer import Quantized
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
@@ -111,8 +112,9 @@ class Job:
         self.mapping.check(self.model)
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
         self.quantizer = quantizer_of(options, self.source)
-        self.quantizer.check(self.mapping)
         self.precision = self.quantizer.precision
+        self.target = Target(self.precision, Engine(self.quantizer.dtype, options.sm))
+        self.target.check(self.mapping)
         if self.source.ready is not None:
             self.source.check_ready_made()
         if self.ready is not None:
@@ -146,11 +148,13 @@ class Job:
             raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
         self.ready_layer(0)  # what the packer did to one layer it did to all
 
-    def ready_layer(self, index: int) -> dict[str, Grouped] | None:
+    def ready_layer(self, index: int) -> dict[str, QuantizedLinear] | None:
         """A layer's weights as a ready-made folder holds them."""
         if self.ready is None:
             return None
-        return self.source.ready_layer(index, self.precision.base.group_size, getattr(torch, self.quantizer.dtype))
+        size = self.precision.base.group_size
+        assert size is not None
+        return self.source.ready_layer(index, size, self.target.engine.torch_dtype)
 
     def origin(self, source: dict[str, str]) -> Origin:
         """What this conversion gathers, and from what; source: SHA-256 of the model's files."""
@@ -181,39 +185,26 @@ class Job:
 
     def run(self, written: Written, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
         """Write every rank's file; returns what was chosen for each layer."""
-        model, mapping, report = self.model, self.mapping, []
-        with ExitStack() as open_files:
-            files = [
-                TensorFile(
-                    written.folder / f"rank{rank}.safetensors",
-                    rank_tensors(self.precision, mapping, rank, self.quantizer.dtype),
-                )
-                for rank in range(mapping.world_size)
-            ]
-            for file in files:
-                open_files.callback(file.file.close)
+        report = []
+        with RankFiles.made(written.folder, self.target, self.mapping) as files:
             on_progress(-1, "embedding", 0)
-            self.write_rotary_tables(files)
+            files.write_rotary_tables()
             embedding = self.quantizer.embedding(self.source)
-            self.write_embedding(files, embedding)
+            files.write_embedding(embedding)
             calibration = self.calibration(embedding)
             del embedding
-            for stage, layers in enumerate(mapping.stages(model.num_hidden_layers)):
-                ranks = files[stage * mapping.tp_size : (stage + 1) * mapping.tp_size]
-                for local, index in enumerate(layers):
-                    quantized = self.layer(index, calibration, save, on_progress)
-                    report.append(quantized.chosen)
-                    on_progress(index, "write", 0)
-                    specs = layer_tensors(model, self.precision.layer(index), self.quantizer.dtype)
-                    write_layer(ranks, local, quantized.tensors, specs, self)
-            on_progress(model.num_hidden_layers, "head", 0)
-            norm, head = self.quantizer.head(self.source)
+            for index in range(self.model.num_hidden_layers):
+                tensors, chosen = self.layer(index, calibration, save, on_progress)
+                report.append(chosen)
+                on_progress(index, "write", 0)
+                files.write_layer(index, tensors)
+            on_progress(self.model.num_hidden_layers, "head", 0)
+            norm, head = self.target.head(*self.quantizer.head(self.source))
             if calibration is not None and self.quantizer.dtype == "float16":
                 half_range.check_one("the last norm's output", calibration.largest_normed(norm))
                 half_range.check_one("a logit", calibration.largest_logit(norm, head, half_range.LARGEST))
-            self.write_head(files[-mapping.tp_size :], norm, head)
-            for file in files:
-                written.add(file.path, file.close())
+            files.write_head(norm, head)
+            files.finish(written)
         return report
 
     def calibration(self, embedding: Embedding) -> Calibration | None:
@@ -224,7 +215,9 @@ class Job:
             self.model, self.tokens.ids, embedding, self.gathered, self.device, self.options.seed, self.requantized
         )
 
-    def layer(self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress) -> Quantized:
+    def layer(
+        self, index: int, calibration: Calibration | None, save: Save, on_progress: OnProgress
+    ) -> tuple[Tensors, dict[str, Any]]:
         """One layer's whole tensors, and what was chosen for it."""
         on_progress(index, "read", 0)
         source = self.quantizer.source_layer(self.source, index, self.device)
@@ -238,10 +231,12 @@ class Job:
         save(index, statistics)
         if self.precision.quantized:
             on_progress(index, "quantize", 0)
-        quantized = self.quantizer.quantize(index, source, statistics, self.ready_layer(index))
+        ready = self.ready_layer(index)
+        quantized = self.quantizer.quantize(index, source, statistics, self.target.computed, ready)
+        tensors = self.target.layer(index, quantized)
         if self.requantized and calibration is not None:
             check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
-        return quantized
+        return tensors, quantized.chosen
 
     def float16_range_checked(self) -> bool | None:
         """Whether what a layer makes was held against float16's range; None for an engine of another dtype."""
@@ -250,39 +245,11 @@ class Job:
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
         asked, schemes = self.options.propagate, self.precision.quantized
-        possible = bool(schemes) and all(scheme.weight_only for scheme in schemes)
+        possible = bool(schemes) and all(kind_of(scheme).weight_only for scheme in schemes)
         if asked == "quantized" and not possible:
-            raise InputError(f"--propagate quantized is for weight-only schemes, not {self.precision.algo}")
+            raise InputError(f"--propagate quantized is for weight-only schemes, not {quant_algo(self.precision)}")
         gptq = any(self.quantizer.choices.gptq(scheme) for scheme in schemes)
         return possible and self.tokens is not None and (asked == "quantized" or (asked == "auto" and gptq))
-
-    def write_rotary_tables(self, files: list[TensorFile]) -> None:
-        """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""
-        if not self.model.brings_rotary_tables:
-            return
-        frequencies, _ = rotary_frequencies(self.model)
-        for file in files:
-            file.write("rotary_inv_freq", frequencies)
-            file.fill(
-                "embed_positions_for_gpt_attention", rotary_pairs(frequencies, self.model.max_position_embeddings)
-            )
-
-    def write_embedding(self, files: list[TensorFile], embedding: Embedding) -> None:
-        """Store the embedding on the first stage."""
-        stored = self.quantizer.stored_embedding(embedding)
-        for file in files[: self.mapping.tp_size]:
-            file.write("transformer.vocab_embedding.weight", stored.tokens)
-            if stored.positions is not None:
-                file.write("transformer.position_embedding.weight", stored.positions)
-
-    def write_head(self, files: list[TensorFile], norm: Tensors, head: torch.Tensor) -> None:
-        """Store the final norm and each rank's rows of the output projection, zero rows at its end."""
-        share = padded_vocab(self.model, self.mapping.tp_size) // self.mapping.tp_size
-        for tp_rank, file in enumerate(files):
-            rows = head[tp_rank * share : (tp_rank + 1) * share]
-            for suffix, tensor in norm.items():
-                file.write(f"transformer.ln_f.{suffix}", tensor)
-            file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """What TensorRT-LLM reads beside the tensors, by name of the file."""
@@ -309,12 +276,12 @@ class Job:
             "versions": versions(),
             "options": options,
             "calibration": calibration,
-            "quant": self.precision.algo,
+            "quant": quant_algo(self.precision),
             "repacked_from": self.ready.method if self.ready else None,
             "stripped_prefix": self.source.prefix or None,
             "source_notes": self.source.notes,
             "rotated": self.quantizer.rotation is not None,
-            "packed_for_sm": self.precision.packed_for_sm,
+            "packed_for_sm": packed_for_sm(self.precision, self.target.engine),
             "float16_range_checked": self.float16_range_checked(),
             "sliding_window": self.model.sliding_window,
             "layers": layers if any(layers) else [],
@@ -325,12 +292,3 @@ def versions() -> dict[str, str]:
     """What decides, beside model and options, which bytes a conversion writes."""
     packages = ("enginesmith", "safetensors", "tokenizers", "torch", "transformers")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
-
-
-def write_layer(files: list[TensorFile], local: int, tensors: Tensors, specs: dict[str, Tensor], job: Job) -> None:
-    """Cut a layer's whole tensors over the ranks of its stage and store them."""
-    for name, tensor in tensors.items():
-        spec, whole = specs[name], tensor.cpu()
-        for tp_rank, file in enumerate(files):
-            piece = spec.storage.store(cut(whole, spec, job.model, job.mapping.tp_size, tp_rank))
-            file.write(f"transformer.layers.{local}.{name}", piece)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ...plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ..errors import InputError
 from ..files.bounds import bounded, check
 from ..models.rotation import Rotation
 from ..numbers.ranges import METHODS
 from ..quantize.options import QuantizeOptions
-from ..quantize.precision import Precision, mixed, of_parts
-from ..quantize.scheme import GENERATIONS, GPTQ, GROUP_SIZES, KV_CACHE, SCHEMES, SMOOTHQUANT, Scheme, scheme_of
+from ..quantize.precision import KV_CACHE, Precision, mixed, of_parts
+from ..quantize.quantizer import Quantizer
+from ..quantize.scheme import Scheme
 from ..sources.documents import BUILT_IN
 from ..sources.folder import Source
 from ..sources.readymade.kinds import ANEW, quant_of
 from ..sources.text import Tokens, check_length, read_tokens
-from .quantizer import Quantizer
+from ..targets.trtllm import mixture
+from ..targets.trtllm.formats import SCHEMES, scheme_of
+from ..targets.trtllm.packing import GENERATIONS
 
 # Options that say where things lie, not what they are.
 BY_RUN = ("model_dir", "output_dir", "stats", "save_stats")
@@ -87,7 +91,8 @@ def check_options(options: ConvertOptions) -> None:
     check(options, ("model_dir", "output_dir"))
     given = {"--alpha": options.alpha is not None, "--act_range": options.act_range != "auto"}
     algorithms = {options.quant, *(text.rpartition("=")[2] for text in options.quant_layer)}
-    for flag in [flag for flag, there in given.items() if there and not algorithms & SMOOTHQUANT.keys()]:
+    smooths = {name for name, scheme in SCHEMES.items() if scheme.smooths}
+    for flag in [flag for flag, there in given.items() if there and not algorithms & smooths]:
         raise InputError(f"{flag} belongs to SmoothQuant: give --quant, or --smoothquant ALPHA as upstream has it")
     if options.stats and options.save_stats:
         raise InputError("--stats and --save_stats are both given: the statistics are in a file already; give one")
@@ -115,10 +120,14 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     algo = quant_of(source.ready, options.quant, options.requantize)
     ready = None if options.requantize else source.ready
     group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
-    base = scheme_of(algo, options.kv_cache, group_size, options.sm)
-    layers = [layer_scheme(text, base, group_size, options.sm) for text in options.quant_layer]
-    precision = as_it_is(source, base) if ready else mixed(source.model, base, options.exclude, layers)
-    if options.symmetric and ready is None and all(scheme.form != GPTQ for scheme in precision.schemes):
+    base, cache = scheme_of(algo, group_size), options.kv_cache
+    layers = [layer_scheme(text, group_size) for text in options.quant_layer]
+    if ready:
+        precision = as_it_is(source, base, cache)
+    else:
+        precision = mixed(source.model, base, options.exclude, layers, cache)
+        mixture.check(precision)
+    if options.symmetric and ready is None and not any(s.grouped and s.zeros for s in precision.schemes):
         raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
     choices = QuantizeOptions(
         options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
@@ -136,21 +145,23 @@ def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
     return Quantizer(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
 
 
-def as_it_is(source: Source, base: Scheme) -> Precision:
+def as_it_is(source: Source, base: Scheme, kv_cache: str | None) -> Precision:
     """The precision of a folder that is quantized already: linears that its tool left in float stay so."""
-    left = dict.fromkeys(source.left_in_float(), Scheme(kv_cache=base.kv_cache))
+    left = dict.fromkeys(source.left_in_float(), Scheme())
     try:
-        return of_parts(source.model, base, left)
+        precision = of_parts(source.model, base, left, kv_cache)
+        mixture.check(precision)
     except InputError as error:
         raise InputError(f"{error}; {ANEW}") from None
+    return precision
 
 
-def layer_scheme(text: str, base: Scheme, group_size: int, sm: int) -> tuple[str, Scheme]:
+def layer_scheme(text: str, group_size: int) -> tuple[str, Scheme]:
     """The pattern and the scheme of one --quant_layer PATTERN=ALGO."""
     pattern, equals, algo = text.rpartition("=")
     if not equals or not pattern or not algo:
         raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '{pattern or text or '*.mlp'}=W8A16'")
-    return pattern, scheme_of(None if algo == "none" else algo, base.kv_cache, group_size, sm)
+    return pattern, scheme_of(None if algo == "none" else algo, group_size)
 
 
 def read_calibration(options: ConvertOptions, source: Source) -> Tokens:

@@ -8,46 +8,27 @@ Formats for Deep Learning".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-
 from ...plugins import fp8
+from ...plugins.lazy import torch
+from .quantized import QuantizedLinear
 
 
-@dataclass(frozen=True)
-class Fp8Weight:
-    """A weight in FP8.
-
-    Attributes:
-        values: float8_e4m3fn [out, in]; TensorRT-LLM's ``weight``.
-        scale: float32 [1] (``weights_scaling_factor``) or [out] (``per_channel_scale``).
-    """
-
-    values: torch.Tensor
-    scale: torch.Tensor
-
-    def dequantize(self) -> torch.Tensor:
-        """float32 [out, in]."""
-        return self.values.float() * self.scale[:, None]
-
-
-def per_tensor(weight: torch.Tensor, amax: torch.Tensor | None = None) -> Fp8Weight:
+def per_tensor(weight: torch.Tensor, amax: torch.Tensor | None = None) -> QuantizedLinear:
     """One scale for the whole of a float32 [out, in] weight, from amax where others share it."""
     scale = range_scale(weight.abs().amax() if amax is None else amax)
-    return Fp8Weight(fp8.saturate(weight / scale), scale)
+    return QuantizedLinear(fp8.saturate(weight / scale), scale)
 
 
-def per_channel(weight: torch.Tensor) -> Fp8Weight:
+def per_channel(weight: torch.Tensor) -> QuantizedLinear:
     """One scale per output channel of a float32 [out, in] weight."""
     scale = range_scale(weight.abs().amax(1))
-    return Fp8Weight(fp8.saturate(weight / scale[:, None]), scale)
+    return QuantizedLinear(fp8.saturate(weight / scale[:, None]), scale)
 
 
 def range_scale(amax: torch.Tensor) -> torch.Tensor:
     """The scale that maps a range onto FP8's, kept above 1 / (448 * 512) as the kernels keep theirs.
 
-    Also the ``activation_scaling_factor`` of a calibrated range.
+    Of an input too, from the range that calibration found.
 
     Args:
         amax: largest absolute values, float32 [] or [n].

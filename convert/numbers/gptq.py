@@ -19,7 +19,8 @@ from collections.abc import Callable
 import torch
 
 from ..errors import InputError
-from .rounding import Grid, Grouped
+from .quantized import QuantizedLinear
+from .rounding import Grid
 
 # Channels whose errors are gathered before the rest of the matrix is moved.
 BLOCK = 128
@@ -35,7 +36,7 @@ RoundChannels = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 
 def gptq(
     weight: torch.Tensor, gram: torch.Tensor, grid: Grid, act_order: bool = False, damping: float = 0.01
-) -> Grouped:
+) -> QuantizedLinear:
     """The integers of least output error that GPTQ finds.
 
     Args:

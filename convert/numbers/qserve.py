@@ -12,82 +12,27 @@ signed one: the kernel unfolds four weights with one 32-bit multiplication. Per 
     W ~ (k4 - z) s1,     s1 = (max W - min W) / 15
 
 Lin et al. 2024, "QServe: W4A8KV4 Quantization and System Co-design for Efficient LLM Serving", equations 5 to 7.
-
-Storage. Of every 32 outputs x 32 inputs, as tensor-core fragments take them, a byte holds output r in its low nibble
-and r + 16 in its high one. Scales and zeros lie by group, those of 32 outputs as 0 8 16 24 1 9 17 25 ...
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ...plugins.lazy import torch
-from .nibbles import check_multiple
+from .quantized import QuantizedLinear
 from .rounding import row_amax, stored
 
 GROUP = 128
 PROTECTED = 119
 LEVELS = 15
-# The kernel for larger batches computes 128 outputs at a time and leaves out what remains.
-MULTIPLE = 128
 
 
-@dataclass(frozen=True)
-class PerGroup:
-    """A weight quantized progressively.
-
-    Attributes:
-        integers: k4 in [0, 15], int8 [out, in].
-        s1: float16 [out].
-        s2: int8 [out, in / 128], in [1, 16].
-        zero: z in [0, 15], int8 [out, in / 128].
-    """
-
-    integers: torch.Tensor
-    s1: torch.Tensor
-    s2: torch.Tensor
-    zero: torch.Tensor
-
-    def unfold(self) -> torch.Tensor:
-        """k8 = (k4 - z) s2, int8 [out, in]."""
-        k4 = self.integers.unflatten(1, (self.s2.shape[1], -1))
-        k8: torch.Tensor = (k4 - self.zero[..., None]) * self.s2[..., None]
-        return k8.flatten(1)
-
-    def dequantize(self) -> torch.Tensor:
-        """float32 [out, in]."""
-        return self.unfold().float() * self.s1.float()[:, None]
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """A weight quantized to 4 bits per output channel.
-
-    Attributes:
-        integers: k4 in [0, 15], int8 [out, in].
-        s1: float16 [out].
-        zero: z in [0, 15], int8 [out].
-    """
-
-    integers: torch.Tensor
-    s1: torch.Tensor
-    zero: torch.Tensor
-
-    @property
-    def scaled_zero(self) -> torch.Tensor:
-        """z s1 as it is stored, float16 [out]."""
-        return (self.zero.float() * self.s1.float()).half()
-
-    def dequantize(self) -> torch.Tensor:
-        """What the kernel multiplies with: k4 s1 less the stored z s1, float32 [out, in]."""
-        return self.integers.float() * self.s1.float()[:, None] - self.scaled_zero.float()[:, None]
-
-
-def per_group(weight: torch.Tensor) -> PerGroup:
+def per_group(weight: torch.Tensor) -> QuantizedLinear:
     """Quantize progressively; each group takes the whole s2, above or below the quotient, that errs less.
 
     Args:
         weight: float32 [out, in], in a multiple of 128.
+
+    Returns:
+        k4 in [0, 15]; s2 in [1, 16] and z in [0, 15], int8 [out, in / 128]; as second scale s1, float16 [out].
     """
     s1 = stored(row_amax(weight) / PROTECTED, torch.float16)
     k8 = (weight / s1.float()[:, None]).round_().clamp_(-PROTECTED, PROTECTED).unflatten(1, (-1, GROUP))
@@ -97,7 +42,7 @@ def per_group(weight: torch.Tensor) -> PerGroup:
     take = below[3] < above[3]
     k4 = torch.where(take[..., None], below[0], above[0]).flatten(1).to(torch.int8)
     s2, zero = (torch.where(take, low, high).to(torch.int8) for low, high in zip(below[1:3], above[1:3], strict=True))
-    return PerGroup(k4, s1, s2, zero)
+    return QuantizedLinear(k4, s2, zero, s1)
 
 
 def _second(k8: torch.Tensor, least: torch.Tensor, s2: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -108,16 +53,14 @@ def _second(k8: torch.Tensor, least: torch.Tensor, s2: torch.Tensor) -> tuple[to
     return k4, s2, zero, error
 
 
-def per_channel(weight: torch.Tensor) -> PerChannel:
-    """Quantize a float32 [out, in] weight per output channel; 0 is among the values."""
+def per_channel(weight: torch.Tensor) -> QuantizedLinear:
+    """Quantize a float32 [out, in] weight per output channel; 0 is among the values.
+
+    Returns:
+        k4 in [0, 15]; s1, float16 [out]; z in [0, 15], int8 [out].
+    """
     least, largest = weight.amin(1).clamp_max(0), weight.amax(1).clamp_min(0)
     s1 = stored((largest - least) / LEVELS, torch.float16)
     zero = (-least / s1.float()).round_().clamp_(0, LEVELS)
     k4 = (weight / s1.float()[:, None]).round_().add_(zero[:, None]).clamp_(0, LEVELS)
-    return PerChannel(k4.to(torch.int8), s1, zero.to(torch.int8))
-
-
-def check(out_features: int, in_features: int, name: str = "weight") -> None:
-    """Raise InputError, naming sizes that work, unless the kernels take a weight of this shape."""
-    check_multiple(f"{name}: in_features", in_features, GROUP, "QServe")
-    check_multiple(f"{name}: out_features", out_features, MULTIPLE, "QServe")
+    return QuantizedLinear(k4.to(torch.int8), s1, zero.to(torch.int8))

@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from ...plugins.lazy import torch
-from ..errors import InputError
+from .quantized import QuantizedLinear
 
 # Below this, 127 / w leaves float32.
 SMALLEST = 1e-30
-# Input channels that may share a scale in TensorRT-LLM's group-wise kernels.
-GROUP_SIZES = (64, 128)
 
 
 def row_amax(weight: torch.Tensor) -> torch.Tensor:
@@ -77,7 +75,7 @@ class Grid:
         """-zero * scale as it is kept, float32 [out, groups]; None where every zero is 0."""
         return None if self.zero is None else (-self.zero * self.scale).to(self.dtype or torch.float32).float()
 
-    def round(self, weight: torch.Tensor) -> Grouped:
+    def round(self, weight: torch.Tensor) -> QuantizedLinear:
         """Round float32 [out, in] to the nearest k, half to even."""
         offset, w = self.offset, weight.unflatten(1, (self.scale.shape[1], -1))
         k: torch.Tensor = (w if offset is None else w - offset[..., None]) / self.scale[..., None]
@@ -90,31 +88,10 @@ class Grid:
         k.round_().clamp_(self.low, self.high).mul_(scale)
         return (k if offset is None else k.add_(offset[..., None])).flatten(1)
 
-    def take(self, k: torch.Tensor) -> Grouped:
+    def take(self, k: torch.Tensor) -> QuantizedLinear:
         """The weight of given k, whole numbers [out, in]."""
         zero = None if self.zero is None else self.zero.to(torch.int8)
-        return Grouped(k.to(torch.int8), self.scale, zero)
-
-
-@dataclass(frozen=True)
-class Grouped:
-    """A rounded weight: W = (integers - zero) * scale, group by group along the input.
-
-    Attributes:
-        integers: int8 [out, in], signed whatever the format that stores them.
-        scale: float32 [out, groups].
-        zero: int8 [out, groups], in the units of integers; None where every zero is 0.
-    """
-
-    integers: torch.Tensor
-    scale: torch.Tensor
-    zero: torch.Tensor | None = None
-
-    def dequantize(self) -> torch.Tensor:
-        """float32 [out, in]."""
-        k = self.integers.float().unflatten(1, (self.scale.shape[1], -1))
-        values: torch.Tensor = (k if self.zero is None else k - self.zero[..., None]) * self.scale[..., None]
-        return values.flatten(1)
+        return QuantizedLinear(k.to(torch.int8), self.scale, zero)
 
 
 def stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -123,17 +100,7 @@ def stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return scale.to(dtype).clamp_min(info.smallest_normal * info.eps)
 
 
-def check_groups(in_features: int, group_size: int, name: str) -> None:
-    """Raise InputError, naming what would work, unless groups of a size that kernels know cut the input evenly."""
-    if group_size not in GROUP_SIZES or in_features % group_size:
-        works = " or ".join(str(size) for size in GROUP_SIZES if in_features % size == 0)
-        raise InputError(
-            f"{name}: --group_size {group_size} cannot cut {in_features} input channels; "
-            f"{works or 'neither 64 nor 128'} can; or --exclude it"
-        )
-
-
-def weight_only(weight: torch.Tensor, bits: int) -> Grouped:
+def weight_only(weight: torch.Tensor, bits: int) -> QuantizedLinear:
     """W8A16 and W4A16, to the bit as TensorRT-LLM rounds: one scale per output channel.
 
         scale = max|W| * 2^-(b-1)      k = W / scale, half away from zero, in [-2^(b-1), 2^(b-1) - 1]
@@ -148,7 +115,7 @@ def weight_only(weight: torch.Tensor, bits: int) -> Grouped:
     k = weight / torch.where(scale > 0, scale, 1.0)
     whole = k.trunc()
     k = whole + (k - whole).mul_(2).trunc_()
-    return Grouped(k.clamp_(-half, half - 1).to(torch.int8), scale)
+    return QuantizedLinear(k.clamp_(-half, half - 1).to(torch.int8), scale)
 
 
 def _or_one(span: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,11 @@ from ...plugins import few_tokens
 from ..models.ends import Embedding, engine_norm
 from ..models.forward import LayerForward
 from ..models.rotation import Rotation
-from ..quantize.scheme import LayerSchemes, Scheme
+from ..quantize.scheme import LayerSchemes
 from ..sources.folder import Source
 from ..sources.text import check_length, read_tokens
-from .runtime import Activation, Runtime, Tensors
+from ..targets.trtllm.formats.base import Activation, Format
+from .runtime import Runtime, Tensors
 
 # Output rows of a linear that its rounding error is measured on, at most.
 SAMPLED_ROWS = 256
@@ -119,9 +120,12 @@ class Execution:
             self.beyond = f"{where}: {first} is beyond {str(self.runtime.dtype).removeprefix('torch.')}"
         self.runtime.beyond.clear()
 
-    def measure_rounding(self, own: Tensors, scheme: Scheme, read: Activation) -> None:
-        if scheme.weight_only:
-            self.roundings.append(rounding_errors(self.runtime, own, scheme, read.x))
+    def measure_rounding(self, name: str, own: Tensors, form: Format, read: Activation) -> None:
+        if form.weight_only:
+            family = self.runtime.model.family
+            specs = form.tensors(family.linear(name), family.group_of(name))
+            axes = {suffix: spec.axes.index("out") for suffix, spec in specs.items() if "out" in spec.axes}
+            self.roundings.append(rounding_errors(form, own, axes, read.x))
 
     def accuracy(self, reference: Reference, norm: Tensors, head: torch.Tensor) -> Accuracy:
         """Behind the last layer: the distance of what both predict; norm and head are this model's."""
@@ -145,25 +149,26 @@ class Execution:
         return result
 
 
-def rounding_errors(runtime: Runtime, own: Tensors, scheme: Scheme, x: torch.Tensor) -> tuple[float, float]:
+def rounding_errors(form: Format, own: Tensors, axes: dict[str, int], x: torch.Tensor) -> tuple[float, float]:
     """How far a weight-only linear's output is from the exact product of its input and its integers.
 
     Args:
         own: its tensors by suffix; some output rows are taken, evenly.
+        axes: the axis of output rows in those that have one.
         x: [tokens, in] in the engine's dtype, of which the last are taken.
 
     Returns:
         ||y - exact|| / ||exact|| of the kernel for few tokens, and of the one for many.
     """
-    rows = slice(None, None, -(-len(own["weight"]) // SAMPLED_ROWS))
-    own = {"weight": own["weight"][rows]} | {
-        suffix: tensor[..., rows] if suffix in ("per_channel_scale", "weights_scaling_factor", "zero") else tensor
+    rows = torch.arange(0, len(own["weight"]), -(-len(own["weight"]) // SAMPLED_ROWS), device=x.device)
+    own = {
+        suffix: tensor.index_select(axes[suffix], rows) if suffix in axes else tensor
         for suffix, tensor in own.items()
-        if suffix not in ("weight", "bias")
+        if suffix != "bias"
     }
     x = x[-few_tokens.MOST_TOKENS :]
     exact, few, many = (
-        runtime.product(own, scheme, Activation(read))[: len(x)].float()
+        form.product(own, Activation(read))[: len(x)].float()
         for read in (x.float(), x, x.repeat(few_tokens.MOST_TOKENS + 1, 1))
     )
     energy = float(exact.norm()) or 1.0

@@ -18,7 +18,8 @@ from ..models.rotation import Rotation
 from ..quantize.precision import LAYER
 from ..sources.folder import Source
 from ..targets.trtllm.checkpoint import Checkpoint
-from ..targets.trtllm.layout import MODEL_DTYPE, Tensor, layer_tensors, rank_tensors, rotary_tables
+from ..targets.trtllm.layout import layer_tensors, rank_tensors, rotary_tables
+from ..targets.trtllm.ranks import MODEL_DTYPE, Tensor
 from ..targets.trtllm.rotary_tables import faults
 from ..targets.trtllm.values import Values, Zeros
 from .execution import Accuracy, Execution, Reference, held_out
@@ -70,7 +71,7 @@ def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
 def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
     """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold."""
     path = checkpoint.rank_file(rank)
-    wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.dtype, checkpoint.embedding_axis)
+    wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.engine, checkpoint.embedding_axis)
     tables = rotary_tables(checkpoint.model)
     known = tables | wanted
     forms = checkpoint.shard(rank).forms()
@@ -113,7 +114,8 @@ def value_problem(name: str, spec: Tensor, read: Read, sound: Callable[[str], bo
 
 def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
     """The tensors of one rank's decoder layers, by name."""
-    specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), checkpoint.dtype))
+    kept = checkpoint.engine, checkpoint.precision.kv_cache
+    specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), *kept))
     return {
         LAYER.format(i=local) + name: spec
         for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ...plugins import weight_only_quant_matmul
 from ..models.family import Group, Linear
-from ..models.layer import Layer, Tensors
+from ..models.layer import Layer
 from ..numbers import fp8, qserve
 from ..numbers.gptq import gptq
+from ..numbers.inputs import InputStatistics
+from ..numbers.quantized import QuantizedLinear
 from ..numbers.rounding import Grid, stored, weight_only
 from ..statistics.layer import LayerStatistics
 from .options import QuantizeOptions
-from .scheme import FP8, FP8_ROWWISE, QSERVE_CHANNEL, QSERVE_GROUP, WEIGHT_ONLY, Scheme
+from .scheme import E4M3, GROUP, MATRIX, Computed, Scheme
 
 
 def quantize_groups(
@@ -25,58 +27,55 @@ def quantize_groups(
     scheme: Scheme,
     options: QuantizeOptions,
     dtype: torch.dtype,
-) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of a layer's linears, whole; ``layer`` becomes what they compute.
+    computed: Computed,
+) -> tuple[dict[str, QuantizedLinear], dict[str, Any]]:
+    """A layer's linears, by name; ``layer`` becomes what they compute.
 
     Args:
         groups: those that have this scheme.
-        dtype: the engine's; scales are chosen as it keeps them.
+        dtype: the engine's; integers are chosen for scales as it keeps them.
     """
-    tensors = Tensors()
+    linears = {}
     for group in groups:
-        for name in group.linears:
-            linear = layer.model.family.linear(name)
-            made, computed = round_linear(layer, group, linear, statistics, scheme, options, dtype)
-            tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in made.items()}
-            layer.set_weight(linear, computed)
-    return tensors, {}
+        for linear in map(layer.model.family.linear, group.linears):
+            inputs = statistics.inputs.get(group.name)
+            rounded = round_linear(layer, group, linear, inputs, scheme, options, dtype)
+            linears[linear.name] = rounded
+            layer.set_weight(linear, computed(scheme, rounded))
+    return linears, {}
 
 
 def round_linear(
     layer: Layer,
     group: Group,
     linear: Linear,
-    statistics: LayerStatistics,
+    inputs: InputStatistics | None,
     scheme: Scheme,
     options: QuantizeOptions,
     dtype: torch.dtype,
-) -> tuple[Tensors, torch.Tensor]:
-    """A linear's tensors by suffix, and the weight [out, in] that they compute with."""
+) -> QuantizedLinear:
+    """One linear; inputs are those of its group, where the scheme or its rounding wants to know them."""
     weight = layer.weight(linear)
-    if scheme.form == WEIGHT_ONLY:
-        rounded = weight_only(weight, scheme.bits)
-        if options.gptq(scheme):
-            half = 2 ** (scheme.bits - 1)
-            grid = Grid(stored(rounded.scale, dtype).float(), None, -half, half - 1)
-            rounded = gptq(weight, statistics.inputs[group.name].gram_matrix(), grid, act_order=True)
-        scale = stored(rounded.scale[:, 0], dtype)
-        computed = weight_only_quant_matmul.dequantized(rounded.integers, scale)
-        return {"weight": rounded.integers, "per_channel_scale": scale}, computed.float()
-    if scheme.form == FP8:
+    if scheme.weights == E4M3 and scheme.granularity == MATRIX:
+        assert inputs is not None
         # Linears that read one input share a scale, so that a build may fuse gate and up without rounding again.
         amax = torch.stack([layer.weights[part].abs().amax() for part in layer.model.family.parts(group)]).amax()
-        whole = fp8.per_tensor(weight, amax)
-        range_ = fp8.range_scale(statistics.inputs[group.name].channel_amax().amax())
-        made = {"weight": whole.values, "weights_scaling_factor": whole.scale, "activation_scaling_factor": range_}
-        return made, whole.dequantize()
-    if scheme.form == FP8_ROWWISE:
-        rows = fp8.per_channel(weight)
-        return {"weight": rows.values, "per_channel_scale": rows.scale}, rows.dequantize()
-    if scheme.form == QSERVE_GROUP:
-        grouped = qserve.per_group(weight)
-        made = {"weight": grouped.integers, "s1_scales": grouped.s1, "s2_scales": grouped.s2}
-        return made | {"s2_zeros": -grouped.zero * grouped.s2}, grouped.dequantize()
-    assert scheme.form == QSERVE_CHANNEL
-    channels = qserve.per_channel(weight)
-    made = {"weight": channels.integers, "s1_scales": channels.s1, "s1_szeros": channels.scaled_zero}
-    return made, channels.dequantize()
+        return replace(fp8.per_tensor(weight, amax), range=float(inputs.channel_amax().amax()))
+    if scheme.weights == E4M3:
+        return fp8.per_channel(weight)
+    if scheme.activations is None:
+        return weight_alone(weight, inputs, scheme, options, dtype)
+    return qserve.per_group(weight) if scheme.granularity == GROUP else qserve.per_channel(weight)
+
+
+def weight_alone(
+    weight: torch.Tensor, inputs: InputStatistics | None, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+) -> QuantizedLinear:
+    """A fused weight, float32 [out, in], whose input stays in floating point."""
+    rounded = weight_only(weight, scheme.bits)
+    if options.gptq(scheme):
+        assert inputs is not None
+        half = 2 ** (scheme.bits - 1)
+        grid = Grid(stored(rounded.scale, dtype).float(), None, -half, half - 1)
+        rounded = gptq(weight, inputs.gram_matrix(), grid, act_order=True)
+    return replace(rounded, scale=rounded.scale[:, 0])

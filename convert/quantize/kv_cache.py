@@ -27,7 +27,7 @@ LEAST_FP8_RANGE = 0.25
 
 
 def cache_scale(kind: str, statistics: LayerStatistics, folded: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """kv_cache_scaling_factor, float32 [1].
+    """The scale, float32 [1].
 
     Keys count as the cache holds them, after the rotary embedding. Queries never are in the cache; but where prompt
     attention computes in FP8, TensorRT-LLM rounds them with this scale too, so an FP8 scale covers them.

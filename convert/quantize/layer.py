@@ -1,29 +1,48 @@
-"""One decoder layer from floating point to the tensors of its schemes."""
+"""One decoder layer from floating point to what its schemes make of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..models.family import Group
 from ..models.layer import Layer, Tensors
-from ..numbers.rounding import Grouped
+from ..numbers.quantized import QuantizedLinear
 from ..statistics.layer import LayerStatistics, Wanted
 from . import direct, groupwise, half_range, kv_cache, smoothquant
 from .options import QuantizeOptions
-from .scheme import FLOAT, LayerSchemes, Scheme
+from .scheme import Computed, LayerSchemes, Scheme
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A quantized layer.
+
+    Attributes:
+        linears: by the family's names.
+        common: weights of norms and biases of linears, float32, by the family's names.
+        cache_scale: of a quantized KV cache, float32 [1].
+        chosen: what the manifest says of it.
+        layer: what the layer computes, in float32; weights of smoothed linears not yet rounded.
+    """
+
+    linears: dict[str, QuantizedLinear]
+    common: Tensors
+    cache_scale: torch.Tensor | None
+    chosen: dict[str, Any]
+    layer: Layer
 
 
 def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
     """What calibration must learn for a scheme."""
     return Wanted(
-        tokens=scheme.smoothquant,
+        tokens=scheme.smooths,
         gram=(scheme.grouped and not options.repacks) or options.gptq(scheme),
         ranges=scheme.static,
-        outputs=scheme.plugin and scheme.static,
-        cache=scheme.kv_cache is not None,
+        outputs=scheme.smooths and scheme.static,
     )
 
 
@@ -33,41 +52,45 @@ def quantize_layer(
     schemes: LayerSchemes,
     options: QuantizeOptions,
     dtype: torch.dtype,
-    ready: Mapping[str, Grouped] | None = None,
-) -> tuple[Tensors, dict[str, Any]]:
-    """All tensors of a layer, whole (before any cut over ranks), and what was chosen.
+    computed: Computed,
+    cache: str | None = None,
+    ready: Mapping[str, QuantizedLinear] | None = None,
+) -> QuantizedLayer:
+    """All linears of a layer, whole (before any cut over ranks).
 
     Args:
-        layer: the layer; afterwards it computes what weight-only schemes' tensors do.
+        layer: the layer; afterwards it computes what the result does.
         dtype: the engine's; what an engine of float16 could not hold is refused.
+        computed: the weight that the engine will multiply with.
+        cache: what the KV cache is quantized to, or None.
         ready: each Hugging Face linear as someone else quantized it, where it is kept so.
     """
-    family, report, tensors = layer.model.family, dict[str, Any](), Tensors()
-    cache = schemes[family.groups[0].name].kv_cache
+    family, report, linears = layer.model.family, dict[str, Any](), dict[str, QuantizedLinear]()
     if cache == "INT8" and options.fold and ready is None:
         statistics = balanced(layer, statistics, schemes, dtype)
     for scheme in dict.fromkeys(schemes.values()):
         groups = [group for group in family.groups if schemes[group.name] == scheme]
         chosen: dict[str, Any] = {}
-        if ready is not None and scheme.form != FLOAT:
-            made = groupwise.repacked(layer, groups, ready, scheme, dtype)
-        elif scheme.form == FLOAT:
+        if not scheme.quantized:
             made = floating(layer, groups)
-        elif scheme.smoothquant:
+        elif ready is not None:
+            made = groupwise.repacked(layer, groups, ready, scheme, computed)
+        elif scheme.smooths:
             made, chosen = smoothquant.quantize_groups(layer, groups, statistics, scheme, options)
-        elif scheme.grouped:
-            made, chosen = groupwise.quantize_groups(layer, groups, statistics, scheme, options, dtype)
         else:
-            made, chosen = direct.quantize_groups(layer, groups, statistics, scheme, options, dtype)
-        tensors |= made
+            algorithm = groupwise if scheme.grouped else direct
+            made, chosen = algorithm.quantize_groups(layer, groups, statistics, scheme, options, dtype, computed)
+        linears |= made
         report |= chosen
+    scale = None
     if cache is not None:
         scale = kv_cache.cache_scale(cache, statistics, layer.folded.get(family.attention[2], 1.0))
-        tensors["attention.kv_cache_scaling_factor"] = scale
         report["kv_cache"] = {"scale": float(scale)}
     if dtype == torch.float16:
         half_range.check(layer, statistics)
-    return layer.common() | tensors, report
+    common = layer.common()
+    layer.set_common({name: tensor.to(dtype) for name, tensor in common.items()})
+    return QuantizedLayer(linears, common, scale, report, layer)
 
 
 def balanced(layer: Layer, statistics: LayerStatistics, schemes: LayerSchemes, dtype: torch.dtype) -> LayerStatistics:
@@ -75,13 +98,14 @@ def balanced(layer: Layer, statistics: LayerStatistics, schemes: LayerSchemes, d
     family = layer.model.family
     dense = next(group for group in family.groups if group.feeder == family.attention[2])
     together = [group for group in family.groups if schemes[group.name] == schemes[dense.name]]
-    if schemes[dense.name].smoothquant and layer.may_fold(dense, together):
+    if schemes[dense.name].smooths and layer.may_fold(dense, together):
         return statistics
-    floating = [part for group in family.groups if schemes[group.name].form == FLOAT for part in family.parts(group)]
+    floating = [part for group in family.groups if not schemes[group.name].quantized for part in family.parts(group)]
     return kv_cache.balance(layer, dense, statistics, floating, dtype)
 
 
-def floating(layer: Layer, groups: Sequence[Group]) -> Tensors:
-    """Linears that stay as they are: fused where TensorRT-LLM fuses."""
+def floating(layer: Layer, groups: Sequence[Group]) -> dict[str, QuantizedLinear]:
+    """Linears that stay as they are."""
     names = [name for group in groups for name in group.linears]
-    return {f"{name}.weight": layer.weight(layer.model.family.linear(name)) for name in names}
+    weights = {name: layer.weight(layer.model.family.linear(name)) for name in names}
+    return {name: QuantizedLinear(weight, weight.new_ones(1)) for name, weight in weights.items()}

@@ -32,4 +32,4 @@ class QuantizeOptions:
         """Whether weights are rounded by GPTQ."""
         if self.repacks:
             return False
-        return scheme.form == GPTQ if self.rounding == "auto" else self.rounding == "gptq"
+        return (scheme.rounding if self.rounding == "auto" else self.rounding) == GPTQ

@@ -1,8 +1,4 @@
-"""SmoothQuant of one decoder layer: choose, fold, round.
-
-Names follow two vocabularies: Hugging Face's for what comes in ("self_attn.q_proj.weight"),
-TensorRT-LLM's for what goes out ("attention.qkv.weight").
-"""
+"""SmoothQuant of one decoder layer: choose, fold, round."""
 
 from __future__ import annotations
 
@@ -12,26 +8,27 @@ from typing import Any
 import torch
 
 from ..models.family import HEADS, Group, Linear
-from ..models.layer import Layer, Tensors
+from ..models.layer import Layer
 from ..numbers.awq import scaled_gram
 from ..numbers.gptq import gptq
+from ..numbers.quantized import QuantizedLinear
 from ..numbers.rounding import Grid, row_amax, to_int8
 from ..numbers.smoothing import Block, Smoothing, choose
 from ..statistics.layer import LayerStatistics
 from .kv_cache import value_over_key
 from .options import QuantizeOptions
-from .scheme import Scheme
+from .scheme import CHANNEL, Scheme
 
 
 def quantize_groups(
     layer: Layer, groups: Sequence[Group], statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions
-) -> tuple[Tensors, dict[str, Any]]:
-    """The SmoothQuant tensors of a layer's linears, whole (before any cut over ranks), and what was chosen.
+) -> tuple[dict[str, QuantizedLinear], dict[str, Any]]:
+    """A layer's linears, by name, and what was chosen.
 
     Args:
         groups: those that have this scheme.
     """
-    family, chosen, tensors = layer.model.family, dict[str, Smoothing](), Tensors()
+    chosen = dict[str, Smoothing]()
     for group in groups:
         chosen[group.name] = choose(
             statistics.inputs[group.name],
@@ -41,11 +38,12 @@ def quantize_groups(
         )
     for group in groups:
         smooth(layer, group, groups, chosen[group.name], statistics, scheme, options)
-    for group in groups:
-        tensors |= group_scales(layer, group, scheme)
-        for name in group.linears:
-            tensors |= round_linear(layer, group, family.linear(name), statistics, scheme, options)
-    return tensors, {name: described(smoothing) for name, smoothing in chosen.items()}
+    linears = {
+        linear.name: round_linear(layer, group, linear, statistics, scheme, options)
+        for group in groups
+        for linear in map(layer.model.family.linear, group.linears)
+    }
+    return linears, {name: described(smoothing) for name, smoothing in chosen.items()}
 
 
 def described(smoothing: Smoothing) -> dict[str, Any]:
@@ -70,8 +68,8 @@ def blocks_of(
 
 
 def row_scaled(linear: Linear, scheme: Scheme, options: QuantizeOptions) -> bool:
-    """One scale per output row: TensorRT-LLM stores a qkv scale per column whatever the algorithm."""
-    return scheme.per_channel or (linear.cut == HEADS and options.fold)
+    """One scale per output row: q, k and v have one a row whatever the scheme, for their matrices do not share one."""
+    return scheme.granularity == CHANNEL or (linear.cut == HEADS and options.fold)
 
 
 def smooth(
@@ -101,19 +99,6 @@ def equalizer(weight: torch.Tensor) -> torch.Tensor:
     return largest / largest.log().mean().exp()
 
 
-def group_scales(layer: Layer, group: Group, scheme: Scheme) -> Tensors:
-    """The plugin's scale from activation to int8 (127 / X) that belongs to a group's input."""
-    if not scheme.plugin:
-        return {}
-    range_ = layer.ranges[group.name]
-    scale = torch.tensor([1.0 if range_ is None else 127 / range_])
-    if group.norm is not None:
-        return {f"{group.norm}.scale_to_int": scale}
-    if range_ is None:
-        return {}
-    return {f"{group.linears[0].split('.')[0]}.quantization_scaling_factor": scale}
-
-
 def round_linear(
     layer: Layer,
     group: Group,
@@ -121,8 +106,8 @@ def round_linear(
     statistics: LayerStatistics,
     scheme: Scheme,
     options: QuantizeOptions,
-) -> Tensors:
-    """The tensors that execute one linear: integers, scales, smoother and bias."""
+) -> QuantizedLinear:
+    """One linear, its input's smoother and range as ``smooth`` left them."""
     weight = torch.cat([layer.weights[part] for part in linear.parts])
     amax = torch.cat([row_amax(layer.weights[part]) for part in linear.parts])
     if not row_scaled(linear, scheme, options):
@@ -130,23 +115,14 @@ def round_linear(
     integers = to_int8(weight, amax)
     if options.gptq(scheme):
         gram = scaled_gram(statistics.inputs[group.name].gram_matrix(), layer.factors[group.name])
-        integers = gptq(weight, gram, Grid(amax[:, None] / 127, None, -127, 127), act_order=True).integers
-    tensors = {"weight": integers}
-    range_, smoother = layer.ranges[group.name], layer.smoothers[group.name]
-    if not scheme.plugin:
-        assert range_ is not None
-        tensors["activation_scaling_factor"] = torch.tensor([range_ / 127])
-        tensors["weights_scaling_factor"] = amax / 127
-        tensors["prequant_scaling_factor"] = 1 / smoother
-    else:
-        stored = amax if scheme.per_channel or linear.cut == HEADS else amax[:1]
-        scale = stored / 127
-        if range_ is not None:
-            # The plugin multiplies by act_scale * per_channel_scale = (X / 127) (w / 127); Y cancels.
-            output = max(float(statistics.output_amax[part].max()) for part in linear.parts) or 1.0
-            scale = scale * (range_ / output)
-            tensors["act_scale"] = torch.tensor([[output / 127]])
-        tensors["per_channel_scale"] = scale[None]
-        if group.norm is None:
-            tensors["smoother"] = smoother[None]
-    return {f"{linear.name}.{suffix}": tensor for suffix, tensor in tensors.items()}
+        integers = gptq(weight, gram, Grid(amax[:, None] / 127, None, -127, 127), act_order=True).values
+    output = None
+    if scheme.static:
+        output = max(float(statistics.output_amax[part].max()) for part in linear.parts) or 1.0
+    return QuantizedLinear(
+        integers,
+        (amax if scheme.granularity == CHANNEL or linear.cut == HEADS else amax[:1]) / 127,
+        smoother=layer.smoothers[group.name] if group.norm is None else None,
+        range=layer.ranges[group.name],
+        output=output,
+    )

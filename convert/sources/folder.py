@@ -21,7 +21,7 @@ from ..files.shard import Shard
 from ..models.dimensions import Model, read_model
 from ..models.ends import Embedding
 from ..models.shapes import hugging_face_shapes, logical
-from ..numbers.rounding import Grouped
+from ..numbers.quantized import QuantizedLinear
 from .readymade.detect import FILES, read_ready_made
 from .readymade.kinds import Expected, Packed, ReadyMade
 from .readymade.unpacking import INPUT_FACTOR, Quantized
@@ -121,7 +121,7 @@ class Source:
         self._whole(linear, read.integers)
         return read
 
-    def ready_layer(self, index: int, group_size: int, dtype: torch.dtype) -> dict[str, Grouped]:
+    def ready_layer(self, index: int, group_size: int, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
         """A ready-made layer's linears, by name inside the layer, as an engine of this dtype computes with them.
 
         Raises:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ....plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ...errors import InputError, shown
 from ...files.reader import Reader
-from ...numbers.rounding import GROUP_SIZES
 from . import unpacking as repack
 from .kinds import SCALES, WHOLE_ROW, Expected, LeftOut, Packed
 from .names import check_known, holding, last_names, names, pattern

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
+from ....plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ...errors import InputError
-from ...numbers.rounding import GROUP_SIZES, Grouped
+from ...numbers.quantized import QuantizedLinear
 from .unpacking import Quantized, Tensors
 
 WHOLE_ROW = -1
@@ -206,7 +207,7 @@ class Packed(ReadyMade):
         if index.min() < 0 or index.max() >= groups or not torch.equal(index.long().sort().values, plain):
             raise InputError(f"{name}: does not make {groups} groups of {len(index) // groups} channels each")
 
-    def exact(self, read: Quantized, group_size: int, dtype: torch.dtype) -> Grouped:
+    def exact(self, read: Quantized, group_size: int, dtype: torch.dtype) -> QuantizedLinear:
         """The same weight in groups of a size that kernels know.
 
         Raises:
@@ -219,9 +220,9 @@ class Packed(ReadyMade):
             raise InputError(f"{read.name}: scales are not exact in {engine}; {''.join(works)}{ANEW}")
         if not (weight.scale > 0).all():
             raise InputError(f"{read.name}: holds scales that are not positive; {ANEW}")
-        times = weight.integers.shape[1] // weight.scale.shape[1] // group_size
+        times = weight.values.shape[1] // weight.scale.shape[1] // group_size
         zero = None if weight.zero is None else weight.zero.repeat_interleave(times, 1)
-        return Grouped(weight.integers, weight.scale.repeat_interleave(times, 1), zero)
+        return QuantizedLinear(weight.values, weight.scale.repeat_interleave(times, 1), zero)
 
     def no_zeros(self, name: str) -> InputError:
         """The refusal of zero points in a folder that promises to have none."""

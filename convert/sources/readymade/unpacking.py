@@ -23,7 +23,7 @@ import torch
 
 from ...errors import InputError
 from ...numbers.nibbles import unpack_rows
-from ...numbers.rounding import Grouped
+from ...numbers.quantized import QuantizedLinear
 
 # What ModelOpt's linears that read one input multiply it by.
 INPUT_FACTOR = "pre_quant_scale"
@@ -54,7 +54,7 @@ class Quantized:
         """The weight, float32 [out, in]; what requantization starts from."""
         return (self.integers - self.zero.float()[:, self.group_of]) * self.scale[:, self.group_of]
 
-    def grouped(self) -> Grouped:
+    def grouped(self) -> QuantizedLinear:
         """The same weight with every group's channels side by side, which is what TensorRT-LLM's kernels read.
 
         Groups may come in any order; zero is None where all are 0.
@@ -73,7 +73,7 @@ class Quantized:
                 "cannot execute; give --requantize to start from its dequantized weights, or a model with static groups"
             )
         zero = self.zero[:, order] if self.zero.any() else None
-        return Grouped(self.integers, self.scale[:, order], zero)
+        return QuantizedLinear(self.integers, self.scale[:, order], zero)
 
 
 def gptq(tensors: Tensors, name: str, bits: int, version: int = 1, symmetric: bool | None = None) -> Quantized:

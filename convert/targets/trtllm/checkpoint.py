@@ -12,7 +12,8 @@ from ...models.dimensions import Model
 from ...models.ends import Embedding
 from ...models.rotary import rotary_frequencies
 from ...quantize.precision import LAYER, Precision
-from .layout import Tensor, check_kernels, layer_tensors
+from .layout import check_kernels, layer_tensors
+from .ranks import Tensor
 from .stated import Stated
 
 
@@ -33,9 +34,13 @@ class Checkpoint(Stated):
         super().__init__(folder)
         self.shards: dict[int, Shard] = {}  # opened once, when they are first read
         self.precision = self.read_precision()
-        check_kernels(self.precision, self.mapping)
+        check_kernels(self.precision, self.engine, self.mapping)
         if self.dtype == "float32":
             raise InputError(f"{self.folder}/config.json: dtype {shown(self.dtype)} is not supported")
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """What a layer's files hold, by name inside the layer."""
+        return layer_tensors(self.model, self.precision.layer(index), self.engine, self.precision.kv_cache)
 
     def read(self, rank: int, name: str) -> torch.Tensor:
         """One tensor of a rank's file, as it is stored."""
@@ -59,11 +64,11 @@ class Checkpoint(Stated):
         ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
         return {
             name: self.join(spec, [spec.storage.read(self.read(rank, prefix + name)) for rank in ranks], prefix + name)
-            for name, spec in layer_tensors(self.model, self.precision.layer(index), self.dtype).items()
+            for name, spec in self.tensors(index).items()
         }
 
     def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
-        """Undo ``layout.cut``: put every piece's channels back in their place."""
+        """Undo ``ranks.cut``: put every piece's channels back in their place."""
         if len(pieces) == 1:
             return pieces[0]
         if pieces[0].dtype == torch.float8_e4m3fn:  # PyTorch moves its bytes, but not its values

@@ -12,8 +12,8 @@ from ...models.family import LEARNED, ROTARY
 from ...models.rope import read_rope
 from ...quantize.precision import Precision
 from .keys import check_config
-from .layout import Mapping
 from .quant_config import quantization
+from .ranks import Mapping
 
 POSITIONS = {ROTARY: "rope_gpt_neox", LEARNED: "learned_absolute"}
 

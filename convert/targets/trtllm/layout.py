@@ -1,150 +1,26 @@
-"""Which tensors a checkpoint holds: names, shapes and dtypes on every rank, and how each is cut.
-
-Shapes are written with named axes, so that one table gives both a tensor's shape and its cut: a
-tensor is cut along "out" where its linear is cut by rows or heads, along "in" where it is cut by
-columns, and is whole on every rank otherwise.
-
-    ("out", "in")   a weight            (1, "out")   a scale per output channel
-    (1, "in")       a smoother          (1, 1)       one number
-    ("groups", "out")   a scale per group of input channels
-"""
+"""Which tensors a checkpoint holds: names, shapes and dtypes on every rank, and how each is cut."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
-from ....plugins.lazy import torch
-from ...errors import InputError
 from ...models.dimensions import Model
-from ...models.family import COLUMNS, HEADS, ROTARY, Group, Linear
-from ...numbers import qserve
-from ...numbers.rounding import check_groups
-from ...quantize.precision import LAYER, Precision, module_of
-from ...quantize.scheme import (
-    AWQ,
-    FLOAT,
-    FP8,
-    FP8_ROWWISE,
-    GPTQ,
-    QSERVE_CHANNEL,
-    QSERVE_GROUP,
-    SMOOTHQUANT_PLUGIN,
-    SMOOTHQUANT_QDQ,
-    WEIGHT_ONLY,
-    LayerSchemes,
-    Scheme,
-)
-from . import packing
-from .storage import BY_GROUP, FRAGMENTS, PLAIN, ROW_PAIRS, Storage, mixed_gemm
-from .values import FINITE, NOT_NEGATIVE, POSITIVE, SECOND_SCALE, SYMMETRIC, Values, Zeros
+from ...models.family import COLUMNS, ROTARY, Group, Linear
+from ...quantize.precision import LAYER, Precision
+from ...quantize.scheme import LayerSchemes
+from .formats import format_of
+from .formats.base import Engine, Format
+from .ranks import FLOAT32, INT8, MODEL_DTYPE, Mapping, Tensor
+from .values import POSITIVE
 
-Axis = int | str
-INT8, FLOAT8, FLOAT16, FLOAT32, MODEL_DTYPE = "int8", "float8_e4m3fn", "float16", "float32", "model"
-
+CACHE_SCALE = "attention.kv_cache_scaling_factor"
 FREQUENCIES, PAIRS, UNSCALED = "rotary_inv_freq", "embed_positions_for_gpt_attention", "embed_positions"
 
 
-@dataclass(frozen=True)
-class Mapping:
-    """Tensor and pipeline parallelism; rank = pp_rank * tp_size + tp_rank."""
-
-    tp_size: int = 1
-    pp_size: int = 1
-
-    @property
-    def world_size(self) -> int:
-        return self.tp_size * self.pp_size
-
-    def stages(self, layers: int) -> list[range]:
-        """The consecutive layers of each pipeline stage."""
-        size = layers // self.pp_size
-        return [range(stage * size, (stage + 1) * size) for stage in range(self.pp_size)]
-
-    def check(self, model: Model) -> None:
-        """Raise InputError, naming what would work, unless the model can be cut this way."""
-        if self.tp_size < 1 or self.pp_size < 1:
-            raise InputError("--tp_size and --pp_size must be at least 1")
-        tp, kv = self.tp_size, model.num_key_value_heads
-        works = [
-            size
-            for size in range(1, model.num_attention_heads + 1)
-            if model.num_attention_heads % size == 0
-            and model.intermediate_size % size == 0
-            and (kv % size == 0 or size % kv == 0)
-        ]
-        if tp not in works:
-            raise InputError(
-                f"--tp_size {tp} does not divide {model.num_attention_heads} heads, {kv} KV heads (or a multiple "
-                f"of them) and intermediate size {model.intermediate_size}; sizes that do: "
-                f"{', '.join(map(str, works))}"
-            )
-        if model.num_hidden_layers % self.pp_size:
-            works = [n for n in range(1, model.num_hidden_layers + 1) if model.num_hidden_layers % n == 0]
-            raise InputError(
-                f"--pp_size {self.pp_size} does not divide {model.num_hidden_layers} layers; sizes that do: "
-                f"{', '.join(map(str, works))}"
-            )
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of one layer, whole: its named axes, the linear that decides its cut, and how a piece is stored.
-
-    Attributes:
-        dtype: of the stored piece.
-        values: what it may hold, once it is unpacked; None for integers of which every one means something.
-        group_size: input channels of one place on the axis "groups".
-        summed: every rank adds it before their outputs are summed, so that the first holds it and the others zeros.
-    """
-
-    axes: tuple[Axis, ...]
-    dtype: str
-    values: Values | Zeros | None = FINITE
-    linear: Linear | None = None
-    storage: Storage = PLAIN
-    group_size: int = 1
-    summed: bool = False
-
-    @property
-    def cut_axis(self) -> str | None:
-        """The named axis that tensor parallelism cuts; None for a tensor that every rank holds whole."""
-        if self.linear is None:
-            return None
-        wanted = ("in", "groups") if self.linear.cut == COLUMNS else ("out",)
-        return next((axis for axis in wanted if axis in self.axes), None)
-
-    def shape(self, model: Model, **sizes: int) -> list[int]:
-        """The shape, whole, or with the given sizes of named axes."""
-        if self.linear is not None:
-            width = model.dimension(self.linear.in_features)
-            whole = {
-                "out": sum(model.out_features(self.linear.name)),
-                "in": width,
-                "groups": width // self.group_size,
-            }
-            sizes = whole | sizes
-        return [sizes[axis] if isinstance(axis, str) else axis for axis in self.axes]
-
-    def places(self, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
-        """Where one rank's piece lies on the cut axis, in its order."""
-        assert self.linear is not None
-        if self.cut_axis == "groups":
-            return even_share(model.dimension(self.linear.in_features) // self.group_size, tp_size, tp_rank)
-        return rank_indices(self.linear, model, tp_size, tp_rank)
-
-    def rank_shape(self, model: Model, tp_size: int) -> list[int]:
-        """The shape of one rank's piece, before it is stored."""
-        if tp_size == 1 or self.linear is None or self.cut_axis is None:
-            return self.shape(model)
-        size = rank_size(self.linear, model, tp_size)
-        return self.shape(model, **{self.cut_axis: size // self.group_size if self.cut_axis == "groups" else size})
-
-
-def layer_tensors(model: Model, schemes: LayerSchemes, dtype: str) -> dict[str, Tensor]:
-    """TensorRT-LLM's tensors of one decoder layer, by name inside the layer; dtype is the engine's."""
+def layer_tensors(model: Model, schemes: LayerSchemes, engine: Engine, kv_cache: str | None) -> dict[str, Tensor]:
+    """TensorRT-LLM's tensors of one decoder layer, by name inside the layer."""
     tensors = {
         f"{norm.name}.{suffix}": Tensor(
             (model.hidden_size if norm in model.family.norms else model.head_size,), MODEL_DTYPE
@@ -152,147 +28,44 @@ def layer_tensors(model: Model, schemes: LayerSchemes, dtype: str) -> dict[str, 
         for norm in model.family.all_norms
         for suffix in norm.suffixes
     }
+    if kv_cache is not None:
+        tensors[CACHE_SCALE] = Tensor((1,), FLOAT32, POSITIVE)
     for group in model.family.groups:
-        scheme = schemes[group.name]
-        if scheme.kv_cache:
-            tensors["attention.kv_cache_scaling_factor"] = Tensor((1,), FLOAT32, POSITIVE)
-        if scheme.plugin and group.norm is not None:
-            tensors[f"{group.norm}.scale_to_int"] = Tensor((1,), FLOAT32, POSITIVE)
-        elif scheme.plugin and scheme.static:
-            tensors[f"{module_of(group)}.quantization_scaling_factor"] = Tensor((1,), FLOAT32, POSITIVE)
+        form = format_of(schemes[group.name], engine)
+        scale = form.input_scale(group)
+        if scale is not None:
+            tensors[scale] = Tensor((1,), FLOAT32, POSITIVE)
         for linear in map(model.family.linear, group.linears):
-            for suffix, tensor in linear_tensors(model, scheme, linear, dtype):
+            for suffix, tensor in linear_tensors(model, form, linear, group).items():
                 tensors[f"{linear.name}.{suffix}"] = tensor
     return tensors
 
 
-def linear_tensors(model: Model, scheme: Scheme, linear: Linear, dtype: str) -> Iterator[tuple[str, Tensor]]:
-    """(suffix, tensor) of what executes one linear; dtype is the engine's."""
-
-    def tensor(
-        axes: tuple[Axis, ...], kind: str, values: Values | Zeros | None = FINITE, storage: Storage = PLAIN
-    ) -> Tensor:
-        return Tensor(axes, kind, values, linear, storage, scheme.group_size)
-
-    form = scheme.form
+def linear_tensors(model: Model, form: Format, linear: Linear, group: Group) -> dict[str, Tensor]:
+    """What executes one linear, by suffix."""
+    tensors = form.tensors(linear, group)
     if model.has_bias(linear.name):
-        # The group-wise plugin adds the bias itself, on every rank, also where an all-reduce follows.
-        yield "bias", replace(tensor(("out",), MODEL_DTYPE), summed=scheme.grouped and linear.cut == COLUMNS)
-    if form == FLOAT:
-        yield "weight", tensor(("out", "in"), MODEL_DTYPE)
-    elif form == SMOOTHQUANT_PLUGIN:
-        per_channel = scheme.per_channel or linear.cut == HEADS
-        yield "weight", tensor(("out", "in"), INT8, SYMMETRIC)
-        yield "per_channel_scale", tensor((1, "out" if per_channel else 1), FLOAT32, POSITIVE)
-        if scheme.static:
-            yield "act_scale", tensor((1, 1), FLOAT32, POSITIVE)
-        if model.family.group_of(linear.name).norm is None:
-            yield "smoother", tensor((1, "in"), FLOAT32, POSITIVE)
-    elif form == SMOOTHQUANT_QDQ:
-        yield "weight", tensor(("out", "in"), INT8, SYMMETRIC)
-        yield "activation_scaling_factor", tensor((1,), FLOAT32, POSITIVE)
-        yield "weights_scaling_factor", tensor(("out",), FLOAT32, POSITIVE)
-        yield "prequant_scaling_factor", tensor(("in",), MODEL_DTYPE, POSITIVE)
-    elif form == WEIGHT_ONLY:
-        yield "weight", tensor(("out", "in"), INT8, None, mixed_gemm(kernel_layout(scheme), scheme.sm, INT8, 1))
-        yield "per_channel_scale", tensor(("out",), MODEL_DTYPE, NOT_NEGATIVE)
-    elif form == AWQ:
-        yield "weight", tensor(("out", "in"), INT8, None, ROW_PAIRS)
-        yield "weights_scaling_factor", tensor(("groups", "out"), MODEL_DTYPE, POSITIVE)
-        yield "prequant_scaling_factor", tensor((1, "in"), MODEL_DTYPE, POSITIVE)
-        if scheme.fp8_activations:
-            yield "activation_scaling_factor", tensor((1,), FLOAT32, POSITIVE)
-            yield "weights_scaling_factor_2", tensor((1,), FLOAT32, POSITIVE)
-    elif form == GPTQ:
-        yield "weight", tensor(("out", "in"), MODEL_DTYPE, None, mixed_gemm(kernel_layout(scheme), scheme.sm, dtype, 2))
-        yield "weights_scaling_factor", tensor(("groups", "out"), MODEL_DTYPE, POSITIVE)
-        half = 2 ** (scheme.bits - 1)  # GPTQ's two versions have offsets of half - 1 and half
-        yield "zero", tensor(("groups", "out"), MODEL_DTYPE, Zeros("weights_scaling_factor", -half, half))
-    elif form == FP8:
-        yield "weight", tensor(("out", "in"), FLOAT8)
-        yield "activation_scaling_factor", tensor((1,), FLOAT32, POSITIVE)
-        yield "weights_scaling_factor", tensor((1,), FLOAT32, POSITIVE)
-    elif form == FP8_ROWWISE:
-        yield "weight", tensor(("out", "in"), FLOAT8)
-        yield "per_channel_scale", tensor(("out",), FLOAT32, POSITIVE)
-    else:
-        yield "weight", tensor(("out", "in"), INT8, None, FRAGMENTS)
-        yield "s1_scales", tensor(("out",), FLOAT16, POSITIVE)
-        if form == QSERVE_GROUP:
-            yield "s2_scales", tensor(("out", "groups"), INT8, SECOND_SCALE, BY_GROUP)
-            yield "s2_zeros", tensor(("out", "groups"), INT8, Zeros("s2_scales", 0, qserve.LEVELS), BY_GROUP)
-        else:
-            yield "s1_szeros", tensor(("out",), FLOAT16, Zeros("s1_scales", 0, qserve.LEVELS))
+        tensors["bias"] = Tensor(("out",), MODEL_DTYPE, summed=form.adds_bias and linear.cut == COLUMNS)
+    size = form.scheme.group_size or 1
+    return {suffix: replace(tensor, linear=linear, group_size=size) for suffix, tensor in tensors.items()}
 
 
-def kernel_layout(scheme: Scheme) -> packing.Layout:
-    """The order in which a mixed GEMM reads a scheme's integers."""
-    if scheme.bits == 8:
-        return packing.INT8
-    return packing.INT4_FP8 if scheme.fp8_activations else packing.INT4
-
-
-def check_kernels(precision: Precision, mapping: Mapping) -> None:
+def check_kernels(precision: Precision, engine: Engine, mapping: Mapping) -> None:
     """Raise InputError, naming the layer and sizes that would work, where a rank's weight fits no kernel."""
     model = precision.model
     layers = map(precision.layer, range(model.num_hidden_layers))
     for name, scheme in dict.fromkeys(place for schemes in layers for place in schemes.items()):
-        check_group(model, next(group for group in model.family.groups if group.name == name), scheme, mapping)
+        group = next(group for group in model.family.groups if group.name == name)
+        check_group(model, group, format_of(scheme, engine), mapping)
 
 
-def check_group(model: Model, group: Group, scheme: Scheme, mapping: Mapping) -> None:
+def check_group(model: Model, group: Group, form: Format, mapping: Mapping) -> None:
     """``check_kernels`` for the linears that read one input."""
     for linear in map(model.family.linear, group.linears):
         weight = Tensor(("out", "in"), INT8, linear=linear)
         out_features, in_features = weight.rank_shape(model, mapping.tp_size)
         name = f"{linear.name} on one of {mapping.tp_size} ranks" if mapping.tp_size > 1 else linear.name
-        if scheme.grouped:
-            check_groups(in_features, scheme.group_size, name)
-        if scheme.arranged or scheme.form == AWQ:
-            sm = scheme.sm if scheme.arranged else 89 if scheme.fp8_activations else 80
-            packing.check(kernel_layout(scheme), sm, (out_features, in_features), name)
-        if scheme.form in (QSERVE_GROUP, QSERVE_CHANNEL):
-            qserve.check(out_features, in_features, name)
-
-
-def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
-    """One tensor-parallel rank's piece of a whole layer tensor."""
-    if spec.summed and tp_rank > 0:
-        return torch.zeros_like(tensor)
-    if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
-        return tensor
-    return tensor.index_select(spec.axes.index(spec.cut_axis), spec.places(model, tp_size, tp_rank))
-
-
-def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
-    """The channels of a linear's cut axis that one rank holds, in its order."""
-    if linear.cut == COLUMNS:
-        return even_share(model.dimension(linear.in_features), tp_size, tp_rank)
-    if linear.cut != HEADS:
-        return even_share(sum(model.out_features(linear.name)), tp_size, tp_rank)
-    pieces, start = [], 0
-    for rows in model.out_features(linear.name):
-        heads = rows // model.head_size
-        # Fewer heads than ranks: neighbouring ranks repeat a head.
-        share = even_share(heads, tp_size, tp_rank) if heads >= tp_size else torch.tensor([tp_rank * heads // tp_size])
-        channels = share[:, None] * model.head_size + torch.arange(model.head_size)
-        pieces.append(start + channels.flatten())
-        start += rows
-    return torch.cat(pieces)
-
-
-def rank_size(linear: Linear, model: Model, tp_size: int) -> int:
-    """How many channels of a linear's cut axis each rank holds."""
-    if linear.cut == COLUMNS:
-        return model.dimension(linear.in_features) // tp_size
-    rows = model.out_features(linear.name)
-    if linear.cut != HEADS:
-        return sum(rows) // tp_size
-    return sum(max(part // model.head_size // tp_size, 1) * model.head_size for part in rows)
-
-
-def even_share(size: int, parts: int, part: int) -> torch.Tensor:
-    return torch.arange(size // parts * part, size // parts * (part + 1))
+        form.check(out_features, in_features, name)
 
 
 def padded_vocab(model: Model, tp_size: int) -> int:
@@ -313,15 +86,14 @@ def rotary_tables(model: Model) -> dict[str, tuple[list[int], str]]:
 
 
 def rank_tensors(
-    precision: Precision, mapping: Mapping, rank: int, dtype: str, embedding_axis: int | None = None
+    precision: Precision, mapping: Mapping, rank: int, engine: Engine, embedding_axis: int | None = None
 ) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of every tensor in ``rank{rank}.safetensors``.
 
     Args:
-        dtype: the model's.
         embedding_axis: the axis along which the ranks of a stage share the embedding; None where each holds it whole.
     """
-    model, stage = precision.model, rank // mapping.tp_size
+    model, stage, dtype = precision.model, rank // mapping.tp_size, engine.dtype
     tensors: dict[str, tuple[list[int], str]] = {}
     if model.brings_rotary_tables:
         tables = rotary_tables(model)
@@ -334,7 +106,8 @@ def rank_tensors(
         if model.family.position_embedding is not None:
             table = [model.max_position_embeddings, model.hidden_size]
             tensors["transformer.position_embedding.weight"] = (table, dtype)
-    shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, dtype))  # most layers are alike
+    # Most layers are alike.
+    shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, engine, precision.kv_cache))
     for local, index in enumerate(mapping.stages(model.num_hidden_layers)[stage]):
         for name, shape in shapes(*precision.layer(index).items()).items():
             tensors[LAYER.format(i=local) + name] = shape
@@ -346,12 +119,14 @@ def rank_tensors(
     return tensors
 
 
-def layer_shapes(model: Model, schemes: LayerSchemes, mapping: Mapping, dtype: str) -> dict[str, tuple[list[int], str]]:
+def layer_shapes(
+    model: Model, schemes: LayerSchemes, mapping: Mapping, engine: Engine, kv_cache: str | None
+) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of one rank's tensors of a layer, as stored."""
     return {
         name: (
             spec.storage.shape(spec.rank_shape(model, mapping.tp_size)),
-            dtype if spec.dtype == MODEL_DTYPE else spec.dtype,
+            engine.dtype if spec.dtype == MODEL_DTYPE else spec.dtype,
         )
-        for name, spec in layer_tensors(model, schemes, dtype).items()
+        for name, spec in layer_tensors(model, schemes, engine, kv_cache).items()
     }

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import InputError, shown
 from ...files.disk import MANIFEST, is_there, read_json, sha256
 from ...files.reader import Reader
-from ...quantize.scheme import GENERATIONS
+from .packing import GENERATIONS
 
 CONFIG, QUANT_CFG = "config.json", "quant_cfg.json"
 FILE = re.compile(r"rank[0-9]{1,4}\.safetensors|config\.json|quant_cfg\.json")

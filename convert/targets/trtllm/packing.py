@@ -57,6 +57,20 @@ INT4 = Layout("int4", 4, _runs(2, 8, 32), 4, 64, (0, 2, 4, 6, 1, 3, 5, 7), ((64,
 INT4_FP8 = Layout(
     "int4 with FP8 activations", 4, _runs(4, 16, 32), 2, 128, (0, 2, 4, 6, 1, 3, 5, 7), ((128, 64), (64, 64))
 )
+# The GPU generations that checkpoints are arranged for.
+GENERATIONS = (80, 86, 89, 90)
+
+
+def layout_of(bits: int, fp8: bool = False) -> Layout:
+    """The order of integers of 4 or 8 bits; fp8: of those whose activations the kernel converts."""
+    if bits == 8:
+        return INT8
+    return INT4_FP8 if fp8 else INT4
+
+
+def arrangement(sm: int) -> str:
+    """The generation whose order an SM reads: integers arranged for one fit all of its SMs."""
+    return "SM 90" if sm == 90 else "SM 75 to 89"
 
 
 def check(layout: Layout, sm: int, shape: Sequence[int], name: str = "weight") -> None:

@@ -20,14 +20,17 @@ from ...files.patterns import compiled
 from ...files.reader import Reader
 from ...models.dimensions import Model
 from ...models.family import Group
-from ...quantize.precision import LAYER, MIXED_PRECISION, WHOLE_BLOCKS, Precision, module_of
-from ...quantize.scheme import AWQ, FLOAT, FP8_ROWWISE, GPTQ, SMOOTHQUANT_QDQ, WEIGHT_ONLY, Scheme, scheme_of
+from ...quantize.precision import KV_CACHE, LAYER, Precision
+from ...quantize.scheme import Scheme
+from . import mixture
+from .formats import kind_of, scheme_of
+from .formats.base import module_of
 from .manifest import QUANT_CFG
+from .mixture import MIXED_PRECISION
 
-# What exclude_modules holds where a checkpoint says nothing.
-NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 OUTSIDE = ("lm_head", "transformer.vocab_embedding", "transformer.ln_f")
-NEVER_ROWWISE = ("*ln_f", "*ln_embed", "*lm_head")
+# group_size of what has no groups.
+NO_GROUPS = 128
 NAME = re.compile(r"[A-Z0-9_]{1,40}")
 # TensorRT-LLM's QuantConfig of 0.16 to 1.2; another key is an error when it loads the checkpoint.
 KEYS = (
@@ -51,44 +54,44 @@ def quantization(precision: Precision, smoothquant_val: float, layers: range) ->
     Args:
         layers: those of one pipeline stage; all stages are quantized alike.
     """
-    known = precision.quantized[0] if precision.algo not in (None, MIXED_PRECISION) else precision.base
+    algorithm = mixture.quant_algo(precision)
+    known = precision.quantized[0] if algorithm not in (None, MIXED_PRECISION) else precision.base
     return {
-        "quant_algo": precision.algo,
+        "quant_algo": algorithm,
         "kv_cache_quant_algo": precision.kv_cache,
-        "group_size": known.group_size,
+        "group_size": known.group_size or NO_GROUPS,
         "smoothquant_val": smoothquant_val,
         "clamp_val": None,
         "use_meta_recipe": False,
-        "has_zero_point": known.form == GPTQ,
-        "pre_quant_scale": known.form == AWQ,
+        "has_zero_point": kind_of(known).has_zero_point,
+        "pre_quant_scale": kind_of(known).pre_quant_scale,
         "exclude_modules": excluded(precision, layers),
     }
 
 
 def excluded(precision: Precision, layers: range) -> list[str] | None:
     """exclude_modules; None where every layer is quantized by one algorithm, or none is."""
-    if len(precision.schemes) == 1 or precision.algo == MIXED_PRECISION:
+    if len(precision.schemes) == 1 or mixture.quant_algo(precision) == MIXED_PRECISION:
         return None
     scheme, names = precision.quantized[0], []
     for index in range(len(layers)):
         for group in precision.model.family.groups:
-            if precision.layer(index)[group.name].form == FLOAT:
+            if not precision.layer(index)[group.name].quantized:
                 names += modules(index, group, scheme)
-    # The loader of weight-only checkpoints compares these with names of tensors too.
-    end = "*" if scheme.form == WEIGHT_ONLY else ""
-    return [*(NEVER_ROWWISE if scheme.form == FP8_ROWWISE else NEVER), *(name + end for name in dict.fromkeys(names))]
+    kind = kind_of(scheme)
+    return [*kind.never, *(name + kind.ending for name in dict.fromkeys(names))]
 
 
 def quant_cfg(precision: Precision, layers: range) -> dict[str, Any] | None:
     """The content of quant_cfg.json; None without mixed precision. Args as for ``quantization``."""
-    if precision.algo != MIXED_PRECISION:
+    if mixture.quant_algo(precision) != MIXED_PRECISION:
         return None
     described: dict[str, Any] = {}
     for index in range(len(layers)):
         for group in precision.model.family.groups:
             scheme = precision.layer(index)[group.name]
-            if scheme.form != FLOAT:
-                described |= dict.fromkeys(modules(index, group, scheme), layer_config(scheme))
+            if scheme.quantized:
+                described |= dict.fromkeys(modules(index, group, scheme), kind_of(scheme).entry(scheme))
     return {
         "quant_algo": MIXED_PRECISION,
         "kv_cache_quant_algo": precision.kv_cache,
@@ -96,33 +99,20 @@ def quant_cfg(precision: Precision, layers: range) -> dict[str, Any] | None:
     }
 
 
-def layer_config(scheme: Scheme) -> dict[str, Any]:
-    """One module's entry in quant_cfg.json."""
-    if not scheme.grouped:
-        return {"quant_algo": scheme.algo}
-    return {
-        "quant_algo": scheme.algo,
-        "group_size": scheme.group_size,
-        "has_zero_point": scheme.form == GPTQ,
-        "pre_quant_scale": scheme.form == AWQ,
-    }
-
-
 def modules(index: int, group: Group, scheme: Scheme) -> list[str]:
     """TensorRT-LLM's modules that make a group quantized by a scheme."""
     names = list(group.linears)
-    if scheme.form in WHOLE_BLOCKS:
+    if kind_of(scheme).whole_block:
         names = [module_of(group)] if group.norm is None else [group.norm, module_of(group)]
     return [LAYER.format(i=index) + name for name in names]
 
 
-def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: list[range], sm: int) -> Precision:
+def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: list[range]) -> Precision:
     """What a checkpoint's files say of its layers.
 
     Args:
         config: config.json.
         stages: the layers of each pipeline stage.
-        sm: the GPU generation that packed integers are arranged for.
 
     Raises:
         InputError: an algorithm or a mixture that this version does not know.
@@ -136,17 +126,15 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
             raise InputError(
                 f"{QUANT_CFG}: kv_cache_quant_algo is {shown(kv_cache)}, config.json's is {shown(in_config)}"
             )
-        base = scheme_of(None, kv_cache)
-        entries = said["quantized_layers"].items()
-        schemes = {
-            name: scheme_from(entry, kv_cache, sm, f"{QUANT_CFG}: {printable(name, 80)}") for name, entry in entries
-        }
+        check_cache(kv_cache)
+        base, entries = Scheme(), said["quantized_layers"].items()
+        schemes = {name: scheme_from(entry, kv_cache, f"{QUANT_CFG}: {printable(name, 80)}") for name, entry in entries}
         places = Places(schemes, QUANT_CFG)
         places.check_names(model, stages[0])
     else:
-        base = scheme_from(said, kv_cache, sm, "config.json")
+        base = scheme_from(said, kv_cache, "config.json")
         left = Reader(said, prefix="quantization.").texts("exclude_modules")
-        places = Places(dict.fromkeys(left, Scheme(kv_cache=base.kv_cache)), "config.json: exclude_modules")
+        places = Places(dict.fromkeys(left, Scheme()), "config.json: exclude_modules")
     others = {}
     for layers in stages:
         for local, index in enumerate(layers):
@@ -154,8 +142,8 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
                 scheme = scheme_at(local, group, base, places)
                 if scheme is not None:
                     others[index, group.name] = scheme
-    precision = Precision(model, base, others)
-    precision.check()
+    precision = Precision(model, base, others, kv_cache)
+    mixture.check(precision)
     return precision
 
 
@@ -197,7 +185,7 @@ def scheme_at(local: int, group: Group, base: Scheme, places: Places) -> Scheme 
     if len(found) > 1:
         raise InputError(f"{prefix}{group.name}: its linears are not quantized alike, which is not supported")
     scheme, around = found.pop(), places.scheme(prefix + module_of(group))
-    if scheme is None and around is not None and {around.form, base.form} & set(WHOLE_BLOCKS):
+    if scheme is None and around is not None and whole_block(around, base):
         scheme = around
     if group.norm is not None:
         check_norm(prefix + group.norm, places.scheme(prefix + group.norm) or base, scheme or base)
@@ -206,12 +194,23 @@ def scheme_at(local: int, group: Group, base: Scheme, places: Places) -> Scheme 
 
 def check_norm(name: str, norm: Scheme, behind: Scheme) -> None:
     """Raise InputError for a norm that would quantize what nobody behind it reads so, or the other way round."""
-    if norm != behind and {norm.form, behind.form} & set(WHOLE_BLOCKS):
-        own, readers = (scheme.algo or "no quantization" for scheme in (norm, behind))
+    if norm != behind and whole_block(norm, behind):
+        own, readers = (scheme.name or "no quantization" for scheme in (norm, behind))
         raise InputError(f"{name} has {own}, what reads its output {readers}; they must be quantized alike")
 
 
-def scheme_from(entry: dict[str, Any], kv_cache: str | None, sm: int, where: str) -> Scheme:
+def whole_block(*schemes: Scheme) -> bool:
+    """Whether one of them makes an attention, MLP or norm of its own."""
+    return any(kind_of(scheme).whole_block for scheme in schemes)
+
+
+def check_cache(kind: str | None) -> None:
+    """Raise InputError for a type of KV cache that this version does not write."""
+    if kind is not None and kind not in KV_CACHE:
+        raise InputError(f"KV cache type {shown(kind)} is not supported; use one of: {', '.join(KV_CACHE)}")
+
+
+def scheme_from(entry: dict[str, Any], kv_cache: str | None, where: str) -> Scheme:
     """The scheme of a quantization section, or of one module's entry in quant_cfg.json.
 
     Args:
@@ -220,12 +219,14 @@ def scheme_from(entry: dict[str, Any], kv_cache: str | None, sm: int, where: str
     said = Reader(entry, where)
     check_quantization(said)
     try:
-        scheme = scheme_of(algorithm_of(said, "quant_algo"), kv_cache, said.integer("group_size", 128), sm)
+        check_cache(kv_cache)
+        scheme = scheme_of(algorithm_of(said, "quant_algo"), said.integer("group_size", NO_GROUPS))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    for key, implied in (("has_zero_point", scheme.form == GPTQ), ("pre_quant_scale", scheme.form == AWQ)):
-        if said.flag(key) != implied and scheme.form != SMOOTHQUANT_QDQ:  # which nothing asks for either
-            name = scheme.algo or "no quantization"
+    kind = kind_of(scheme)
+    for key, implied in (("has_zero_point", kind.has_zero_point), ("pre_quant_scale", kind.pre_quant_scale)):
+        if said.flag(key) != implied and kind.flagged:
+            name = scheme.name or "no quantization"
             raise InputError(f"{where}: {key} must be {str(implied).lower()} for {name} as it is written here")
     if said.has("clamp_val"):
         raise said.wrong("clamp_val", "null: activations are not clamped here")
@@ -239,7 +240,7 @@ def scheme_from(entry: dict[str, Any], kv_cache: str | None, sm: int, where: str
 def check_quantization(said: Reader) -> None:
     """Raise InputError for a key that QuantConfig does not have, or a value of a wrong type."""
     said.check_keys(KEYS)
-    said.integer("group_size", 128)
+    said.integer("group_size", NO_GROUPS)
     strength, clamp = said.values.get("smoothquant_val"), said.values.get("clamp_val")
     if strength is not None and not (is_number(strength) and 0 <= strength <= 1):
         raise said.wrong("smoothquant_val", "a number from 0 to 1")

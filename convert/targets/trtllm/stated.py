@@ -16,12 +16,14 @@ from ...files.reader import LARGEST, Reader
 from ...models.dimensions import Model, family_of
 from ...models.families import FAMILIES
 from ...models.family import Family
-from ...quantize.precision import MIXED_PRECISION, Precision
+from ...quantize.precision import Precision
 from .config import Sizes, model_of_checkpoint, read_sizes
+from .formats.base import Engine
 from .keys import check_mapping
-from .layout import Mapping
 from .manifest import CONFIG, QUANT_CFG, read_manifest
+from .mixture import MIXED_PRECISION
 from .quant_config import algorithm_of, check_quantization, read_precision, read_quant_cfg
+from .ranks import Mapping
 
 DTYPES = ("float16", "bfloat16", "float32")
 REQUIRED = ("architecture", "dtype", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -88,8 +90,11 @@ class Stated:
         """
         family_of(self.architecture)
         assert self.model is not None
-        packed = self.manifest.packed_for_sm or 80
-        return read_precision(self.folder, self.config, self.model, self.stages, packed)
+        return read_precision(self.folder, self.config, self.model, self.stages)
+
+    @property
+    def engine(self) -> Engine:
+        return Engine(self.dtype, self.manifest.packed_for_sm or Engine.sm)
 
     def _embedding_axis(self, said: Reader) -> int | None:
         """What use_parallel_embedding and its axis mean for this mapping."""

@@ -1,14 +1,12 @@
-"""One quantization of one model: a layer's source tensors in, what a checkpoint stores of it out."""
+"""One quantization of one model: a layer's source tensors in, what they become out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
-from typing import Any
 
 import torch
 
@@ -18,33 +16,14 @@ from ..models.ends import Embedding
 from ..models.layer import Layer, Tensors
 from ..models.rotary import rotary_frequencies
 from ..models.rotation import Rotation
-from ..numbers.rounding import Grouped
-from ..quantize import half_range
-from ..quantize.layer import quantize_layer, wanted
-from ..quantize.options import QuantizeOptions
-from ..quantize.precision import Precision
+from ..numbers.quantized import QuantizedLinear
 from ..sources.folder import Source
 from ..statistics.layer import LayerStatistics, Wanted
-from ..targets.trtllm.layout import MODEL_DTYPE, check_kernels, layer_tensors
-from ..targets.trtllm.layout import Mapping as RankMapping
-from ..targets.trtllm.storage import PLAIN
-
-WIDER, OTHERWISE = "use --dtype bfloat16", "use another --quant or --exclude the linear"
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A quantized layer.
-
-    Attributes:
-        layer: what it computes, in float32; for weight-only schemes exactly.
-        tensors: what a checkpoint stores, whole (before any cut over ranks or packing), by name inside the layer.
-        chosen: what the manifest says of it.
-    """
-
-    layer: Layer
-    tensors: Tensors
-    chosen: dict[str, Any]
+from . import half_range
+from .layer import QuantizedLayer, quantize_layer, wanted
+from .options import QuantizeOptions
+from .precision import Precision
+from .scheme import Computed
 
 
 @dataclass(frozen=True)
@@ -70,45 +49,31 @@ class Quantizer:
     def wanted(self) -> Wanted:
         """What calibration must learn; where it runs at all, also whether float16 holds what a layer makes."""
         needed = reduce(or_, (wanted(scheme, self.choices) for scheme in self.precision.schemes))
+        needed |= Wanted(cache=self.precision.kv_cache is not None)
         return needed | half_range.WANTED if needed != Wanted() and self.dtype == "float16" else needed
 
-    def check(self, mapping: RankMapping) -> None:
-        """Raise InputError where a rank's weight fits no kernel, or stages that TensorRT-LLM cannot tell apart."""
-        self.precision.check_stages(mapping.stages(self.model.num_hidden_layers))
-        check_kernels(self.precision, mapping)
-
     def quantize(
-        self, index: int, source: Tensors, statistics: LayerStatistics, ready: Mapping[str, Grouped] | None = None
-    ) -> Quantized:
+        self,
+        index: int,
+        source: Tensors,
+        statistics: LayerStatistics,
+        computed: Computed,
+        ready: Mapping[str, QuantizedLinear] | None = None,
+    ) -> QuantizedLayer:
         """One layer.
 
         Args:
             index: its number.
             source: its Hugging Face tensors, rotated where the model is.
             statistics: at least what is wanted; the rest is not looked at.
+            computed: the weight that the engine will multiply with.
             ready: each linear as someone else quantized it, where it is kept so.
         """
         layer = Layer.of(with_attention_scaling(source, self.model), self.model)
         seen = with_scaled_queries(statistics.only(self.wanted), self.model)
-        schemes, dtype = self.precision.layer(index), getattr(torch, self.dtype)
+        schemes, dtype, cache = self.precision.layer(index), getattr(torch, self.dtype), self.precision.kv_cache
         with naming_layer(index):
-            tensors, chosen = quantize_layer(layer, seen, schemes, self.choices, dtype, ready)
-        stored = self.stored(index, tensors)
-        layer.set_common(stored)
-        return Quantized(layer, stored, chosen)
-
-    def stored(self, index: int, tensors: Tensors) -> Tensors:
-        """A layer's tensors in the dtypes that its file holds; packed integers are left logical."""
-        specs = layer_tensors(self.model, self.precision.layer(index), self.dtype)
-
-        def cast(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            own = specs[name].dtype
-            dtype, way = (
-                (self.dtype, WIDER) if own == MODEL_DTYPE else (own, f"its format has {own} there; {OTHERWISE}")
-            )
-            return to_dtype(tensor, dtype, f"layer {index}: {name}", way) if specs[name].storage is PLAIN else tensor
-
-        return {name: cast(name, tensor) for name, tensor in tensors.items()}
+            return quantize_layer(layer, seen, schemes, self.choices, dtype, computed, cache, ready)
 
     def source_layer(self, source: Source, index: int, device: torch.device) -> Tensors:
         """The Hugging Face tensors of one layer, rotated where the model is."""
@@ -119,22 +84,14 @@ class Quantizer:
         """What stands before the first layer, before it is cast."""
         return source.embedding() if self.rotation is None else source.embedding().map(self.rotation.rotate)
 
-    def stored_embedding(self, embedding: Embedding) -> Embedding:
-        """In the engine's dtype."""
-        return embedding.map(lambda table: to_dtype(table, self.dtype, self.model.family.embedding))
-
     def head(self, source: Source) -> tuple[Tensors, torch.Tensor]:
-        """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], in the engine's
-        dtype."""
-        family, norm, head = self.model.family, source.final_norm(), source.head()
+        """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], before they are
+        cast."""
+        norm, head = source.final_norm(), source.head()
         if self.rotation is not None:
             weight = norm["weight"]
             norm, head = {"weight": torch.ones_like(weight)}, self.rotation.rotate(head.float() * weight.float())
-        stored = {
-            suffix: to_dtype(tensor, self.dtype, f"{family.final_norm.tensor}.{suffix}")
-            for suffix, tensor in norm.items()
-        }
-        return stored, to_dtype(head, self.dtype, family.head)
+        return norm, head
 
 
 def with_attention_scaling(source: Tensors, model: Model) -> Tensors:
@@ -166,18 +123,3 @@ def naming_layer(index: int) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"layer {index}: {error}") from None
-
-
-def to_dtype(tensor: torch.Tensor, dtype: str, name: str, way: str = WIDER) -> torch.Tensor:
-    """Cast, refusing anything that would not be a finite number in the checkpoint.
-
-    Args:
-        way: what to do where the dtype is too narrow.
-    """
-    cast = tensor.to(getattr(torch, dtype))
-    if cast.is_floating_point() and cast.element_size() > 1 and not torch.isfinite(cast).all():
-        largest = float(tensor.abs().max())
-        if math.isfinite(largest) and dtype == "float16":
-            raise InputError(f"{name} does not fit float16 (it reaches {largest:.3g}); {way}")
-        raise InputError(f"{name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
-    return cast

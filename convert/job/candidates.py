@@ -1,0 +1,104 @@
+"""Algorithms at work beside each other: quantized layer by layer from shared statistics, and executed at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from ..errors import InputError
+from ..models.layer import Tensors
+from ..models.rotary import rotary_frequencies
+from ..prove.execution import Execution
+from ..prove.runtime import Runtime
+from ..quantize.quantizer import Quantizer
+from ..sources.folder import Source
+from ..sources.text import Tokens
+from ..statistics.layer import LayerStatistics, Wanted
+from ..statistics.stream import Calibration, check_range
+from ..targets.trtllm.target import Target
+
+# (layer, phase, tokens done in that layer)
+OnProgress = Callable[[int, str, int], None]
+
+
+@dataclass
+class Candidate:
+    """An algorithm at work: how it quantizes, and its hidden states on the held-out text.
+
+    Attributes:
+        factors: what the inputs of the last layer's groups were divided by, float32 [in], by group name; those that
+            were.
+    """
+
+    name: str
+    quantizer: Quantizer
+    target: Target
+    execution: Execution
+    factors: Tensors = field(default_factory=dict)
+
+    def layer(self, index: int, source: Tensors, statistics: LayerStatistics, reference: torch.Tensor) -> None:
+        """Quantize a layer and execute it; reference: the source's hidden states behind it."""
+        with naming(self.name):
+            quantized = self.quantizer.quantize(index, source, statistics, self.target.computed)
+            tensors = self.target.layer(index, quantized)
+            self.execution.layer(tensors, self.quantizer.precision.layer(index), reference)
+        self.factors = {name: s for name, s in quantized.layer.factors.items() if not bool((s == 1).all())}
+
+
+@dataclass
+class Stream:
+    """Algorithms that read the same residual stream, the model's own or the rotated one, and its statistics."""
+
+    candidates: list[Candidate]
+    calibration: Calibration | None
+
+    def layer(self, source: Source, index: int, reference: torch.Tensor, on_progress: OnProgress) -> LayerStatistics:
+        """Calibrate, quantize and execute the next layer; returns its statistics."""
+        quantizer = self.candidates[0].quantizer
+        tensors = quantizer.source_layer(source, index, self.candidates[0].execution.runtime.device)
+        statistics = LayerStatistics({})
+        if self.calibration is not None:
+            on_progress(index, "calibrate", 0)
+            statistics = self.calibration.layer(tensors, lambda tokens: on_progress(index, "calibrate", tokens))
+            check_range(statistics.hidden_amax, quantizer.dtype, index)
+        on_progress(index, "quantize", 0)
+        for candidate in self.candidates:
+            candidate.layer(index, tensors, statistics, reference)
+        return statistics
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What is refused inside is told with the algorithm's name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def stream_of(
+    ways: dict[str, tuple[Quantizer, Target]],
+    source: Source,
+    tokens: Tokens | None,
+    ids: torch.Tensor,
+    device: torch.device,
+    seed: int,
+) -> Stream:
+    """The stream that these algorithms share, before the first layer."""
+    (first, target), model = next(iter(ways.values())), source.model
+    embedding, frequencies = first.embedding(source), rotary_frequencies(model)[0]
+    stored = target.embedding(embedding)
+    wanted = Wanted()
+    candidates = []
+    for name, (quantizer, target) in ways.items():
+        wanted = wanted | quantizer.wanted
+        cache = quantizer.precision.kv_cache
+        runtime = Runtime(model, target.engine, frequencies, ids.shape[1], device, cache)
+        execution = Execution(runtime, ids, stored, quantizer.rotation)
+        candidates.append(Candidate(name, quantizer, target, execution))
+    if tokens is None or wanted == Wanted():
+        return Stream(candidates, None)
+    return Stream(candidates, Calibration(model, tokens.ids, embedding, wanted, device, seed))

@@ -1,0 +1,96 @@
+"""AWQ: 4-bit integers without zeros, the input scaled channel by channel; with FP8 activations W4A8_AWQ.
+
+Files hold two rows a byte, whatever the GPU; the loader arranges them. For W4A8 it also makes other factors of those
+in the file: prequant_scaling_factor and weights_scaling_factor divided by what scales activations and weights to FP8,
+and the product of the two as alpha.
+"""
+
+from __future__ import annotations
+
+from .....plugins import fp8
+from .....plugins.lazy import torch
+from .....plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale, reference
+from ....models.family import Group, Linear
+from ....numbers.fp8 import range_scale
+from ....numbers.quantized import QuantizedLinear
+from ....quantize.scheme import GROUP, INTEGERS, Scheme
+from ..ranks import FLOAT32, INT8, MODEL_DTYPE, Tensor
+from ..storage import ROW_PAIRS
+from ..values import POSITIVE
+from .base import Activation, Tensors
+from .groupwise import Groupwise
+
+
+class Awq(Groupwise):
+    """Adds ``prequant_scaling_factor``; W4A8 ``activation_scaling_factor`` and ``weights_scaling_factor_2``."""
+
+    schemes = (
+        Scheme("W4A16_AWQ", INTEGERS, 4, GROUP, 128, prescaled=True),
+        Scheme("W4A8_AWQ", INTEGERS, 4, GROUP, 128, activations="fp8", static=True, prescaled=True),
+    )
+    pre_quant_scale = True
+
+    @property
+    def packed_for(self) -> int:
+        return 89 if self.scheme.activations else 80
+
+    def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
+        tensors = {
+            "weight": Tensor(("out", "in"), INT8, None, storage=ROW_PAIRS),
+            "weights_scaling_factor": Tensor(("groups", "out"), MODEL_DTYPE, POSITIVE),
+            "prequant_scaling_factor": Tensor((1, "in"), MODEL_DTYPE, POSITIVE),
+        }
+        if self.scheme.activations:
+            tensors["activation_scaling_factor"] = Tensor((1,), FLOAT32, POSITIVE)
+            tensors["weights_scaling_factor_2"] = Tensor((1,), FLOAT32, POSITIVE)
+        return tensors
+
+    def store(self, made: QuantizedLinear) -> Tensors:
+        prescale = made.prescale()
+        tensors = {
+            "weight": made.values,
+            "weights_scaling_factor": made.scale.t().contiguous(),
+            "prequant_scaling_factor": prescale[None],
+        }
+        if self.scheme.activations:
+            assert made.range is not None
+            # The quotient of prequant_scaling_factor and this one must fit the engine's dtype.
+            least = prescale.amax() / torch.finfo(self.engine.torch_dtype).max
+            scale = range_scale(torch.tensor(made.range, device=least.device))
+            tensors["activation_scaling_factor"] = torch.maximum(scale, 1.01 * least)
+            # Dequantized weights pass through FP8 too: their largest value takes its whole range.
+            tensors["weights_scaling_factor_2"] = range_scale(made.dequantize().abs().amax())
+        return tensors
+
+    def read(self, own: Tensors, input_scale: torch.Tensor | None = None) -> QuantizedLinear:
+        return QuantizedLinear(
+            own["weight"],
+            own["weights_scaling_factor"].float().t().contiguous(),
+            smoother=1 / own["prequant_scaling_factor"][0].float(),
+            range=fp8.MAX * float(own["activation_scaling_factor"]) if self.scheme.activations else None,
+        )
+
+    def weight(self, own: Tensors, input_scale: torch.Tensor | None = None) -> torch.Tensor:
+        scale = own["weights_scaling_factor"].to(self.engine.torch_dtype)
+        if not self.scheme.activations:
+            return dequantized(own["weight"], scale, sm=self.engine.sm).float()
+        second = own["weights_scaling_factor_2"]
+        return fp8.saturate(dequantized(own["weight"], fp8_scale(scale, second)).float()).float() * second
+
+    def product(self, own: Tensors, read: Activation) -> torch.Tensor:
+        scale, prequant, alpha = own["weights_scaling_factor"], own["prequant_scaling_factor"][0], None
+        if self.scheme.activations:
+            activation, second = own["activation_scaling_factor"], own["weights_scaling_factor_2"]
+            scale = fp8_scale(scale, second)
+            prequant = (prequant.float() / activation).to(self.engine.torch_dtype)
+            alpha = activation * second
+        return reference(
+            read.x,
+            own["weight"],
+            scale,
+            prequant,
+            alpha=alpha,
+            bias=own.get("bias"),
+            bits=self.scheme.bits,
+            sm=self.engine.sm,
+        )

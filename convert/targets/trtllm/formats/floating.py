@@ -1,0 +1,29 @@
+"""Linears that are not quantized."""
+
+from __future__ import annotations
+
+from .....plugins.lazy import torch
+from ....models.family import Group, Linear
+from ....numbers.quantized import QuantizedLinear
+from ....quantize.scheme import Scheme
+from ..ranks import MODEL_DTYPE, Tensor
+from .base import Activation, Format, Tensors
+
+
+class Floating(Format):
+    """``weight`` in the model's dtype."""
+
+    schemes = (Scheme(),)
+    fuses_mlp = True
+
+    def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
+        return {"weight": Tensor(("out", "in"), MODEL_DTYPE)}
+
+    def store(self, made: QuantizedLinear) -> Tensors:
+        return {"weight": made.values}
+
+    def read(self, own: Tensors, input_scale: torch.Tensor | None = None) -> QuantizedLinear:
+        return QuantizedLinear(own["weight"].float(), torch.ones(1))
+
+    def product(self, own: Tensors, read: Activation) -> torch.Tensor:
+        return torch.nn.functional.linear(read.x.float(), own["weight"].float()).to(self.engine.torch_dtype)

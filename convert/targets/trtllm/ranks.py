@@ -1,0 +1,160 @@
+"""How one whole tensor of a layer lies on tensor-parallel ranks, and layers on pipeline stages.
+
+Shapes are written with named axes, so that one description gives both a tensor's shape and its cut: a
+tensor is cut along "out" where its linear is cut by rows or heads, along "in" where it is cut by
+columns, and is whole on every rank otherwise.
+
+    ("out", "in")   a weight            (1, "out")   a scale per output channel
+    (1, "in")       a smoother          (1, 1)       one number
+    ("groups", "out")   a scale per group of input channels
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ....plugins.lazy import torch
+from ...errors import InputError
+from ...models.dimensions import Model
+from ...models.family import COLUMNS, HEADS, Linear
+from .storage import PLAIN, Storage
+from .values import FINITE, Values, Zeros
+
+Axis = int | str
+INT8, FLOAT8, FLOAT16, FLOAT32, MODEL_DTYPE = "int8", "float8_e4m3fn", "float16", "float32", "model"
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Tensor and pipeline parallelism; rank = pp_rank * tp_size + tp_rank."""
+
+    tp_size: int = 1
+    pp_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tp_size * self.pp_size
+
+    def stages(self, layers: int) -> list[range]:
+        """The consecutive layers of each pipeline stage."""
+        size = layers // self.pp_size
+        return [range(stage * size, (stage + 1) * size) for stage in range(self.pp_size)]
+
+    def check(self, model: Model) -> None:
+        """Raise InputError, naming what would work, unless the model can be cut this way."""
+        if self.tp_size < 1 or self.pp_size < 1:
+            raise InputError("--tp_size and --pp_size must be at least 1")
+        tp, kv = self.tp_size, model.num_key_value_heads
+        works = [
+            size
+            for size in range(1, model.num_attention_heads + 1)
+            if model.num_attention_heads % size == 0
+            and model.intermediate_size % size == 0
+            and (kv % size == 0 or size % kv == 0)
+        ]
+        if tp not in works:
+            raise InputError(
+                f"--tp_size {tp} does not divide {model.num_attention_heads} heads, {kv} KV heads (or a multiple "
+                f"of them) and intermediate size {model.intermediate_size}; sizes that do: "
+                f"{', '.join(map(str, works))}"
+            )
+        if model.num_hidden_layers % self.pp_size:
+            works = [n for n in range(1, model.num_hidden_layers + 1) if model.num_hidden_layers % n == 0]
+            raise InputError(
+                f"--pp_size {self.pp_size} does not divide {model.num_hidden_layers} layers; sizes that do: "
+                f"{', '.join(map(str, works))}"
+            )
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of one layer, whole: its named axes, the linear that decides its cut, and how a piece is stored.
+
+    Attributes:
+        dtype: of the stored piece.
+        values: what it may hold, once it is unpacked; None for integers of which every one means something.
+        group_size: input channels of one place on the axis "groups".
+        summed: every rank adds it before their outputs are summed, so that the first holds it and the others zeros.
+    """
+
+    axes: tuple[Axis, ...]
+    dtype: str
+    values: Values | Zeros | None = FINITE
+    linear: Linear | None = None
+    storage: Storage = PLAIN
+    group_size: int = 1
+    summed: bool = False
+
+    @property
+    def cut_axis(self) -> str | None:
+        """The named axis that tensor parallelism cuts; None for a tensor that every rank holds whole."""
+        if self.linear is None:
+            return None
+        wanted = ("in", "groups") if self.linear.cut == COLUMNS else ("out",)
+        return next((axis for axis in wanted if axis in self.axes), None)
+
+    def shape(self, model: Model, **sizes: int) -> list[int]:
+        """The shape, whole, or with the given sizes of named axes."""
+        if self.linear is not None:
+            width = model.dimension(self.linear.in_features)
+            whole = {
+                "out": sum(model.out_features(self.linear.name)),
+                "in": width,
+                "groups": width // self.group_size,
+            }
+            sizes = whole | sizes
+        return [sizes[axis] if isinstance(axis, str) else axis for axis in self.axes]
+
+    def places(self, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
+        """Where one rank's piece lies on the cut axis, in its order."""
+        assert self.linear is not None
+        if self.cut_axis == "groups":
+            return even_share(model.dimension(self.linear.in_features) // self.group_size, tp_size, tp_rank)
+        return rank_indices(self.linear, model, tp_size, tp_rank)
+
+    def rank_shape(self, model: Model, tp_size: int) -> list[int]:
+        """The shape of one rank's piece, before it is stored."""
+        if tp_size == 1 or self.linear is None or self.cut_axis is None:
+            return self.shape(model)
+        size = rank_size(self.linear, model, tp_size)
+        return self.shape(model, **{self.cut_axis: size // self.group_size if self.cut_axis == "groups" else size})
+
+
+def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
+    """One tensor-parallel rank's piece of a whole layer tensor."""
+    if spec.summed and tp_rank > 0:
+        return torch.zeros_like(tensor)
+    if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
+        return tensor
+    return tensor.index_select(spec.axes.index(spec.cut_axis), spec.places(model, tp_size, tp_rank))
+
+
+def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
+    """The channels of a linear's cut axis that one rank holds, in its order."""
+    if linear.cut == COLUMNS:
+        return even_share(model.dimension(linear.in_features), tp_size, tp_rank)
+    if linear.cut != HEADS:
+        return even_share(sum(model.out_features(linear.name)), tp_size, tp_rank)
+    pieces, start = [], 0
+    for rows in model.out_features(linear.name):
+        heads = rows // model.head_size
+        # Fewer heads than ranks: neighbouring ranks repeat a head.
+        share = even_share(heads, tp_size, tp_rank) if heads >= tp_size else torch.tensor([tp_rank * heads // tp_size])
+        channels = share[:, None] * model.head_size + torch.arange(model.head_size)
+        pieces.append(start + channels.flatten())
+        start += rows
+    return torch.cat(pieces)
+
+
+def rank_size(linear: Linear, model: Model, tp_size: int) -> int:
+    """How many channels of a linear's cut axis each rank holds."""
+    if linear.cut == COLUMNS:
+        return model.dimension(linear.in_features) // tp_size
+    rows = model.out_features(linear.name)
+    if linear.cut != HEADS:
+        return sum(rows) // tp_size
+    return sum(max(part // model.head_size // tp_size, 1) * model.head_size for part in rows)
+
+
+def even_share(size: int, parts: int, part: int) -> torch.Tensor:
+    return torch.arange(size // parts * part, size // parts * (part + 1))

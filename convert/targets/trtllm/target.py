@@ -1,0 +1,104 @@
+"""TensorRT-LLM as what a quantized model is for: what it can execute, and a layer as its files hold it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ...errors import InputError
+from ...models.ends import Embedding
+from ...models.layer import Tensors
+from ...numbers.quantized import QuantizedLinear
+from ...quantize.layer import QuantizedLayer
+from ...quantize.precision import Precision
+from ...quantize.scheme import LayerSchemes, Scheme
+from .formats import format_of
+from .formats.base import Engine
+from .layout import CACHE_SCALE, check_kernels, layer_tensors
+from .mixture import check_stages
+from .ranks import MODEL_DTYPE, Mapping, Tensor
+from .storage import PLAIN
+
+WIDER, OTHERWISE = "use --dtype bfloat16", "use another --quant or --exclude the linear"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model for an engine.
+
+    Attributes:
+        precision: the scheme of each group of linears.
+    """
+
+    precision: Precision
+    engine: Engine
+
+    def check(self, mapping: Mapping) -> None:
+        """Raise InputError where a rank's weight fits no kernel, or stages that TensorRT-LLM cannot tell apart."""
+        check_stages(self.precision, mapping.stages(self.precision.model.num_hidden_layers))
+        check_kernels(self.precision, self.engine, mapping)
+
+    def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
+        """The weight that an engine multiplies with, float32 [out, in], of linears that nothing quantizes before."""
+        form = format_of(scheme, self.engine)
+        return form.weight(form.store(made))
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """What a layer's file holds, by name inside the layer."""
+        return layer_tensors(self.precision.model, self.precision.layer(index), self.engine, self.precision.kv_cache)
+
+    def layer(self, index: int, quantized: QuantizedLayer) -> dict[str, torch.Tensor]:
+        """A layer's tensors in the dtypes that its file holds, whole; packed integers are left logical."""
+        specs = self.tensors(index)
+        named = self.named(self.precision.layer(index), quantized)
+        return {name: self.cast(tensor, specs[name], f"layer {index}: {name}") for name, tensor in named.items()}
+
+    def named(self, schemes: LayerSchemes, quantized: QuantizedLayer) -> dict[str, torch.Tensor]:
+        """A layer's tensors under TensorRT-LLM's names inside the layer."""
+        tensors = dict(quantized.common)
+        if quantized.cache_scale is not None:
+            tensors[CACHE_SCALE] = quantized.cache_scale
+        for group in self.precision.model.family.groups:
+            form = format_of(schemes[group.name], self.engine)
+            scale = form.input_scale(group)
+            if scale is not None:
+                tensors[scale] = form.stored_input_scale(quantized.linears[group.linears[0]])
+            for name in group.linears:
+                own = form.store(quantized.linears[name])
+                tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in own.items()}
+        return tensors
+
+    def cast(self, tensor: torch.Tensor, spec: Tensor, name: str) -> torch.Tensor:
+        if spec.storage is not PLAIN:
+            return tensor
+        if spec.dtype == MODEL_DTYPE:
+            return to_dtype(tensor, self.engine.dtype, name)
+        return to_dtype(tensor, spec.dtype, name, f"its format has {spec.dtype} there; {OTHERWISE}")
+
+    def embedding(self, embedding: Embedding) -> Embedding:
+        """In the engine's dtype."""
+        name = self.precision.model.family.embedding
+        return embedding.map(lambda table: to_dtype(table, self.engine.dtype, name))
+
+    def head(self, norm: Tensors, head: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """The final norm's tensors, by last name, and the output projection, in the engine's dtype."""
+        family, dtype = self.precision.model.family, self.engine.dtype
+        own = {suffix: to_dtype(of, dtype, f"{family.final_norm.tensor}.{suffix}") for suffix, of in norm.items()}
+        return own, to_dtype(head, dtype, family.head)
+
+
+def to_dtype(tensor: torch.Tensor, dtype: str, name: str, way: str = WIDER) -> torch.Tensor:
+    """Cast, refusing anything that would not be a finite number in the checkpoint.
+
+    Args:
+        way: what to do where the dtype is too narrow.
+    """
+    cast = tensor.to(getattr(torch, dtype))
+    if cast.is_floating_point() and cast.element_size() > 1 and not torch.isfinite(cast).all():
+        largest = float(tensor.abs().max())
+        if math.isfinite(largest) and dtype == "float16":
+            raise InputError(f"{name} does not fit float16 (it reaches {largest:.3g}); {way}")
+        raise InputError(f"{name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
+    return cast

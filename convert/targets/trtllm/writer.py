@@ -1,0 +1,87 @@
+"""The ranks' files of a checkpoint: laid out before the first number is known, and filled layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from ...files.tensors import TensorFile
+from ...files.written import Written
+from ...models.ends import Embedding
+from ...models.layer import Tensors
+from ...models.rope import rotary_pairs
+from ...models.rotary import rotary_frequencies
+from ...quantize.precision import LAYER
+from .layout import FREQUENCIES, PAIRS, padded_vocab, rank_tensors
+from .ranks import Mapping, cut
+from .target import Target
+
+
+class RankFiles:
+    """Every rank's file, open.
+
+    Args:
+        files: of the ranks, in order.
+    """
+
+    def __init__(self, files: list[TensorFile], target: Target, mapping: Mapping):
+        self.files, self.target, self.mapping, self.model = files, target, mapping, target.precision.model
+
+    @staticmethod
+    @contextmanager
+    def made(folder: Path, target: Target, mapping: Mapping) -> Iterator[RankFiles]:
+        """New files in a folder; closed whatever comes."""
+        with ExitStack() as opened:
+            files = []
+            for rank in range(mapping.world_size):
+                tensors = rank_tensors(target.precision, mapping, rank, target.engine)
+                files.append(TensorFile(folder / f"rank{rank}.safetensors", tensors))
+                opened.callback(files[-1].file.close)
+            yield RankFiles(files, target, mapping)
+
+    def write_rotary_tables(self) -> None:
+        """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""
+        if not self.model.brings_rotary_tables:
+            return
+        frequencies, _ = rotary_frequencies(self.model)
+        for file in self.files:
+            file.write(FREQUENCIES, frequencies)
+            file.fill(PAIRS, rotary_pairs(frequencies, self.model.max_position_embeddings))
+
+    def write_embedding(self, embedding: Embedding) -> None:
+        """Store what stands before the first layer, in any floating dtype, on the first stage."""
+        stored = self.target.embedding(embedding)
+        for file in self.files[: self.mapping.tp_size]:
+            file.write("transformer.vocab_embedding.weight", stored.tokens)
+            if stored.positions is not None:
+                file.write("transformer.position_embedding.weight", stored.positions)
+
+    def write_layer(self, index: int, tensors: Tensors) -> None:
+        """Cut a layer's whole tensors, by name inside it, over the ranks of its stage and store them."""
+        stages, ranks = self.mapping.stages(self.model.num_hidden_layers), self.mapping.tp_size
+        stage = next(number for number, layers in enumerate(stages) if index in layers)
+        prefix, specs = LAYER.format(i=index - stages[stage].start), self.target.tensors(index)
+        for name, tensor in tensors.items():
+            spec, whole = specs[name], tensor.cpu()
+            for tp_rank, file in enumerate(self.files[stage * ranks : (stage + 1) * ranks]):
+                piece = spec.storage.store(cut(whole, spec, self.model, ranks, tp_rank))
+                file.write(prefix + name, piece)
+
+    def write_head(self, norm: Tensors, head: torch.Tensor) -> None:
+        """Store the final norm's tensors and each rank's rows of the output projection, zero rows at its end."""
+        ranks = self.mapping.tp_size
+        share = padded_vocab(self.model, ranks) // ranks
+        for tp_rank, file in enumerate(self.files[-ranks:]):
+            rows = head[tp_rank * share : (tp_rank + 1) * share]
+            for suffix, tensor in norm.items():
+                file.write(f"transformer.ln_f.{suffix}", tensor)
+            file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
+
+    def finish(self, written: Written) -> None:
+        """Close the files, each of which must be complete by now."""
+        for file in self.files:
+            written.add(file.path, file.close())
