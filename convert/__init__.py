@@ -8,7 +8,7 @@ Rooms, each of which imports only those named before it:
     sources       Hugging Face folders, those that are quantized already, texts
     statistics    what is gathered of a layer's inputs
     quantize      which scheme each linear has, and what each scheme makes of a layer
-    targets       how a target names, cuts, packs and writes it, and reads it back
+    targets       how a target names, cuts, packs and writes it, and reads it back; one file a format
     prove         the written integers executed beside the source
     job           a conversion, a comparison
 """
