@@ -22,7 +22,14 @@ TENSORS = re.compile(r"scale_to_int|act_scale|per_channel_scale|prequant|s[12]_|
 # What is said elsewhere of one algorithm: upstream's flags, what a family's engine does not compute, what a folder of
 # another tool becomes, what would work instead of a refused one, and which attention reads an FP8 cache.
 FAMILIES = "convert/models/families"
-NAMED = ("cli/convert.py", FAMILIES, "convert/sources/readymade", "build/algorithms.py", "build/build_config.py", "build/plan.py")
+NAMED = (
+    "cli/convert.py",
+    FAMILIES,
+    "convert/sources/readymade",
+    "build/algorithms.py",
+    "build/build_config.py",
+    "build/plan.py",
+)
 
 
 @pytest.mark.parametrize("algo", SCHEMES)
