@@ -10,8 +10,9 @@ import pytest
 
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
-from enginesmith.convert.targets.trtllm.keys import EFFECTLESS, FIXED, MAPPING_FIXED, MOE_EFFECTLESS, MOE_FIXED
+from enginesmith.convert.targets.trtllm.keys import EFFECTLESS, MAPPING_FIXED, MOE_EFFECTLESS, MOE_FIXED, fixed
 from enginesmith.convert.targets.trtllm.mixture import quant_algo
 from enginesmith.convert.targets.trtllm.stated import REQUIRED, Stated
 from tests.build_folders import write_checkpoint
@@ -26,9 +27,10 @@ from tests.checkpoint_folders import (
     state,
 )
 from tests.command import run
-from tests.conftest import DATA
+from tests.conftest import DATA, TINY
 
 ODD: list[Any] = ["x", "", 0, -1, 7, 2.5, True, False, [], [1], {}, {"a": 1}, 10**400, "\x1b[31m" * 1000]
+FIXED = fixed(read_model(TINY))
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 # Key -> the odd values that it may well have.
 MAY_BE: dict[str, list[Any]] = {

@@ -287,7 +287,7 @@ def test_options_that_would_change_the_weights(
 def test_yarns_attention_factor_would_change_the_scales(tmp_path: Path, converted: Converted) -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
     folder = Folder(tmp_path / "hf", "gptq", rope_scaling=yarn)
-    with pytest.raises(InputError, match="yarn's attention factor would go into q_proj's scales"):
+    with pytest.raises(InputError, match="yarn's attention factor would go into the scales of queries"):
         converted(folder.path)
 
 

@@ -145,7 +145,7 @@ class Job:
         for flag in [flag for flag, there in changes.items() if there]:
             raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
         if rotary_frequencies(self.model)[1] != 1:
-            raise InputError(f"config.json: yarn's attention factor would go into q_proj's scales; {ANEW}")
+            raise InputError(f"config.json: yarn's attention factor would go into the scales of queries; {ANEW}")
         self.ready_layer(0)  # what the packer did to one layer it did to all
 
     def ready_layer(self, index: int) -> dict[str, QuantizedLinear] | None:

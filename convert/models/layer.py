@@ -22,7 +22,7 @@ class Layer:
     """A decoder layer's weights.
 
     Attributes:
-        norms: weights and biases of the norms, float32 [hidden], by TensorRT-LLM name ("input_layernorm.weight").
+        norms: weights and biases of the norms, float32 [hidden], by TensorRT-LLM name and suffix.
         weights, biases: float32, by Hugging Face part.
         factors: s of each group, float32 [in]: its input was divided by it, in whatever places.
         smoothers: what the runtime still divides a group's input by, float32 [in], by group name.

@@ -50,7 +50,7 @@ def logical(model: Model, read: Callable[[str], torch.Tensor]) -> dict[str, torc
         read: a tensor of the file by its name inside the layer; each is read once.
 
     Returns:
-        "self_attn.q_proj.weight" [out, in], "input_layernorm.weight" [hidden], ...
+        Weights [out, in] and biases [out] by logical linear and suffix, and what norms hold, [hidden].
     """
     family, held = model.family, dict[str, torch.Tensor]()
     tensors = {name: held.setdefault(name, read(name)) for name in layer_shapes(model)}

@@ -46,11 +46,6 @@ ROTATED = ("rotary_embedding_dim", "rotary_dim")
 # What a layer of another kind, or a part of a model, would say otherwise.
 FIXED: dict[str, Any] = {
     "qk_layernorm": False,
-    "residual_mlp": False,
-    "fc_after_embed": False,
-    "use_input_layernorm_in_first_layer": True,
-    "use_last_layernorm": True,
-    "layer_idx_offset": 0,
     "rotary_pct": 1.0,
     "rotary_percentage": 1.0,
     "partial_rotary_factor": 1.0,
@@ -104,14 +99,18 @@ MAPPING_EFFECTLESS: dict[str, tuple[type, ...]] = {"gpus_per_node": (int,), "ran
 
 def check_config(said: Reader, model: Model) -> None:
     """Raise InputError for a key of config.json that is not known, or that says what is not executed here."""
-    own = {key: value for key, value in model.family.config(model).items() if key not in READ}
-    check(said, (*READ, *ROTATED, "bias"), FIXED | own, EFFECTLESS)
+    check(said, (*READ, *ROTATED, "bias"), fixed(model), EFFECTLESS)
     check(said.section("moe"), (), MOE_FIXED, MOE_EFFECTLESS)
     for key in ROTATED:
         if said.integer(key, model.head_size) != model.head_size:
             raise said.wrong(key, f"head_size {model.head_size}: a head is rotated whole here")
     if said.flag("bias", model.attn_bias) != model.attn_bias:
         raise said.wrong("bias", f"attn_bias {shown_json(model.attn_bias)}")
+
+
+def fixed(model: Model) -> dict[str, Any]:
+    """Keys that must have one value, and it: those that any family may have, and the model's own."""
+    return FIXED | {key: value for key, value in model.family.config(model).items() if key not in READ}
 
 
 def check_mapping(parallel: Reader) -> None:
