@@ -92,3 +92,13 @@ def rotary_tables(frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor,
     angles = torch.outer(torch.arange(tokens, device=frequencies.device).float(), frequencies)
     angles = torch.cat((angles, angles), -1)
     return angles.cos(), angles.sin()
+
+
+def with_scaled_queries(tensors: dict[str, torch.Tensor], model: Model, times: float) -> dict[str, torch.Tensor]:
+    """A layer's tensors with larger queries: by logical linear, or by the norm behind them where there is one."""
+    if times == 1:
+        return tensors
+    norms = model.family.query_key_norms
+    tensor = model.family.attention[0] if norms is None else norms[0].tensor
+    names = (f"{tensor}.{kind}" for kind in ("weight", "bias"))
+    return tensors | {name: tensors[name].float() * times for name in names if name in tensors}

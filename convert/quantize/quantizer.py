@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..models.dimensions import Model
 from ..models.ends import Embedding
 from ..models.layer import Layer, Tensors
-from ..models.rotary import rotary_frequencies
+from ..models.rotary import rotary_frequencies, with_scaled_queries
 from ..models.rotation import Rotation
 from ..numbers.quantized import QuantizedLinear
 from ..sources.folder import Source
@@ -69,11 +69,17 @@ class Quantizer:
             computed: the weight that the engine will multiply with.
             ready: each linear as someone else quantized it, where it is kept so.
         """
-        layer = Layer.of(with_attention_scaling(source, self.model), self.model)
-        seen = with_scaled_queries(statistics.only(self.wanted), self.model)
+        layer = self.float_layer(source)
+        seen = of_scaled_queries(statistics.only(self.wanted), self.model)
         schemes, dtype, cache = self.precision.layer(index), getattr(torch, self.dtype), self.precision.kv_cache
         with naming_layer(index):
             return quantize_layer(layer, seen, schemes, self.choices, dtype, computed, cache, ready)
+
+    def float_layer(self, source: Tensors) -> Layer:
+        """A layer before it is quantized. Yarn multiplies cos and sin, hence attention scores twice; the tables of an
+        engine do not: queries do it here."""
+        scaling = rotary_frequencies(self.model)[1]
+        return Layer.of(with_scaled_queries(source, self.model, scaling**2), self.model)
 
     def source_layer(self, source: Source, index: int, device: torch.device) -> Tensors:
         """The Hugging Face tensors of one layer, rotated where the model is."""
@@ -94,19 +100,8 @@ class Quantizer:
         return norm, head
 
 
-def with_attention_scaling(source: Tensors, model: Model) -> Tensors:
-    """Yarn multiplies cos and sin, hence each attention score twice; the engine's tables do not: q does it here."""
-    scaling = rotary_frequencies(model)[1]
-    if scaling == 1:
-        return source
-    norms = model.family.query_key_norms
-    tensor = model.family.attention[0] if norms is None else norms[0].tensor
-    names = (f"{tensor}.{kind}" for kind in ("weight", "bias"))
-    return source | {name: source[name].float() * scaling**2 for name in names if name in source}
-
-
-def with_scaled_queries(statistics: LayerStatistics, model: Model) -> LayerStatistics:
-    """What calibration saw of queries, as they are behind ``with_attention_scaling``."""
+def of_scaled_queries(statistics: LayerStatistics, model: Model) -> LayerStatistics:
+    """What calibration saw of queries, as they are in ``Quantizer.float_layer``."""
     scaling, query = rotary_frequencies(model)[1] ** 2, model.family.attention[0]
     if scaling == 1:
         return statistics

@@ -13,6 +13,7 @@ from ..models.dimensions import Model
 from ..models.ends import Embedding, engine_norm
 from ..models.forward import LayerForward
 from ..models.layer import Layer, Tensors
+from ..models.rotary import with_scaled_queries
 from .layer import LayerStatistics, Wanted, calibrate_layer
 
 # Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
@@ -60,7 +61,9 @@ class Calibration:
 
     def advance(self, layer: Layer) -> float:
         """Replace the hidden states by what the quantized layer makes of them; returns the largest of them."""
-        self.forward.load(layer.computed())
+        # What scales attention scores in the tables here is in the layer's queries already.
+        undone = self.forward.attention_scaling**-2
+        self.forward.load(with_scaled_queries(layer.computed(), self.model, undone))
         calibrate_layer(self.forward, self.hidden, self.model, Wanted(), self.seed, self.batch)
         return self.largest()
 
