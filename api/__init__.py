@@ -14,27 +14,31 @@ but a result. PyTorch is loaded by what computes, not by what plans.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
 from .convert.errors import InputError
-from .convert.models.families import FAMILIES
-from .convert.models.family import Family
 from .convert.prove.options import VerifyOptions
+from .jobs import (
+    CheckedEngine,
+    Verdict,
+    check_engine,
+    check_repository,
+    compare,
+    families,
+    plan,
+    run,
+    triton,
+    verify,
+    write_plan,
+)
 
 if TYPE_CHECKING:
-    from .build.network import Nodes
-    from .build.pipeline import Step
-    from .build.plan import Plan
-    from .build.triton.check import Findings
-    from .convert.job.compare import Comparison
-    from .convert.job.conversion import Converted
     from .convert.job.options import ConvertOptions
-    from .convert.prove.execution import Accuracy
+    from .jobs import build, convert, plugins
 
 __all__ = [
     "BuildOptions",
@@ -57,199 +61,17 @@ __all__ = [
     "verify",
     "write_plan",
 ]
-# Told the layer that a job is at, and what it does there.
-OnLayer = Callable[..., None]
 
 
-def quiet(*_: object) -> None:
-    """No progress."""
+class Job(ModuleType):
+    """A package that can be called as the function of its name in ``jobs``."""
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return getattr(import_module(".jobs", __name__), self.__name__.rpartition(".")[2])(*given, **named)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What ``verify`` found.
-
-    Attributes:
-        problems: what is wrong with the files; empty where each rank holds exactly what its config implies.
-        accuracy: beside the source; None where none was given, or the files are wrong.
-        failures: the problems, and a gate that the accuracy does not pass.
-    """
-
-    problems: list[str]
-    accuracy: Accuracy | None
-    failures: list[str]
-
-    @property
-    def ok(self) -> bool:
-        return not self.failures
-
-
-@dataclass(frozen=True)
-class CheckedEngine:
-    """Whether an engine runs on a machine.
-
-    Attributes:
-        reasons: why it does not; empty where it does.
-        warnings: what is worth knowing all the same.
-    """
-
-    reasons: list[str]
-    warnings: list[str]
-
-    @property
-    def ok(self) -> bool:
-        return not self.reasons
-
-
-def families() -> tuple[Family, ...]:
-    """The models that can be converted."""
-    return FAMILIES
-
-
-def convert(options: ConvertOptions, on_progress: OnLayer = quiet) -> Converted:
-    """Convert a Hugging Face folder into a TensorRT-LLM checkpoint; the folder appears when it is complete.
-
-    Args:
-        on_progress: called with (layer, phase, tokens).
-    """
-    from .convert.job import conversion
-
-    return conversion.convert(options, on_progress)
-
-
-def verify(
-    checkpoint_dir: str | Path,
-    reference: str | Path | None = None,
-    options: VerifyOptions | None = None,
-    on_progress: OnLayer = quiet,
-) -> Verdict:
-    """Check a checkpoint: every tensor that its config implies, then what its integers compute beside the source.
-
-    Args:
-        reference: the Hugging Face folder that it was made of; None checks the structure alone.
-        on_progress: called with (layer, phase).
-    """
-    from .convert.prove.verify import accuracy_failures, measure, structure_problems
-    from .convert.targets.trtllm.checkpoint import Checkpoint
-
-    options = options or VerifyOptions()
-    checkpoint, accuracy = Checkpoint(checkpoint_dir), None
-    problems = structure_problems(checkpoint)
-    if reference is not None and not problems:
-        how = options.text, options.chunks, options.seq_len, options.device
-        accuracy = measure(checkpoint, reference, *how, on_progress)
-    return Verdict(problems, accuracy, problems + accuracy_failures(accuracy, options.max_ppl_increase))
-
-
-def compare(
-    options: ConvertOptions,
-    algorithms: Sequence[str],
-    text: str = VerifyOptions.text,
-    chunks: int = 20,
-    seq_len: int = 512,
-    on_progress: OnLayer = quiet,
-) -> Comparison:
-    """Compare quantizations of a model: size, and accuracy beside the float32 source; no checkpoint is written.
-
-    Args:
-        options: of every one of them; output_dir and quant do not count.
-        algorithms: QuantAlgo names with settings of their own, such as "W4A16_AWQ:rounding=gptq".
-        text, chunks, seq_len: held-out text, sequences of it, and tokens in each.
-    """
-    from .convert.job import compare as job
-
-    return job.compare(replace(options, propagate="float"), list(algorithms), text, chunks, seq_len, on_progress)
-
-
-def plugins(checkpoint_dir: str | Path) -> Mapping[int, list[Nodes]]:
-    """The TensorRT-LLM plugins of a checkpoint's engines: by rank, each layer's nodes and those outside."""
-    from .build.checkpoint_folder import CheckpointFolder
-    from .build.network import rank_nodes
-
-    checkpoint = CheckpointFolder(checkpoint_dir)
-    return {rank: rank_nodes(checkpoint, rank) for rank in range(checkpoint.world_size)}
-
-
-def plan(checkpoint_dir: str | Path, options: BuildOptions | None = None) -> Plan:
-    """The plan of a checkpoint's engines on one kind of GPU; what cannot work is refused here.
-
-    Args:
-        options: ``flags`` are trtllm-build's, by name.
-    """
-    from .build.build_options import plan_of
-    from .build.checkpoint_folder import CheckpointFolder
-
-    return plan_of(CheckpointFolder(checkpoint_dir), options or BuildOptions())
-
-
-def write_plan(plan: Plan, output_dir: str | Path) -> Path:
-    """Write build_config.json, and a build.sh that builds in NVIDIA's container, into a folder that is new."""
-    from .build import script
-    from .convert.files.staging import Staging
-
-    with Staging(str(output_dir)) as staging:
-        script.write_plan(plan, staging.folder, staging.final)
-        staging.commit()
-    return Path(output_dir)
-
-
-def build(plan: Plan, output_dir: str | Path) -> bool:
-    """Build a plan's engines where TensorRT-LLM is installed; False if a rank failed, after which it can go on."""
-    from .build import engines
-
-    return engines.build(plan, Path(output_dir))
-
-
-def check_engine(engine_dir: str | Path, gpu: str | None = None, release: str | None = None) -> CheckedEngine:
-    """Whether an engine can run on this machine, or with another GPU or release than this machine has."""
-    from .build import gpus, releases
-    from .build.check_engine import Machine, reasons_against, this_machine, warnings_about
-    from .build.engine_folder import EngineFolder
-
-    engine, machine = EngineFolder(engine_dir, "ENGINE_DIR"), this_machine()
-    if gpu is not None:
-        machine = replace(machine, gpus=[gpus.find(gpu)] * engine.world_size)
-    if release is not None:
-        known = releases.find(release)
-        machine = Machine(known.version, known.tensorrt, machine.gpus, f"in release {known.version}")
-    return CheckedEngine(list(reasons_against(engine, machine)), list(warnings_about(engine, machine)))
-
-
-def triton(options: TritonOptions) -> Path:
-    """Make a model repository for Triton Inference Server: text in, text out."""
-    from .build.triton.generate import generate
-
-    return generate(options)
-
-
-def check_repository(folder: str | Path, mount_dir: str = "/models") -> Findings:
-    """Examine a model repository as tritonserver and TensorRT-LLM's backend read it.
-
-    Args:
-        mount_dir: where the server will find it.
-    """
-    from .build.triton.check import examine
-
-    return examine(folder, mount_dir)
-
-
-def run(
-    recipe: str | Path,
-    model_dir: str | None = None,
-    output_dir: str | None = None,
-    on_step: Callable[[str, str], None] = quiet,
-    on_progress: OnLayer = quiet,
-) -> list[Step]:
-    """Run a release recipe; steps whose inputs did not change are skipped, and a step that failed ends it.
-
-    Args:
-        model_dir, output_dir: instead of the recipe's.
-        on_step: called with (step, status).
-    """
-    from .build.pipeline import Run
-    from .build.recipe import read_recipe
-
-    return Run(read_recipe(Path(recipe), model_dir, output_dir), on_step, on_progress).run()
+for _name in ("build", "convert", "plugins"):
+    import_module(f".{_name}", __name__).__class__ = Job
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .. import check_engine as check
+from ..jobs import check_engine as check
 from .lines import failed
 from .options import Command
 

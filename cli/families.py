@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import click
 
-from .. import families as known
 from ..convert.models.family import Family
+from ..jobs import families as known
 from .options import Command
 
 

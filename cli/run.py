@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from .. import run as run_recipe
 from ..build.pipeline import DONE, FAILED, NOT_HERE, UNCHANGED, Step
 from ..build.recipe import read_recipe
 from ..convert.errors import LINE, printable
 from ..convert.sources.folder import Source
+from ..jobs import run as run_recipe
 from .display import Bar
 from .options import Command
 

@@ -6,12 +6,12 @@ import json
 
 import click
 
-from .. import verify as check
 from ..convert.prove.execution import Accuracy
 from ..convert.prove.options import VerifyOptions
 from ..convert.prove.verify import summary
 from ..convert.targets.trtllm.checkpoint import Checkpoint
 from ..convert.targets.trtllm.mixture import quant_algo
+from ..jobs import verify as check
 from . import options as shared
 from .display import Bar, print_accuracy
 from .lines import counted, failed

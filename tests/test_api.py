@@ -86,12 +86,13 @@ def test_what_plans_loads_no_pytorch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_package_and_its_functions_bear_one_name() -> None:
-    from enginesmith.convert.job.conversion import convert
+def test_packages_are_called_as_the_jobs_of_their_name() -> None:
+    import enginesmith.convert.files.reader as reader
 
-    assert callable(es.convert)
-    assert callable(es.plugins)
-    assert convert is not es.convert
+    assert es.convert.files.reader is reader  # type: ignore[attr-defined]
+    for name in ("build", "convert", "plugins"):
+        assert callable(getattr(es, name))
+        assert getattr(es, name).__name__ == f"enginesmith.{name}"
     assert set(es.__all__) <= {*dir(es), "ConvertOptions"}
     with pytest.raises(AttributeError, match="colour"):
         es.colour  # noqa: B018

@@ -40,8 +40,9 @@ def imported(path: Path) -> Iterator[tuple[str, ...]]:
 
 def place(name: tuple[str, ...]) -> int:
     """How high a module stands; errors and devices are everybody's ground."""
-    if name == () or name[0] != "convert":
-        return FLOORS.index(name[0] if name else "api") * 100
+    floor = name[0] if name and name[0] in FLOORS else "api"
+    if floor != "convert":
+        return FLOORS.index(floor) * 100
     return 100 + (ROOMS.index(name[1]) if len(name) > 1 and name[1] in ROOMS else 0)
 
 
