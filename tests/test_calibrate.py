@@ -9,7 +9,8 @@ import torch
 
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.statistics.layer import Wanted, calibrate_layer
+from enginesmith.convert.statistics.layer import calibrate_layer
+from enginesmith.convert.statistics.wanted import Wanted
 
 
 def test_a_pass_that_stays_sees_the_same_and_moves_nothing(tiny: Callable[..., Path]) -> None:
