@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
 from .convert.errors import InputError
+from .convert.job.options import ConvertOptions
 from .convert.prove.options import VerifyOptions
 from .jobs import (
     CheckedEngine,
@@ -37,7 +38,6 @@ from .jobs import (
 )
 
 if TYPE_CHECKING:
-    from .convert.job.options import ConvertOptions
     from .jobs import build, convert, plugins
 
 __all__ = [
@@ -72,11 +72,3 @@ class Job(ModuleType):
 
 for _name in ("build", "convert", "plugins"):
     import_module(f".{_name}", __name__).__class__ = Job
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ConvertOptions":  # of a module that loads PyTorch
-        from .convert.job.options import ConvertOptions
-
-        return ConvertOptions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

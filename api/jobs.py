@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
+from .convert.errors import InputError
+from .convert.job.options import ConvertOptions
 from .convert.models.families import FAMILIES
 from .convert.models.family import Family
 from .convert.prove.options import VerifyOptions
 
 if TYPE_CHECKING:
     from .build.network import Nodes
-    from .build.pipeline import Step
     from .build.plan import Plan
+    from .build.steps import Step
     from .build.triton.check import Findings
     from .convert.job.compare import Comparison
     from .convert.job.conversion import Converted
-    from .convert.job.options import ConvertOptions
     from .convert.prove.execution import Accuracy
 
 # Told the layer that a job is at, and what it does there.
@@ -78,9 +79,12 @@ def convert(options: ConvertOptions, on_progress: OnLayer = quiet) -> Converted:
     Args:
         on_progress: called with (layer, phase, tokens).
     """
-    from .convert.job import conversion
+    from .convert.job.checked import checked
 
-    return conversion.convert(options, on_progress)
+    found = checked(options)
+    from .convert.job.conversion import Job, convert_job
+
+    return convert_job(Job(found), on_progress)
 
 
 def verify(
@@ -95,15 +99,22 @@ def verify(
         reference: the Hugging Face folder that it was made of; None checks the structure alone.
         on_progress: called with (layer, phase).
     """
-    from .convert.prove.verify import accuracy_failures, measure, structure_problems
+    from .convert.prove.verify import accuracy_failures, measure_beside, reference_of, structure_problems
     from .convert.targets.trtllm.checkpoint import Checkpoint
 
     options = options or VerifyOptions()
+    how = options.text, options.chunks, options.seq_len, options.device
     checkpoint, accuracy = Checkpoint(checkpoint_dir), None
+    source = None
+    if reference is not None:
+        try:
+            source = reference_of(checkpoint, reference, *how)
+        except InputError:  # at once, unless files are wrong: then that is the verdict
+            if not structure_problems(checkpoint, values=False):
+                raise
     problems = structure_problems(checkpoint)
-    if reference is not None and not problems:
-        how = options.text, options.chunks, options.seq_len, options.device
-        accuracy = measure(checkpoint, reference, *how, on_progress)
+    if source is not None and not problems:
+        accuracy = measure_beside(checkpoint, source, *how, on_progress)
     return Verdict(problems, accuracy, problems + accuracy_failures(accuracy, options.max_ppl_increase))
 
 
@@ -122,9 +133,12 @@ def compare(
         algorithms: QuantAlgo names with settings of their own, such as "W4A16_AWQ:rounding=gptq".
         text, chunks, seq_len: held-out text, sequences of it, and tokens in each.
     """
-    from .convert.job import compare as job
+    from .convert.job.algorithms import CheckedComparison
 
-    return job.compare(replace(options, propagate="float"), list(algorithms), text, chunks, seq_len, on_progress)
+    checked = CheckedComparison(replace(options, propagate="float"), list(algorithms), text, chunks, seq_len)
+    from .convert.job.compare import compare_checked
+
+    return compare_checked(checked, on_progress)
 
 
 def plugins(checkpoint_dir: str | Path) -> Mapping[int, list[Nodes]]:

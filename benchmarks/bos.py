@@ -21,8 +21,8 @@ from transformers import AutoTokenizer
 
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.text import read_tokens
-from enginesmith.convert.statistics.layer import Wanted
 from enginesmith.convert.statistics.stream import Calibration
+from enginesmith.convert.statistics.wanted import Wanted
 
 QUANT = "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"
 LENGTH = 512

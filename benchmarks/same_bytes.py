@@ -132,6 +132,8 @@ def run(tree: Path, commands: list[list[str]], scratch: Path) -> None:
     (site / "enginesmith").mkdir(parents=True)
     for package in ("build", "cli", "convert", "plugins"):
         (site / "enginesmith" / package).symlink_to((tree / package).resolve())
+    for file in (tree / "api").glob("*.py"):  # the package itself, which older trees have not
+        (site / "enginesmith" / file.name).symlink_to(file.resolve())
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     lines = "".join(json.dumps(words) + "\n" for words in commands)
     subprocess.run([sys.executable, "-c", RUNNER], input=lines, text=True, env=environment, stdout=subprocess.DEVNULL)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..convert.errors import InputError
 from ..convert.files.apart import check_apart
 from ..convert.files.disk import is_there, read_json, text_digest
 from ..convert.files.staging import Staging
+from ..convert.job.checked import Checked
 from ..convert.job.conversion import Job, convert_job, versions
 from ..convert.job.options import ConvertOptions
 from ..convert.prove.execution import held_out
@@ -37,31 +38,13 @@ from .plan import Plan
 from .recipe import Recipe
 from .script import write_plan
 from .sketch import sketched
+from .steps import DONE, FAILED, NOT_HERE, UNCHANGED, Step
 from .triton.generate import generate, prepare
 from .triton.options import TritonOptions, check_bounds
-
-DONE, UNCHANGED, FAILED, NOT_HERE = "done", "unchanged", "failed", "not here"
 
 OnStep = Callable[[str, str], None]
 # (layer, phase, tokens)
 OnProgress = Callable[[int, str, int], None]
-
-
-@dataclass
-class Step:
-    """What became of one step.
-
-    Attributes:
-        status: DONE, UNCHANGED, FAILED, or NOT_HERE where this machine lacks what it needs.
-        inputs, outputs: SHA-256 of what it was made from, and of what it made.
-        result: what it found, or why it did not run.
-    """
-
-    name: str
-    status: str
-    inputs: str
-    outputs: str | None
-    result: dict[str, Any]
 
 
 class Run:
@@ -105,7 +88,7 @@ class Run:
         recipe = self.recipe
         self.check_apart()
         check_free(self.root)
-        job = Job(self.convert_options)
+        job = Job(Checked(self.convert_options))
         if recipe.verify is not None:
             pick_device(recipe.verify.device)
             held_out(job.source, recipe.verify.text, recipe.verify.chunks, recipe.verify.seq_len)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -18,17 +18,20 @@ from ..convert.errors import InputError
 from ..convert.files.apart import check_apart
 from ..convert.files.bounds import Option
 from ..convert.files.staging import whole_file
-from ..convert.job.compare import NONE, SETTINGS, SWITCHES, Comparison, summary
-from ..convert.job.compare import compare as run
+from ..convert.job.algorithms import NONE, SETTINGS, SWITCHES
 from ..convert.job.options import ConvertOptions
 from ..convert.sources.documents import BUILT_IN
 from ..convert.sources.folder import Source
 from ..convert.targets.trtllm.formats import SCHEMES
+from ..jobs import compare as run
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar, adding_most
 from .options import Command
 from .page.report import cells, page
+
+if TYPE_CHECKING:
+    from ..convert.job.compare import Comparison
 
 SHOWN_LAYERS = 3
 # Columns where standard output is no terminal.
@@ -87,6 +90,8 @@ def compare(
         with whole_file(html, "--html") as file:
             file.write_text(page(comparison), encoding="utf-8")
     if as_json:
+        from ..convert.job.compare import summary
+
         click.echo(json.dumps(summary(comparison)))
     else:
         print_comparison(comparison)

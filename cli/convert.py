@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from ..convert.errors import InputError
 from ..convert.files.bounds import Option
-from ..convert.job.conversion import Converted
-from ..convert.job.conversion import convert as run
 from ..convert.job.options import ConvertOptions
 from ..convert.quantize.precision import KV_CACHE
 from ..convert.sources.folder import Source
 from ..convert.targets.trtllm.formats import SCHEMES
 from ..convert.targets.trtllm.formats.smoothquant import algorithm
+from ..jobs import convert as run
 from . import convert_flags as flags
 from . import options as shared
 from .display import Bar
 from .lines import note
 from .options import Command, Value, option_of
+
+if TYPE_CHECKING:
+    from ..convert.job.conversion import Converted
 
 SHOWN_SCALES = 4
 UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}

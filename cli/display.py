@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import pairwise
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..convert.prove.execution import Accuracy
+if TYPE_CHECKING:
+    from ..convert.prove.execution import Accuracy
 
 SHOWN_LAYERS = 5
 # Seconds between progress lines where standard error is no terminal.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..build.pipeline import DONE, FAILED, NOT_HERE, UNCHANGED, Step
 from ..build.recipe import read_recipe
+from ..build.steps import DONE, FAILED, NOT_HERE, UNCHANGED, Step
 from ..convert.errors import LINE, printable
 from ..convert.sources.folder import Source
 from ..jobs import run as run_recipe

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
-from ..convert.prove.execution import Accuracy
 from ..convert.prove.options import VerifyOptions
 from ..convert.prove.verify import summary
 from ..convert.targets.trtllm.checkpoint import Checkpoint
@@ -16,6 +16,9 @@ from . import options as shared
 from .display import Bar, print_accuracy
 from .lines import counted, failed
 from .options import Command, option_of
+
+if TYPE_CHECKING:
+    from ..convert.prove.execution import Accuracy
 
 
 @click.command(cls=Command, short_help="Check a checkpoint's structure, and its accuracy by executing it.")

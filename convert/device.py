@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-import torch
-
+from ..plugins.lazy import torch
 from .errors import InputError
+
+# What PyTorch knows by name, whether it is here or not; it says itself what it makes of these.
+TYPES = (
+    "cpu", "cuda", "fpga", "hip", "hpu", "ideep", "ipu", "lazy", "maia", "meta", "mkldnn", "mps", "mtia", "opencl",
+    "opengl", "privateuseone", "ve", "vulkan", "xla", "xpu",
+)  # fmt: skip
+
+
+def check_device(name: str) -> None:
+    """``pick_device``'s refusals; PyTorch is asked only about what it may know.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if name.partition(":")[0] not in ("auto", *TYPES):
+        raise no_device(name)
+    if name not in ("auto", "cpu"):
+        pick_device(name)
+
+
+def no_device(name: str) -> InputError:
+    return InputError(f"--device: {name!r} is no device; use auto, cpu or cuda")
 
 
 def pick_device(name: str) -> torch.device:
@@ -18,7 +39,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device: {name!r} is no device; use auto, cpu or cuda") from None
+        raise no_device(name) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device; use --device cpu")
     if str(device) != "cpu" and device.type != "cuda":

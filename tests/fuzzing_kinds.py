@@ -24,7 +24,8 @@ from enginesmith.build.triton.options import TritonOptions
 from enginesmith.build.triton.special_tokens import stated_ends
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
-from enginesmith.convert.job.options import ConvertOptions, quantizer_of
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.job.quantization import quantization_of
 from enginesmith.convert.prove.verify import structure_problems
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.text import read_tokens
@@ -166,8 +167,8 @@ def hugging_face_config(folder: Folder) -> Kind:
 
     def work() -> Any:
         source = Source(model)
-        quantizer = quantizer_of(ConvertOptions(str(model), "out"), source)
-        Target(quantizer.precision, Engine(quantizer.dtype)).check(Mapping())
+        how = quantization_of(ConvertOptions(str(model), "out"), source)
+        Target(how.precision, Engine(how.dtype)).check(Mapping())
         return source.model, source.dtype, source.notes
 
     def judge(valid: Any, mutant: Mutant, read: Any) -> None:

@@ -11,8 +11,9 @@ from enginesmith.convert.job.options import ConvertOptions, quantizer_of
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.rotary import rotary_frequencies, rotary_tables
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.statistics.layer import Wanted, calibrate_layer
+from enginesmith.convert.statistics.layer import calibrate_layer
 from enginesmith.convert.statistics.stream import Calibration
+from enginesmith.convert.statistics.wanted import Wanted
 
 
 def test_a_pass_that_stays_sees_the_same_and_moves_nothing(tiny: Callable[..., Path]) -> None:

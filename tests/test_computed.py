@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from enginesmith.convert.job.compare import of_algorithm
+from enginesmith.convert.job.algorithms import of_algorithm
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.prove.verify import measure
 from enginesmith.convert.quantize.layer import QuantizedLayer
+from enginesmith.convert.quantize.quantizer import Quantizer
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.stream import Calibration
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
@@ -37,7 +38,8 @@ CPU = torch.device("cpu")
 def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[Target, QuantizedLayer]:
     """The first layer of a model, quantized behind float ones."""
     source = Source(folder)
-    quantizer, target = of_algorithm(algorithm, ConvertOptions(str(folder), "", **options), source)
+    how, target = of_algorithm(algorithm, ConvertOptions(str(folder), "", **options), source)
+    quantizer = Quantizer(how)
     tensors = quantizer.source_layer(source, 0, CPU)
     ids = load_file(folder.parent / "ids.safetensors")["input_ids"]
     calibration = Calibration(source.model, ids, quantizer.embedding(source), quantizer.wanted, CPU, 0)

@@ -16,6 +16,7 @@ from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.engine_folder import EngineFolder
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files.shard import Shard
+from enginesmith.convert.job.checked import Checked
 from enginesmith.convert.job.conversion import Job, convert
 from enginesmith.convert.job.options import ConvertOptions
 
@@ -45,7 +46,7 @@ def test_a_sketch_is_planned_as_the_checkpoint_is(
 
     whole = checkpoint_folder.sha256
     monkeypatch.setattr(checkpoint_folder, "sha256", not_of_weights)
-    job = Job(replace(options, output_dir=str(tmp_path / "other")))
+    job = Job(Checked(replace(options, output_dir=str(tmp_path / "other"))))
     with sketch.sketched(tmp_path / "other", lambda folder: sketch.checkpoint(job, folder)) as drawn:
         for path in real.glob("rank*.safetensors"):
             assert Shard(path).forms() == Shard(drawn / path.name).forms()

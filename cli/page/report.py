@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from html import escape
+from typing import TYPE_CHECKING
 
-from ...convert.job.compare import Comparison, Conditions, Outliers, Result
 from .svg import Axis, chart, dots, legend, line
+
+if TYPE_CHECKING:
+    from ...convert.job.compare import Comparison, Conditions, Outliers, Result
 
 # A layer without error still has its place on a logarithmic axis.
 SMALLEST_ERROR = 1e-4

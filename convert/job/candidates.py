@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import InputError
 from ..models.layer import Tensors
 from ..models.rotary import rotary_frequencies
 from ..prove.execution import Execution
@@ -16,9 +14,11 @@ from ..prove.runtime import Runtime
 from ..quantize.quantizer import Quantizer
 from ..sources.folder import Source
 from ..sources.text import Tokens
-from ..statistics.layer import LayerStatistics, Wanted
+from ..statistics.layer import LayerStatistics
 from ..statistics.stream import Calibration, check_range
+from ..statistics.wanted import Wanted
 from ..targets.trtllm.target import Target
+from .algorithms import naming
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
@@ -68,15 +68,6 @@ class Stream:
         for candidate in self.candidates:
             candidate.layer(index, tensors, statistics, reference)
         return statistics
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """What is refused inside is told with the algorithm's name."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
 
 
 def stream_of(

@@ -7,34 +7,28 @@ quantizer reads the same statistics, and what it makes is executed at once besid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import torch
 
 from ..device import pick_device
-from ..errors import InputError
 from ..files.disk import ITEM_SIZE
 from ..files.tensors import prod
 from ..prove.execution import Accuracy, Reference, held_out
 from ..prove.verify import figures, finite
 from ..quantize.quantizer import Quantizer
 from ..sources.folder import Source
-from ..statistics.layer import LayerStatistics, Wanted
-from ..targets.trtllm.formats.base import Engine
+from ..statistics.layer import LayerStatistics
 from ..targets.trtllm.layout import rank_tensors
 from ..targets.trtllm.quant_config import NO_GROUPS
 from ..targets.trtllm.ranks import Mapping
 from ..targets.trtllm.target import Target
-from .candidates import Candidate, OnProgress, Stream, naming, stream_of
-from .options import ConvertOptions, check_options, quantizer_of, read_calibration
-
-NONE = "none"
-# What may follow an algorithm's name after a colon, as NAME=VALUE, and how the value is read; and what stands alone.
-SETTINGS: dict[str, Callable[[str], Any]] = {"rounding": str, "group_size": int, "alpha": float, "act_range": str}
-SWITCHES = ("symmetric",)
+from .algorithms import CheckedComparison, naming
+from .calibration import read_calibration
+from .candidates import Candidate, OnProgress, Stream, stream_of
+from .options import ConvertOptions
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,6 @@ class Comparison:
     conditions: Conditions
 
 
-@torch.inference_mode()
 def compare(
     options: ConvertOptions,
     algorithms: list[str],
@@ -132,15 +125,16 @@ def compare(
     Raises:
         InputError: anything that a conversion or a verification would refuse.
     """
-    check_names(algorithms)
-    check_options(options)
-    source, device = Source(options.model_dir), pick_device(options.device)
-    check_float(source)
-    ways = {name: of_algorithm(name, options, source) for name in algorithms}
-    quantizers = {name: quantizer for name, (quantizer, _) in ways.items()}
-    ids = held_out(source, text, chunks, length)
-    wanted = any(quantizer.wanted != Wanted() for quantizer in quantizers.values())
-    tokens = read_calibration(options, source) if wanted else None
+    return compare_checked(CheckedComparison(options, algorithms, text, chunks, length), on_progress)
+
+
+@torch.inference_mode()
+def compare_checked(checked: CheckedComparison, on_progress: OnProgress) -> Comparison:
+    """Quantize and execute a model with every algorithm of a checked comparison."""
+    options, source, device = checked.options, checked.source, pick_device(checked.options.device)
+    ways = {name: (Quantizer(how), target) for name, (how, target) in checked.ways.items()}
+    ids = held_out(source, checked.text, checked.chunks, checked.length)
+    tokens = read_calibration(options, source) if checked.calibrates else None
     reference = Reference(source, ids, device)
     streams = [
         stream_of(group, source, tokens, ids, device, options.seed)
@@ -159,58 +153,14 @@ def compare(
     done = {c.name: finished(c, source, reference) for stream in streams for c in stream.candidates}
     conditions = Conditions(
         metadata.version("enginesmith"),
-        quantizers[algorithms[0]].dtype,
+        next(iter(checked.ways.values()))[0].dtype,
         options.group_size or NO_GROUPS,
         options.kv_cache,
         tokens.name if tokens else None,
         tokens.ids.numel() if tokens else 0,
-        text,
+        checked.text,
     )
-    return Comparison(str(source.folder), [done[name] for name in algorithms], outliers, conditions)
-
-
-def check_names(algorithms: list[str]) -> None:
-    """Raise InputError unless there are algorithms, each of them once."""
-    if not algorithms or not all(algorithms):
-        raise InputError("--quant: give algorithms separated by commas, such as W8A16,W4A16_AWQ")
-    twice = next((name for name in algorithms if algorithms.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"--quant: {twice} is named twice")
-
-
-def check_float(source: Source) -> None:
-    """Raise InputError for a folder that is quantized already."""
-    if source.ready is not None:
-        raise InputError(
-            f"--model_dir: {source.folder} is quantized already ({source.ready.method}); a comparison needs "
-            "floating-point weights: convert the folder, and measure with enginesmith verify --reference"
-        )
-
-
-def of_algorithm(name: str, options: ConvertOptions, source: Source) -> tuple[Quantizer, Target]:
-    """How one algorithm quantizes, and for what, its settings and kernels checked."""
-    with naming(name):
-        own = replace(options, **settings_of(name))
-        own = replace(own, quant=None, exclude=()) if own.quant == NONE else own
-        check_options(own)
-        quantizer = quantizer_of(own, source)
-        target = Target(quantizer.precision, Engine(quantizer.dtype, own.sm))
-        target.check(Mapping())
-    return quantizer, target
-
-
-def settings_of(name: str) -> dict[str, Any]:
-    """The options in an algorithm's name: W4A16_AWQ:rounding=gptq:group_size=64."""
-    quant, *words = name.split(":")
-    options: dict[str, Any] = {"quant": quant}
-    for word in words:
-        key, _, value = word.partition("=")
-        try:
-            options[key] = True if word in SWITCHES else SETTINGS[key](value)
-        except (KeyError, ValueError):
-            takes = [*(f"{setting}=..." for setting in SETTINGS), *SWITCHES]
-            raise InputError(f"{word!r} is no setting of an algorithm here; these are: {', '.join(takes)}") from None
-    return options
+    return Comparison(str(source.folder), [done[name] for name in checked.ways], outliers, conditions)
 
 
 def wider(

@@ -13,32 +13,27 @@ from typing import Any
 import torch
 
 from ..device import pick_device
-from ..errors import InputError
-from ..files.apart import check_apart
 from ..files.disk import MANIFEST, Hashes, write_json
 from ..files.staging import Partial, Staging
 from ..files.written import Written, plain_disk_errors
 from ..models.ends import Embedding
 from ..models.layer import Tensors
-from ..models.rotary import rotary_frequencies
 from ..numbers.quantized import QuantizedLinear
 from ..quantize import half_range
-from ..sources.folder import Source
-from ..sources.readymade.kinds import ANEW, ReadyMade
+from ..quantize.quantizer import Quantizer
 from ..sources.text import Tokens
-from ..statistics.file import Origin, Save, StatisticsFile, check_new, saving
-from ..statistics.layer import EVERYTHING, LayerStatistics, Wanted
+from ..statistics.file import Origin, Save, StatisticsFile, saving
+from ..statistics.layer import LayerStatistics
 from ..statistics.stream import Calibration, calibration_dtype, check_range
+from ..statistics.wanted import Wanted
 from ..targets.trtllm.config import checkpoint_config
-from ..targets.trtllm.formats import kind_of
-from ..targets.trtllm.formats.base import Engine
 from ..targets.trtllm.manifest import QUANT_CFG
 from ..targets.trtllm.mixture import packed_for_sm, quant_algo
 from ..targets.trtllm.quant_config import quant_cfg
-from ..targets.trtllm.ranks import Mapping
-from ..targets.trtllm.target import Target
 from ..targets.trtllm.writer import RankFiles
-from .options import BY_RUN, ConvertOptions, check_options, quantizer_of, read_calibration, settled
+from .calibration import read_calibration
+from .checked import Checked, checked
+from .options import BY_RUN, ConvertOptions
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]
@@ -65,7 +60,7 @@ def convert(options: ConvertOptions, on_progress: OnProgress = lambda layer, pha
     Raises:
         InputError: any input that cannot be converted, or a disk that cannot hold the result.
     """
-    return convert_job(Job(options), on_progress)
+    return convert_job(Job(checked(options)), on_progress)
 
 
 def convert_job(job: Job, on_progress: OnProgress) -> Converted:
@@ -100,53 +95,19 @@ def convert_job(job: Job, on_progress: OnProgress) -> Converted:
 
 
 class Job:
-    """A checked conversion: the source, the target layout, and the calibration tokens."""
+    """A conversion that nothing refuses any more: what was checked, the quantizer, and the calibration tokens."""
 
-    def __init__(self, options: ConvertOptions):
-        check_options(options)
-        self.options = options = settled(options)
-        self.device = pick_device(options.device)
-        self.source = Source(options.model_dir)
-        self.model = self.source.model
-        self.mapping = Mapping(options.tp_size, options.pp_size)
-        self.mapping.check(self.model)
-        self.ready: ReadyMade | None = None if options.requantize else self.source.ready
-        self.quantizer = quantizer_of(options, self.source)
-        self.precision = self.quantizer.precision
-        self.target = Target(self.precision, Engine(self.quantizer.dtype, options.sm))
-        self.target.check(self.mapping)
-        if self.source.ready is not None:
-            self.source.check_ready_made()
+    def __init__(self, checked: Checked):
+        self.options, self.source, self.model = checked.options, checked.source, checked.model
+        self.mapping, self.ready, self.target = checked.mapping, checked.ready, checked.target
+        self.precision, self.gathered, self.requantized = checked.precision, checked.gathered, checked.requantized
+        self.device = pick_device(self.options.device)
+        self.quantizer = Quantizer(checked.how)
         if self.ready is not None:
-            self.check_repackable()
-        self.gathered = EVERYTHING if options.save_stats else self.quantizer.wanted
-        files = options.stats or options.save_stats
-        self.tokens: Tokens | None = None
-        if files or self.quantizer.wanted != Wanted():
-            self.tokens = read_calibration(options, self.source)
-        self.requantized = self.propagates_quantized()
-        self.saved = StatisticsFile(options.stats, self.model, self.device) if options.stats else None
-        check_apart(options.reads(), options.writes())
-        if options.save_stats:
-            check_new(Path(options.save_stats))
-
-    def check_repackable(self) -> None:
-        """Raise InputError for what would change a ready-made folder's weights, before any work."""
-        options = self.options
-        changes = {
-            "--rotate": bool(options.rotate),
-            "--symmetric": options.symmetric,
-            "--exclude": bool(options.exclude),
-            "--quant_layer": bool(options.quant_layer),
-            "--stats and --save_stats": bool(options.stats or options.save_stats),
-            f"--rounding {options.rounding}": options.rounding != "auto",
-            f"--propagate {options.propagate}": options.propagate != "auto",
-        }
-        for flag in [flag for flag, there in changes.items() if there]:
-            raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
-        if rotary_frequencies(self.model)[1] != 1:
-            raise InputError(f"config.json: yarn's attention factor would go into the scales of queries; {ANEW}")
-        self.ready_layer(0)  # what the packer did to one layer it did to all
+            self.ready_layer(0)  # what the packer did to one layer it did to all
+        self.tokens: Tokens | None = read_calibration(self.options, self.source) if checked.calibrates else None
+        stats = self.options.stats
+        self.saved = StatisticsFile(stats, self.model, self.device) if stats else None
 
     def ready_layer(self, index: int) -> dict[str, QuantizedLinear] | None:
         """A layer's weights as a ready-made folder holds them."""
@@ -241,15 +202,6 @@ class Job:
     def float16_range_checked(self) -> bool | None:
         """Whether what a layer makes was held against float16's range; None for an engine of another dtype."""
         return self.quantizer.wanted != Wanted() if self.quantizer.dtype == "float16" else None
-
-    def propagates_quantized(self) -> bool:
-        """Whether later layers see what the quantized ones before them compute."""
-        asked, schemes = self.options.propagate, self.precision.quantized
-        possible = bool(schemes) and all(kind_of(scheme).weight_only for scheme in schemes)
-        if asked == "quantized" and not possible:
-            raise InputError(f"--propagate quantized is for weight-only schemes, not {quant_algo(self.precision)}")
-        gptq = any(self.quantizer.choices.gptq(scheme) for scheme in schemes)
-        return possible and self.tokens is not None and (asked == "quantized" or (asked == "auto" and gptq))
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """What TensorRT-LLM reads beside the tensors, by name of the file."""

@@ -1,4 +1,4 @@
-"""What to convert and how: the command line's flags, checked, and the quantizer that they mean."""
+"""What to convert and how: the command line's flags, held against each other."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ from dataclasses import dataclass, replace
 from ...plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ..errors import InputError
 from ..files.bounds import bounded, check
-from ..models.rotation import Rotation
 from ..numbers.ranges import METHODS
-from ..quantize.options import QuantizeOptions
-from ..quantize.precision import KV_CACHE, Precision, mixed, of_parts
-from ..quantize.quantizer import Quantizer
-from ..quantize.scheme import Scheme
+from ..quantize.precision import KV_CACHE
 from ..sources.documents import BUILT_IN
-from ..sources.folder import Source
-from ..sources.readymade.kinds import ANEW, quant_of
-from ..sources.text import Tokens, check_length, read_tokens
-from ..targets.trtllm import mixture
-from ..targets.trtllm.formats import SCHEMES, scheme_of
+from ..targets.trtllm.formats import SCHEMES
 from ..targets.trtllm.packing import GENERATIONS
 
 # Options that say where things lie, not what they are.
@@ -109,74 +101,3 @@ def settled(options: ConvertOptions) -> ConvertOptions:
     if options.propagate == "auto" and (options.stats or options.save_stats):
         return replace(options, propagate="float")
     return options
-
-
-def quantizer_of(options: ConvertOptions, source: Source) -> Quantizer:
-    """How the options quantize a model.
-
-    Raises:
-        InputError: a quantization or dtype that is not supported.
-    """
-    algo = quant_of(source.ready, options.quant, options.requantize)
-    ready = None if options.requantize else source.ready
-    group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
-    base, cache = scheme_of(algo, group_size), options.kv_cache
-    layers = [layer_scheme(text, group_size) for text in options.quant_layer]
-    if ready:
-        precision = as_it_is(source, base, cache)
-    else:
-        precision = mixed(source.model, base, options.exclude, layers, cache)
-        mixture.check(precision)
-    if options.symmetric and ready is None and not any(s.grouped and s.zeros for s in precision.schemes):
-        raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
-    choices = QuantizeOptions(
-        options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
-    )
-    rotate = (
-        options.rotate
-        if options.rotate is not None
-        else (options.fold and any(scheme.gains_from_rotation for scheme in precision.schemes))
-    )
-    if options.rotate and not source.model.family.rotates:
-        raise InputError(
-            f"--rotate: norms of {source.model.architecture} do not commute with a rotation; leave it away"
-        )
-    rotation = Rotation(source.model.hidden_size, options.seed) if rotate and source.model.family.rotates else None
-    return Quantizer(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
-
-
-def as_it_is(source: Source, base: Scheme, kv_cache: str | None) -> Precision:
-    """The precision of a folder that is quantized already: linears that its tool left in float stay so."""
-    left = dict.fromkeys(source.left_in_float(), Scheme())
-    try:
-        precision = of_parts(source.model, base, left, kv_cache)
-        mixture.check(precision)
-    except InputError as error:
-        raise InputError(f"{error}; {ANEW}") from None
-    return precision
-
-
-def layer_scheme(text: str, group_size: int) -> tuple[str, Scheme]:
-    """The pattern and the scheme of one --quant_layer PATTERN=ALGO."""
-    pattern, equals, algo = text.rpartition("=")
-    if not equals or not pattern or not algo:
-        raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '{pattern or text or '*.mlp'}=W8A16'")
-    return pattern, scheme_of(None if algo == "none" else algo, group_size)
-
-
-def read_calibration(options: ConvertOptions, source: Source) -> Tokens:
-    """The calibration tokens.
-
-    Raises:
-        InputError: a text that cannot be used, or sequences longer than the model's.
-    """
-    model, length = source.model, options.calib_seq_len
-    check_length(model, length, "--calib_seq_len")
-    return read_tokens(options.calib, source.folder, options.calib_size, length, model.vocab_size, "--calib")
-
-
-def output_dtype(asked: str, source: str) -> str:
-    """The engine's dtype: as asked, else the source's, float32 becoming float16 as upstream has it."""
-    if asked == "auto":
-        return "float16" if source == "float32" else source
-    return asked

@@ -9,7 +9,7 @@ from ..errors import InputError, shown
 from ..files.reader import LARGEST, Reader
 from .families import FAMILIES
 from .family import LEARNED, ROTARY, Family
-from .rope import TABLED_ROPE_TYPES, check_rope, read_rope
+from .rope import TABLED_ROPE_TYPES, attention_factor, check_rope, read_rope
 
 MOST_LAYERS = 10_000
 
@@ -55,6 +55,12 @@ class Model:
     @property
     def brings_rotary_tables(self) -> bool:
         return self.rotary_scaling is not None and self.rotary_scaling["rope_type"] in TABLED_ROPE_TYPES
+
+    @property
+    def attention_scaling(self) -> float:
+        """What cos and sin of the rotary embedding are multiplied by; 1 but for YaRN."""
+        scaling = self.rotary_scaling if self.family.positions == ROTARY else None
+        return attention_factor(scaling) if scaling is not None and scaling["rope_type"] == "yarn" else 1.0
 
     def dimension(self, name: str) -> int:
         return int(getattr(self, name))

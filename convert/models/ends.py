@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch.nn import functional
-
 from ...plugins import layernorm_quantization, rmsnorm_quantization
+from ...plugins.lazy import torch
 from .family import LAYER, Norm
 
 
@@ -26,7 +24,7 @@ class Embedding:
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens] -> [sequences, tokens, hidden_size]."""
-        hidden = functional.embedding(ids, self.tokens)
+        hidden = torch.nn.functional.embedding(ids, self.tokens)
         return hidden if self.positions is None else hidden + self.positions[: ids.shape[1]]
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Embedding:

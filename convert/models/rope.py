@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,19 @@ def check_rope(theta: float, scaling: dict[str, Any] | None, head_size: int, pos
             f"config.json: max_position_embeddings {positions}: with rope type {kind} a checkpoint holds a table of "
             f"all positions, at most {MOST_TABLED_POSITIONS}; state a smaller one"
         )
+
+
+def attention_factor(scaling: dict[str, Any]) -> float:
+    """What YaRN multiplies cos and sin by: 0.1 ln(factor) + 1, unless the configuration says otherwise."""
+
+    def grown(times: float = 1.0) -> float:
+        return 1.0 if scaling["factor"] <= 1 else 0.1 * times * math.log(scaling["factor"]) + 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return grown(scaling["mscale"]) / grown(scaling["mscale_all_dim"])
+    return grown()
 
 
 def rotary_pairs(frequencies: torch.Tensor, positions: int) -> Iterator[torch.Tensor]:

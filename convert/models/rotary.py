@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
+from ...plugins.lazy import torch
 from .dimensions import Model
 from .family import ROTARY
 
@@ -33,7 +32,7 @@ def rotary_frequencies(model: Model) -> tuple[torch.Tensor, float]:
     if kind == "llama3":
         return llama3(plain, scaling), 1.0
     if kind == "yarn":
-        return yarn(model.rotary_base, size, scaling), attention_factor(scaling)
+        return yarn(model.rotary_base, size, scaling), model.attention_scaling
     return plain, 1.0
 
 
@@ -72,19 +71,6 @@ def yarn(base: float, size: int, scaling: dict[str, Any]) -> torch.Tensor:
     kept, pairs = 1 - ramp, powers(base, size)
     blended: torch.Tensor = 1.0 / (scaling["factor"] * pairs) * (1 - kept) + 1.0 / pairs * kept
     return blended
-
-
-def attention_factor(scaling: dict[str, Any]) -> float:
-    """What YaRN multiplies cos and sin by: 0.1 ln(factor) + 1, unless the configuration says otherwise."""
-
-    def grown(times: float = 1.0) -> float:
-        return 1.0 if scaling["factor"] <= 1 else 0.1 * times * math.log(scaling["factor"]) + 1.0
-
-    if scaling.get("attention_factor") is not None:
-        return float(scaling["attention_factor"])
-    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return grown(scaling["mscale"]) / grown(scaling["mscale_all_dim"])
-    return grown()
 
 
 def rotary_tables(frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
+from ...plugins.lazy import torch
 from .dimensions import Model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from ...plugins.lazy import torch
 
 
 @dataclass

@@ -6,8 +6,7 @@ Each method takes the statistics of an input and the smoothing factor s, and giv
 
 from __future__ import annotations
 
-import torch
-
+from ...plugins.lazy import torch
 from .inputs import InputStatistics
 
 BINS = 2048

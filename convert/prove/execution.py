@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from ..models.rotation import Rotation
 from ..quantize.scheme import LayerSchemes
 from ..sources.folder import Source
 from ..sources.text import check_length, read_tokens
+from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.formats.base import Activation, Format
 from .runtime import Runtime, Tensors
 
@@ -147,6 +148,32 @@ class Execution:
             few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
             result.few_tokens_error, result.many_tokens_error = few, many
         return result
+
+
+@torch.inference_mode()
+def side_by_side(
+    checkpoint: Checkpoint,
+    source: Source,
+    ids: torch.Tensor,
+    device: torch.device,
+    on_progress: Callable[[int, str], None],
+) -> Accuracy:
+    """Run a checkpoint and its source model over the same tokens."""
+    reference = Reference(source, ids, device)
+    runtime = Runtime.of(checkpoint, ids.shape[1], device)
+    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
+    for index in range(source.model.num_hidden_layers):
+        on_progress(index, "layer")
+        reference.layer(source.layer(index, device))
+        ours.layer(checkpoint.layer(index), checkpoint.precision.layer(index), reference.hidden)
+    on_progress(source.model.num_hidden_layers, "logits")
+    return ours.accuracy(reference, checkpoint.final_norm(), checkpoint.head())
+
+
+def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
+    """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
+    seed = checkpoint.manifest.rotation
+    return None if seed is None else Rotation(checkpoint.model.hidden_size, seed)
 
 
 def rounding_errors(form: Format, own: Tensors, axes: dict[str, int], x: torch.Tensor) -> tuple[float, float]:

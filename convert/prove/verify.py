@@ -7,35 +7,39 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..device import pick_device
+from ...plugins.lazy import torch
+from ..device import check_device, pick_device
 from ..errors import InputError, printable
 from ..files.disk import sha256
-from ..models.rotation import Rotation
 from ..quantize.precision import LAYER
 from ..sources.folder import Source
+from ..sources.text import check_length, check_text
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.layout import layer_tensors, rank_tensors, rotary_tables
 from ..targets.trtllm.ranks import MODEL_DTYPE, Tensor
 from ..targets.trtllm.rotary_tables import faults
 from ..targets.trtllm.values import Values, Zeros
-from .execution import Accuracy, Execution, Reference, held_out
-from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from .execution import Accuracy
 
 SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # (layer, phase)
 OnProgress = Callable[[int, str], None]
 # A stored tensor, by name.
-Read = Callable[[str], torch.Tensor]
+Read = Callable[[str], "torch.Tensor"]
 
 
-def structure_problems(checkpoint: Checkpoint) -> list[str]:
+def structure_problems(checkpoint: Checkpoint, values: bool = True) -> list[str]:
     """Everything wrong with a checkpoint's files; an empty list means that each rank holds exactly the tensors
     that config.json implies, with their shapes, dtypes and values that they may have, and that files are the ones the
-    manifest recorded."""
+    manifest recorded.
+
+    Args:
+        values: False reads no more than the headers of files.
+    """
     problems: list[str] = []
     world = checkpoint.mapping.world_size
     for path in sorted(checkpoint.folder.glob("rank*.safetensors")):
@@ -47,9 +51,11 @@ def structure_problems(checkpoint: Checkpoint) -> list[str]:
             problems.append(f"{path.name}: missing")
             continue
         try:
-            problems += rank_problems(checkpoint, rank)
+            problems += rank_problems(checkpoint, rank, values)
         except InputError as error:
             problems.append(str(error))
+    if not values:
+        return problems
     if not problems:
         problems += rank_disagreements(checkpoint)
     return problems + checkpoint.manifest.problems()
@@ -68,8 +74,8 @@ def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
-def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
-    """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold."""
+def rank_problems(checkpoint: Checkpoint, rank: int, values: bool) -> list[str]:
+    """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold if ``values``."""
     path = checkpoint.rank_file(rank)
     wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.engine, checkpoint.embedding_axis)
     tables = rotary_tables(checkpoint.model)
@@ -82,7 +88,7 @@ def rank_problems(checkpoint: Checkpoint, rank: int) -> list[str]:
         if found[name] != known[name]:
             shape, dtype = found[name]
             problems[name] = f"is {dtype} {shape}, config.json implies {known[name]}"
-    sound = found.keys() - problems.keys()
+    sound = found.keys() - problems.keys() if values else set[str]()
     read, specs = partial(checkpoint.read, rank), defaultdict(lambda: OUTSIDE, rank_specs(checkpoint, rank))
     for name in sorted(sound - tables.keys(), key=lambda name: isinstance(specs[name].values, Zeros)):
         problem = value_problem(name, specs[name], read, lambda scale: scale in sound and scale not in problems)
@@ -124,18 +130,41 @@ def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
 
 
 def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
-    """Raise InputError unless the checkpoint was made from this source, as far as its files tell."""
+    """Raise InputError unless the model that a checkpoint was made from is as large as this source."""
     for name in ("architecture", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
         if ours != theirs:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
+
+
+def check_same_files(checkpoint: Checkpoint, source: Source) -> None:
+    """Raise InputError unless the source is the one that the checkpoint's manifest recorded, if it did."""
     recorded = checkpoint.manifest.source
     for file in source.paths():
         if file.name in recorded and recorded[file.name] != sha256(file):
             raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
 
 
-@torch.inference_mode()
+def reference_of(
+    checkpoint: Checkpoint, reference: str | Path, text: str, chunks: int, length: int, device: str
+) -> Source:
+    """The source model to measure a checkpoint beside, once nothing that is asked for is refused without reading
+    weights or a text.
+
+    Raises:
+        InputError: the reference is another model, or the text or device cannot be used.
+    """
+    check_device(device)
+    source = Source(reference, "--reference")
+    check_same_model(checkpoint, source)
+    window = checkpoint.sliding_window
+    if window is not None and length > window:
+        raise InputError(f"--seq_len {length} is longer than the sliding window of {window} tokens; give at most that")
+    check_length(source.model, length, "--seq_len")
+    check_text(text, chunks, length, "--text")
+    return source
+
+
 def measure(
     checkpoint: Checkpoint,
     reference: str | Path,
@@ -150,29 +179,19 @@ def measure(
     Raises:
         InputError: the reference is another model, or the text or device cannot be used.
     """
-    where = pick_device(device)
-    source = Source(reference, "--reference")
-    check_same_model(checkpoint, source)
-    window = checkpoint.sliding_window
-    if window is not None and length > window:
-        raise InputError(f"--seq_len {length} is longer than the sliding window of {window} tokens; give at most that")
+    source = reference_of(checkpoint, reference, text, chunks, length, device)
+    return measure_beside(checkpoint, source, text, chunks, length, device, on_progress)
+
+
+def measure_beside(
+    checkpoint: Checkpoint, source: Source, text: str, chunks: int, length: int, device: str, on_progress: OnProgress
+) -> Accuracy:
+    """``measure``, of what ``reference_of`` gave."""
+    from .execution import held_out, side_by_side
+
+    check_same_files(checkpoint, source)
     ids = held_out(source, text, chunks, length)
-    reference_model = Reference(source, ids, where)
-    runtime = Runtime.of(checkpoint, length, where)
-    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
-    for index in range(source.model.num_hidden_layers):
-        on_progress(index, "layer")
-        reference_model.layer(source.layer(index, where))
-        schemes = checkpoint.precision.layer(index)
-        ours.layer(checkpoint.layer(index), schemes, reference_model.hidden)
-    on_progress(source.model.num_hidden_layers, "logits")
-    return ours.accuracy(reference_model, checkpoint.final_norm(), checkpoint.head())
-
-
-def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
-    """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
-    seed = checkpoint.manifest.rotation
-    return None if seed is None else Rotation(checkpoint.model.hidden_size, seed)
+    return side_by_side(checkpoint, source, ids, pick_device(device), on_progress)
 
 
 def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:

@@ -9,11 +9,9 @@ import torch
 from ..errors import InputError
 from ..models.family import ROTARY
 from ..models.layer import Layer
-from ..statistics.layer import LayerStatistics, Wanted
+from ..statistics.layer import LayerStatistics
 
 LARGEST = torch.finfo(torch.float16).max
-# What must have been seen of a layer to know.
-WANTED = Wanted(ranges=True, outputs=True)
 
 
 def check(layer: Layer, statistics: LayerStatistics) -> None:

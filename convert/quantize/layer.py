@@ -11,10 +11,10 @@ import torch
 from ..models.family import Group
 from ..models.layer import Layer, Tensors
 from ..numbers.quantized import QuantizedLinear
-from ..statistics.layer import LayerStatistics, Wanted
+from ..statistics.layer import LayerStatistics
 from . import direct, groupwise, half_range, kv_cache, smoothquant
 from .options import QuantizeOptions
-from .scheme import Computed, LayerSchemes, Scheme
+from .scheme import Computed, LayerSchemes
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,6 @@ class QuantizedLayer:
     cache_scale: torch.Tensor | None
     chosen: dict[str, Any]
     layer: Layer
-
-
-def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
-    """What calibration must learn for a scheme."""
-    return Wanted(
-        tokens=scheme.smooths,
-        gram=(scheme.grouped and not options.repacks) or options.gptq(scheme),
-        ranges=scheme.static,
-        outputs=scheme.smooths and scheme.static,
-    )
 
 
 def quantize_layer(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import or_
+from dataclasses import replace
 
 import torch
 
@@ -18,39 +16,24 @@ from ..models.rotary import rotary_frequencies, with_scaled_queries
 from ..models.rotation import Rotation
 from ..numbers.quantized import QuantizedLinear
 from ..sources.folder import Source
-from ..statistics.layer import LayerStatistics, Wanted
-from . import half_range
-from .layer import QuantizedLayer, quantize_layer, wanted
-from .options import QuantizeOptions
-from .precision import Precision
+from ..statistics.layer import LayerStatistics
+from .layer import QuantizedLayer, quantize_layer
+from .quantization import Quantization
 from .scheme import Computed
 
 
-@dataclass(frozen=True)
 class Quantizer:
-    """How every layer of a model is quantized.
+    """Quantizes the layers of a model.
 
     Attributes:
-        precision: the scheme of each group of linears.
-        dtype: the engine's, "float16" or "bfloat16".
+        how: what was decided; precision, dtype and wanted are its.
         rotation: of the residual stream, or None.
     """
 
-    precision: Precision
-    choices: QuantizeOptions
-    dtype: str
-    rotation: Rotation | None = None
-
-    @property
-    def model(self) -> Model:
-        return self.precision.model
-
-    @property
-    def wanted(self) -> Wanted:
-        """What calibration must learn; where it runs at all, also whether float16 holds what a layer makes."""
-        needed = reduce(or_, (wanted(scheme, self.choices) for scheme in self.precision.schemes))
-        needed |= Wanted(cache=self.precision.kv_cache is not None)
-        return needed | half_range.WANTED if needed != Wanted() and self.dtype == "float16" else needed
+    def __init__(self, how: Quantization):
+        self.how, self.model, self.precision, self.dtype = how, how.model, how.precision, how.dtype
+        self.wanted = how.wanted
+        self.rotation = None if how.rotation is None else Rotation(how.model.hidden_size, how.rotation)
 
     def quantize(
         self,
@@ -73,7 +56,7 @@ class Quantizer:
         seen = of_scaled_queries(statistics.only(self.wanted), self.model)
         schemes, dtype, cache = self.precision.layer(index), getattr(torch, self.dtype), self.precision.kv_cache
         with naming_layer(index):
-            return quantize_layer(layer, seen, schemes, self.choices, dtype, computed, cache, ready)
+            return quantize_layer(layer, seen, schemes, self.how.choices, dtype, computed, cache, ready)
 
     def float_layer(self, source: Tensors) -> Layer:
         """A layer before it is quantized. Yarn multiplies cos and sin, hence attention scores twice; the tables of an

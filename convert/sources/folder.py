@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
-
+from ...plugins.lazy import torch
 from ..errors import InputError, shown
 from ..files.disk import is_there, parse_json, shown_path
 from ..files.pinned import Pinned
@@ -28,8 +27,8 @@ from .readymade.unpacking import INPUT_FACTOR, Quantized
 from .weight_files import refuse_adapter, state_of, weight_files
 from .weight_names import check_tensors, find, settle_biases, settle_head, sign
 
-FLOATS = {name: getattr(torch, STORED[name]) for name in ("F32", "F16", "BF16", "F64")}
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+FLOATS = ("F32", "F16", "BF16", "F64")
+DTYPES = ("float16", "bfloat16", "float32")
 ELEMENTS_AT_ONCE = 1 << 22
 
 
@@ -100,7 +99,7 @@ class Source:
         def read(inside: str) -> torch.Tensor:
             name, linear = prefix + inside, prefix + inside.removesuffix(".weight")
             if name in self.zeros:
-                return torch.zeros(self.shapes[name], dtype=DTYPES[self.dtype], device=device)
+                return torch.zeros(self.shapes[name], dtype=getattr(torch, self.dtype), device=device)
             return self.dequantized(linear).to(device) if linear in self.packed else self.tensor(name, device)
 
         return logical(self.model, read)
@@ -251,14 +250,14 @@ class Source:
         """Every tensor that config.json implies, and the linears whose tensors are a ready-made folder's; such a folder
         may leave some in floating point."""
         expected = {
-            name: Expected.of(tuple(FLOATS), *shape, optional=name in self.zeros) for name, shape in self.shapes.items()
+            name: Expected.of(FLOATS, *shape, optional=name in self.zeros) for name, shape in self.shapes.items()
         }
         if self.model.tied:
             expected.pop(self.model.family.head)
         packed = set[str]()
         for linear in [] if self.ready is None else self._all_linears():
             weight, bias = f"{linear}.weight", f"{linear}.bias"
-            expected.setdefault(bias, Expected.of(tuple(FLOATS), self.shapes[weight][0], optional=True))
+            expected.setdefault(bias, Expected.of(FLOATS, self.shapes[weight][0], optional=True))
             if self.ready is not None and not (weight in self.where and self.where[weight].dtype in FLOATS):
                 self.ready.check_left_out(linear)
                 packed.add(linear)
@@ -289,8 +288,8 @@ class Source:
             if name not in DTYPES:
                 raise InputError(f"config.json: dtype {shown(stated)} is not supported; use {', '.join(DTYPES)}")
             return name
-        stored = FLOATS[self.where[self.model.family.embedding].dtype]
-        return next((name for name, dtype in DTYPES.items() if dtype == stored), "float32")
+        stored = STORED[self.where[self.model.family.embedding].dtype]
+        return stored if stored in DTYPES else "float32"
 
 
 def finite(tensor: torch.Tensor) -> bool:

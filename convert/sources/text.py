@@ -8,8 +8,7 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from ...plugins.lazy import torch
 from ..errors import InputError
 from ..files.bounded import in_child
 from ..files.disk import open_regular, shown_path, text_digest
@@ -57,10 +56,7 @@ def read_tokens(source: str, tokenizer_dir: Path, sequences: int, length: int, v
         InputError: no such file, an empty or too short text, records without text, a missing or broken tokenizer, or
             ids beyond the vocabulary.
     """
-    if sequences < 1 or length < 2:
-        raise InputError(f"{flag}: at least 1 sequence of 2 tokens is needed, not {sequences} of {length}")
-    if source not in BUILT_IN and not os.path.exists(source):
-        raise InputError(f"{flag}: no such file {shown_path(source)}; built-in texts: {', '.join(BUILT_IN)}")
+    check_text(source, sequences, length, flag)
     ready = source.endswith(".safetensors")
     if ready:
         ids = ready_made(Path(source), sequences, length, flag)
@@ -75,6 +71,14 @@ def read_tokens(source: str, tokenizer_dir: Path, sequences: int, length: int, v
             "that config.json states; are its files another model's?"
         )
     return Tokens(ids, source, hashlib.sha256(ids.numpy().tobytes()).hexdigest())
+
+
+def check_text(source: str, sequences: int, length: int, flag: str) -> None:
+    """Raise InputError for a text that is not there, or no piece of it that is asked for."""
+    if sequences < 1 or length < 2:
+        raise InputError(f"{flag}: at least 1 sequence of 2 tokens is needed, not {sequences} of {length}")
+    if source not in BUILT_IN and not os.path.exists(source):
+        raise InputError(f"{flag}: no such file {shown_path(source)}; built-in texts: {', '.join(BUILT_IN)}")
 
 
 def check_length(model: Model, length: int, flag: str) -> None:

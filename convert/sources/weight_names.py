@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from ...plugins.lazy import torch
 from ..errors import InputError, printable, shown
 from ..files.shard import Shard
 from ..models.dimensions import Model

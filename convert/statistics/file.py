@@ -8,7 +8,6 @@ A safetensors file; its header says what it was made of, its tensors are every l
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +24,8 @@ from ..files.staging import Partial
 from ..files.tensors import TensorFile
 from ..models.dimensions import Model
 from ..numbers.inputs import InputStatistics
-from .layer import KEPT_PER_SEQUENCE, LayerStatistics, Wanted
+from .layer import KEPT_PER_SEQUENCE, LayerStatistics
+from .wanted import Wanted
 
 # The key of our JSON in the safetensors header, and the version of the layout.
 KEY, VERSION = "enginesmith_statistics", 2
@@ -87,13 +87,11 @@ class StatisticsFile:
     """Statistics that an earlier conversion saved.
 
     Raises:
-        InputError: no such file, or one that is not laid out as its header says.
+        InputError: no statistics, or a file that is not laid out as its header says.
     """
 
     def __init__(self, path: str | Path, model: Model, device: torch.device):
         self.path, self.model, self.device = Path(path), model, device
-        if not self.path.is_file():
-            raise InputError(f"--stats: {path} is no file; make it with enginesmith convert --save_stats")
         self.shard = Shard(self.path, "--stats")
         found = {name: (stored.shape, stored.dtype) for name, stored in self.shard.tensors.items()}
         self.origin = read_origin(self.shard)
@@ -231,13 +229,6 @@ def well_formed(origin: Origin) -> bool:
         and 0 < origin.tokens_per_sequence < 2**31
         and origin.dtype in DTYPE_NAMES
     )
-
-
-def check_new(path: Path) -> None:
-    """Raise InputError unless a statistics file can be made there."""
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--save_stats: {path.parent} is not a folder that can be written to")
-    Partial(path, "--save_stats")
 
 
 def write_layer(file: TensorFile, model: Model, index: int, statistics: LayerStatistics) -> None:

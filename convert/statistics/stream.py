@@ -14,7 +14,8 @@ from ..models.ends import Embedding, engine_norm
 from ..models.forward import LayerForward
 from ..models.layer import Layer, Tensors
 from ..models.rotary import with_scaled_queries
-from .layer import LayerStatistics, Wanted, calibrate_layer
+from .layer import LayerStatistics, calibrate_layer
+from .wanted import Wanted
 
 # Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
 # Rows of the output projection that tokens are multiplied with at once.

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
+from ....plugins.lazy import torch
 from ....plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ...errors import InputError
 from ...numbers.quantized import QuantizedLinear

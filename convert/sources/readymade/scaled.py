@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from ....plugins.lazy import torch
 from ...errors import InputError, shown
 from ...files.reader import Reader
 from . import unpacking as repack

@@ -19,8 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
+from ....plugins.lazy import torch
 from ...errors import InputError
 from ...numbers.nibbles import unpack_rows
 from ...numbers.quantized import QuantizedLinear
@@ -29,7 +28,7 @@ from ...numbers.quantized import QuantizedLinear
 INPUT_FACTOR = "pre_quant_scale"
 # Position in a word of AutoAWQ's column c.
 _AWQ_POSITION = [0, 4, 1, 5, 2, 6, 3, 7]
-Tensors = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
+from ....plugins.lazy import torch
 from ...errors import InputError, shown
 from ...files.shard import Shard
 from ...models.dimensions import Model

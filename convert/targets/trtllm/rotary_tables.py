@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
-
+from ....plugins.lazy import torch
 from ...models.dimensions import Model
 from ...models.rotary import rotary_frequencies
 from .layout import FREQUENCIES, PAIRS, UNSCALED

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
+from ....plugins.lazy import torch
 from ...errors import InputError
 from ...models.ends import Embedding
-from ...models.layer import Tensors
 from ...numbers.quantized import QuantizedLinear
-from ...quantize.layer import QuantizedLayer
 from ...quantize.precision import Precision
 from ...quantize.scheme import LayerSchemes, Scheme
 from .formats import format_of
@@ -20,6 +18,10 @@ from .layout import CACHE_SCALE, check_kernels, layer_tensors
 from .mixture import check_stages
 from .ranks import MODEL_DTYPE, Mapping, Tensor
 from .storage import PLAIN
+
+if TYPE_CHECKING:
+    from ...models.layer import Tensors
+    from ...quantize.layer import QuantizedLayer
 
 WIDER, OTHERWISE = "use --dtype bfloat16", "use another --quant or --exclude the linear"
 

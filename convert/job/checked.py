@@ -1,0 +1,104 @@
+"""A conversion before any work: whatever can be refused without a number of a tensor, or a text, is refused here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..device import check_device
+from ..errors import InputError
+from ..files.apart import check_apart
+from ..files.staging import Partial, Staging
+from ..sources.folder import Source
+from ..sources.readymade.kinds import ANEW, ReadyMade
+from ..statistics.wanted import EVERYTHING, Wanted
+from ..targets.trtllm.formats import kind_of
+from ..targets.trtllm.formats.base import Engine
+from ..targets.trtllm.mixture import quant_algo
+from ..targets.trtllm.ranks import Mapping
+from ..targets.trtllm.target import Target
+from .calibration import check_calibration
+from .options import ConvertOptions, check_options, settled
+from .quantization import quantization_of
+
+
+class Checked:
+    """A conversion that may begin.
+
+    Attributes:
+        source, model: what is converted; ready: how its linears are quantized already, where they are kept so.
+        how: what they become; mapping, precision, target: where, and in which formats.
+        calibrates: whether a text is read; gathered: what is learned of it.
+        requantized: later layers see what the quantized ones before them compute.
+
+    Raises:
+        InputError: options, a folder or a mapping that no conversion can have.
+    """
+
+    def __init__(self, options: ConvertOptions):
+        check_options(options)
+        self.options = options = settled(options)
+        check_device(options.device)
+        self.source = Source(options.model_dir)
+        self.model = self.source.model
+        self.mapping = Mapping(options.tp_size, options.pp_size)
+        self.mapping.check(self.model)
+        self.ready: ReadyMade | None = None if options.requantize else self.source.ready
+        self.how = quantization_of(options, self.source)
+        self.precision = self.how.precision
+        self.target = Target(self.precision, Engine(self.how.dtype, options.sm))
+        self.target.check(self.mapping)
+        if self.ready is not None:
+            self.check_kept()
+        if self.source.ready is not None:
+            self.source.check_ready_made()
+        self.gathered = EVERYTHING if options.save_stats else self.how.wanted
+        self.calibrates = bool(options.stats or options.save_stats) or self.how.wanted != Wanted()
+        self.requantized = self.propagates_quantized()
+        if self.calibrates:
+            check_calibration(options, self.model)
+        if options.stats and not Path(options.stats).is_file():
+            raise InputError(f"--stats: {options.stats} is no file; make it with enginesmith convert --save_stats")
+        check_apart(options.reads(), options.writes())
+        if options.save_stats:
+            check_new(Path(options.save_stats))
+
+    def check_kept(self) -> None:
+        """Raise InputError for what would change a ready-made folder's weights."""
+        options = self.options
+        changes = {
+            "--rotate": bool(options.rotate),
+            "--symmetric": options.symmetric,
+            "--exclude": bool(options.exclude),
+            "--quant_layer": bool(options.quant_layer),
+            "--stats and --save_stats": bool(options.stats or options.save_stats),
+            f"--rounding {options.rounding}": options.rounding != "auto",
+            f"--propagate {options.propagate}": options.propagate != "auto",
+        }
+        for flag in [flag for flag, there in changes.items() if there]:
+            raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
+        if self.model.attention_scaling != 1:
+            raise InputError(f"config.json: yarn's attention factor would go into the scales of queries; {ANEW}")
+
+    def propagates_quantized(self) -> bool:
+        """Whether later layers see what the quantized ones before them compute."""
+        asked, schemes = self.options.propagate, self.precision.quantized
+        possible = bool(schemes) and all(kind_of(scheme).weight_only for scheme in schemes)
+        if asked == "quantized" and not possible:
+            raise InputError(f"--propagate quantized is for weight-only schemes, not {quant_algo(self.precision)}")
+        gptq = any(self.how.choices.gptq(scheme) for scheme in schemes)
+        return possible and self.calibrates and (asked == "quantized" or (asked == "auto" and gptq))
+
+
+def checked(options: ConvertOptions) -> Checked:
+    """A conversion into a folder that is new."""
+    found = Checked(options)
+    Staging(options.output_dir)
+    return found
+
+
+def check_new(path: Path) -> None:
+    """Raise InputError unless a statistics file can be made there."""
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--save_stats: {path.parent} is not a folder that can be written to")
+    Partial(path, "--save_stats")

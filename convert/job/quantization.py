@@ -1,0 +1,74 @@
+"""The quantization of a model that options mean."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..quantize.options import QuantizeOptions
+from ..quantize.precision import Precision, mixed, of_parts
+from ..quantize.quantization import Quantization
+from ..quantize.scheme import Scheme
+from ..sources.folder import Source
+from ..sources.readymade.kinds import ANEW, quant_of
+from ..targets.trtllm import mixture
+from ..targets.trtllm.formats import scheme_of
+from .options import ConvertOptions
+
+
+def quantization_of(options: ConvertOptions, source: Source) -> Quantization:
+    """How the options quantize a model.
+
+    Raises:
+        InputError: a quantization or dtype that is not supported.
+    """
+    algo = quant_of(source.ready, options.quant, options.requantize)
+    ready = None if options.requantize else source.ready
+    group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
+    base, cache = scheme_of(algo, group_size), options.kv_cache
+    layers = [layer_scheme(text, group_size) for text in options.quant_layer]
+    if ready:
+        precision = as_it_is(source, base, cache)
+    else:
+        precision = mixed(source.model, base, options.exclude, layers, cache)
+        mixture.check(precision)
+    if options.symmetric and ready is None and not any(s.grouped and s.zeros for s in precision.schemes):
+        raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
+    choices = QuantizeOptions(
+        options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
+    )
+    rotate = (
+        options.rotate
+        if options.rotate is not None
+        else (options.fold and any(scheme.gains_from_rotation for scheme in precision.schemes))
+    )
+    if options.rotate and not source.model.family.rotates:
+        raise InputError(
+            f"--rotate: norms of {source.model.architecture} do not commute with a rotation; leave it away"
+        )
+    rotation = options.seed if rotate and source.model.family.rotates else None
+    return Quantization(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
+
+
+def as_it_is(source: Source, base: Scheme, kv_cache: str | None) -> Precision:
+    """The precision of a folder that is quantized already: linears that its tool left in float stay so."""
+    left = dict.fromkeys(source.left_in_float(), Scheme())
+    try:
+        precision = of_parts(source.model, base, left, kv_cache)
+        mixture.check(precision)
+    except InputError as error:
+        raise InputError(f"{error}; {ANEW}") from None
+    return precision
+
+
+def layer_scheme(text: str, group_size: int) -> tuple[str, Scheme]:
+    """The pattern and the scheme of one --quant_layer PATTERN=ALGO."""
+    pattern, equals, algo = text.rpartition("=")
+    if not equals or not pattern or not algo:
+        raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '{pattern or text or '*.mlp'}=W8A16'")
+    return pattern, scheme_of(None if algo == "none" else algo, group_size)
+
+
+def output_dtype(asked: str, source: str) -> str:
+    """The engine's dtype: as asked, else the source's, float32 becoming float16 as upstream has it."""
+    if asked == "auto":
+        return "float16" if source == "float32" else source
+    return asked

@@ -1,0 +1,53 @@
+"""How a model is quantized, decided before any number of it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+
+from ..models.dimensions import Model
+from ..statistics.wanted import Wanted
+from .options import QuantizeOptions
+from .precision import Precision
+from .scheme import Scheme
+
+# What must have been seen of a layer to know whether float16 holds what it makes.
+HALF_RANGE = Wanted(ranges=True, outputs=True)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How every layer of a model is quantized.
+
+    Attributes:
+        precision: the scheme of each group of linears.
+        dtype: the engine's, "float16" or "bfloat16".
+        rotation: seed of the rotation of the residual stream, or None.
+    """
+
+    precision: Precision
+    choices: QuantizeOptions
+    dtype: str
+    rotation: int | None = None
+
+    @property
+    def model(self) -> Model:
+        return self.precision.model
+
+    @property
+    def wanted(self) -> Wanted:
+        """What calibration must learn; where it runs at all, also whether float16 holds what a layer makes."""
+        needed = reduce(or_, (wanted(scheme, self.choices) for scheme in self.precision.schemes))
+        needed |= Wanted(cache=self.precision.kv_cache is not None)
+        return needed | HALF_RANGE if needed != Wanted() and self.dtype == "float16" else needed
+
+
+def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
+    """What calibration must learn for a scheme."""
+    return Wanted(
+        tokens=scheme.smooths,
+        gram=(scheme.grouped and not options.repacks) or options.gptq(scheme),
+        ranges=scheme.static,
+        outputs=scheme.smooths and scheme.static,
+    )
