@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.models.family import LLAMA
+from enginesmith.convert.models.families.llama import LLAMA
 from enginesmith.convert.numbers.qserve import per_channel, per_group
 from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.numbers.rounding import Grid
