@@ -41,6 +41,8 @@ FOLDERS = ("plugins", "convert", "build", "cli")
 LONGEST, MOST_TESTS = 300, 500
 # What a program started by a test finds in its environment: where it logs, or what it drops.
 LOG, DROPPED, KIND = "MUTANTS_LOG", "MUTANTS_DROPPED", "MUTANTS_KIND"
+# The places that the running test has reached in this process.
+SEEN: set[str] = set()
 STARTED = f"import sys\nsys.path.append({str(ROOT / 'benchmarks')!r})\nimport mutants\nmutants.install_started()\n"
 
 
@@ -78,7 +80,10 @@ def install_started() -> None:
 
 
 def log_hit(key: str) -> None:
-    """Note that the running test has reached a check; from whichever process of it."""
+    """Note that the running test has reached a place; from whichever process of it, and once from each."""
+    if key in SEEN:
+        return
+    SEEN.add(key)
     log = Path(os.environ[LOG])
     with suppress(OSError), log.open("a") as lines:  # a test may forbid its programs to write
         lines.write(f"{key}\t{log.with_suffix('.now').read_text()}\n")
@@ -105,6 +110,7 @@ class Recorder:
         self.failed: list[str] = []
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        SEEN.clear()
         Path(os.environ[LOG]).with_suffix(".now").write_text(nodeid)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
