@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +21,7 @@ from enginesmith.convert.targets.trtllm.target import Target
 from .conftest import TINY, random_weights, write_model
 
 Tensors = dict[str, torch.Tensor]
+T = TypeVar("T")
 HEADS, SIZES = 4, {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1}
 # TensorRT-LLM's linears, what each stacks, and the groups of them that read one input.
 LINEARS = {"attention.qkv": "qkv", "attention.dense": "o", "mlp.fc": "g", "mlp.gate": "u", "mlp.proj": "d"}
@@ -180,6 +181,11 @@ def common(b: Tensors, n: Tensors, dtype: torch.dtype) -> Tensors:
     """Norms and biases as every format stores them."""
     tensors = {f"{linear}.bias": fused(b, linear).to(dtype) for linear in LINEARS}
     return tensors | {f"{norm}.weight": weight.to(dtype) for norm, weight in n.items()}
+
+
+def known(value: T | None) -> T:
+    assert value is not None
+    return value
 
 
 def assert_same(got: Tensors, expected: Tensors) -> None:
