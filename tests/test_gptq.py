@@ -170,6 +170,24 @@ def test_nearest_grid_value_is_at_most_half_a_step_away(bits: int, symmetric: bo
     assert not rounded.dequantize()[3].any()
 
 
+def test_grids_by_hand() -> None:
+    """Rows below 0, above it, on both sides, of zeros, and two groups of one row."""
+    weight = torch.tensor([[-1.0, -3, -2, -1], [3, 1, 2, 2], [-1, 4, 0, -8], [0, 0, 0, 0]])
+    asymmetric, symmetric = (Grid.of(weight, 2, 4, symmetric) for symmetric in (False, True))
+    spans = torch.tensor([[3.0, 2], [3, 2], [5, 8], [15, 15]])
+    assert torch.equal(asymmetric.scale[:3], spans[:3] / 15)
+    assert torch.equal(asymmetric.zero, torch.tensor([[7.0, 7], [-8, -8], [-5, 7], [-8, -8]]))
+    assert torch.equal(symmetric.scale[:3], torch.tensor([[3.0, 2], [3, 2], [4, 8]]) / 7)
+    assert symmetric.zero is None
+    for grid in (asymmetric, symmetric):
+        assert (grid.low, grid.high) == (-8, 7)
+        assert not grid.round(weight).dequantize()[3].any()
+    eight = Grid.of(weight, 4, 8, False)
+    assert (eight.low, eight.high) == (-128, 127)
+    torch.testing.assert_close(eight.scale[:3, 0], torch.tensor([3.0, 3, 12]) / 255)
+    assert torch.equal(eight.zero[:3, 0], torch.tensor([127.0, -128, 42]))
+
+
 def test_grid_in_the_dtype_that_stores_it() -> None:
     weight = torch.randn(8, 64) * 1e-7
     weight[0] *= 1e7
