@@ -237,6 +237,22 @@ def test_awq_with_fp8_activations(fold: bool, quiet: bool, layer: Layer) -> None
     assert_same(stored(layer, "W4A8_AWQ", fold=fold, group_size=128), expected)
 
 
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "W4A16_GPTQ", "W4A8_AWQ"])
+def test_the_error_that_is_told_is_that_of_outputs(algorithm: str, layer: Layer) -> None:
+    _, made = quantized(layer, algorithm, fold=False, group_size=128)
+    for group in GROUPS:
+        s, x = made.layer.factors.get(group, torch.ones(1)), layer.reads[group].flatten(0, 1)
+        errors = []
+        for linear in [linear for linear in LINEARS if group_of(linear) == group]:
+            weight = torch.cat([made.layer.weights[HUGGING_FACE[letter]] for letter in LINEARS[linear]])
+            wanted, got = x @ fused(layer.w, linear).t(), (x / s) @ weight.t()
+            errors.append(float((got - wanted).square().sum() / wanted.square().sum()))
+        # Of more than 256 rows a sample counts.
+        rel = 1e-3 if layer.shares_values or group != "attention.qkv" else 0.2
+        assert made.chosen[group]["error"] == pytest.approx(max(errors), rel=rel)
+        assert (made.chosen[group]["alpha"] is not None) == ("AWQ" in algorithm)
+
+
 # What a layer is believed to compute.
 
 
