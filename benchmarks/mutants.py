@@ -22,6 +22,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,10 +37,12 @@ from mutations import HIT, KINDS, Arithmetic, Checks
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("plugins", "convert", "build", "cli")
-# Seconds a mutant may take, and how many tests are tried; a check that hangs a test has been noticed.
+# Seconds that one test of a mutant may take (a change that hangs a test has been noticed), and how many are tried.
 LONGEST, MOST_TESTS = 300, 500
 # What a program started by a test finds in its environment: where it logs, or what it drops.
 LOG, DROPPED, KIND = "MUTANTS_LOG", "MUTANTS_DROPPED", "MUTANTS_KIND"
+# The places that the running test has reached in this process.
+SEEN: set[str] = set()
 STARTED = f"import sys\nsys.path.append({str(ROOT / 'benchmarks')!r})\nimport mutants\nmutants.install_started()\n"
 
 
@@ -77,7 +80,10 @@ def install_started() -> None:
 
 
 def log_hit(key: str) -> None:
-    """Note that the running test has reached a check; from whichever process of it."""
+    """Note that the running test has reached a place; from whichever process of it, and once from each."""
+    if key in SEEN:
+        return
+    SEEN.add(key)
     log = Path(os.environ[LOG])
     with suppress(OSError), log.open("a") as lines:  # a test may forbid its programs to write
         lines.write(f"{key}\t{log.with_suffix('.now').read_text()}\n")
@@ -89,6 +95,13 @@ def uncached(self: SourceFileLoader, fullname: str) -> Any:
     return self.source_to_code(self.get_data(path), path)
 
 
+class Watch:
+    """A pytest plugin: the process ends where one test takes too long, however long all of them together do."""
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.alarm(LONGEST)
+
+
 class Recorder:
     """A pytest plugin: which test is running, how long it took, and how it ended."""
 
@@ -97,6 +110,7 @@ class Recorder:
         self.failed: list[str] = []
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        SEEN.clear()
         Path(os.environ[LOG]).with_suffix(".now").write_text(nodeid)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -129,8 +143,9 @@ def map_tests(jobs: int, words: list[str]) -> None:
     for job, part in enumerate(parts):
         if os.fork() == 0:
             map_share(files[job :: len(parts)], part)
-    for _ in parts:
-        os.wait()
+    statuses = [os.wait()[1] for _ in parts]
+    if any(statuses):
+        sys.exit("some test file cannot be collected; nothing was mapped")
     seconds: dict[str, float] = {}
     tests: dict[str, list[str]] = defaultdict(list)
     for part in parts:
@@ -154,7 +169,8 @@ def map_share(files: list[str], part: Path) -> None:
     os.environ[LOG] = str(log)
     install(None)
     recorder = Recorder()
-    pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[recorder])
+    if pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[recorder]) > pytest.ExitCode.TESTS_FAILED:
+        os._exit(1)
     reached: dict[str, set[str]] = defaultdict(set)
     for line in log.read_text().splitlines():
         key, test = line.split("\t", 1)
@@ -168,7 +184,7 @@ def map_share(files: list[str], part: Path) -> None:
 
 
 def start(key: str, tests: list[str]) -> int:
-    """A child that exits 0 if its tests pass without this check (it survives), 1 if one fails."""
+    """A child that exits 0 if its tests pass with this change (it survives), otherwise if one fails or hangs."""
     child = os.fork()
     if child:
         return child
@@ -176,13 +192,22 @@ def start(key: str, tests: list[str]) -> int:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
-    signal.alarm(LONGEST)
     import pytest
 
     os.environ[DROPPED] = key
     install(key)
-    failed = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests[:MOST_TESTS]])
+    failed = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests[:MOST_TESTS]], plugins=[Watch()])
     os._exit(1 if failed else 0)
+
+
+def check_map(known: dict[str, list[str]]) -> None:
+    """Leave, unless the tests of the map are there: one that is not would fail, whatever is changed."""
+    tests = {test for own in known.values() for test in own}
+    files = sorted({test.partition("::")[0] for test in tests})
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *files]
+    there = set(subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines())
+    if tests - there:
+        sys.exit(f"{map_file()} is older than the tests (there is no {min(tests - there)}); map them again")
 
 
 def run_mutants(jobs: int, words: list[str], limit: float, sample: int | None) -> int:
@@ -193,6 +218,7 @@ def run_mutants(jobs: int, words: list[str], limit: float, sample: int | None) -
 
     torch.set_num_threads(1)
     known: dict[str, list[str]] = json.loads(map_file().read_text())
+    check_map(known)
     waiting = [key for key in all_changes() if not words or any(word in key for word in words)]
     if sample is not None and sample < len(waiting):
         waiting = random.Random(0).sample(waiting, sample)

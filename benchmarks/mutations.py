@@ -140,10 +140,15 @@ class Arithmetic:
                     continue
                 new = other(node)
                 if new is not None:
-                    line, column = node.lineno, node.col_offset  # type: ignore[attr-defined]
-                    where = f"{line}:{column}:{type(node).__name__}@{function.lineno}"
+                    where = f"{span(node)}:{type(node).__name__}@{function.lineno}"
                     yield where, holder, field, index, ast.copy_location(new, node)
                 yield from self._inside(node, function)
+
+
+def span(node: Any) -> str:
+    """Where an expression begins and ends: a * b / c begins where a * b does."""
+    end = "" if node.end_lineno == node.lineno else f"{node.end_lineno}:"
+    return f"{node.lineno}:{node.col_offset}-{end}{node.end_col_offset}"
 
 
 def other(node: ast.AST) -> ast.AST | None:
@@ -158,13 +163,13 @@ def other(node: ast.AST) -> ast.AST | None:
     elif isinstance(node, ast.IfExp):
         new.body, new.orelse = node.orelse, node.body
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
-        new = node.operand
+        new = copy.copy(node.operand)
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
         new.value = node.value + 1
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         new.value = not node.value
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEFT_OUT:
-        new = node.func.value
+        new = copy.copy(node.func.value)
     else:
         return None
     return new

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from enginesmith.convert.numbers import awq
 from enginesmith.convert.numbers.awq import clip, factor, relative_magnitude, scaled_gram, search
 from enginesmith.convert.numbers.gptq import gptq, output_error
 from enginesmith.convert.numbers.rounding import Grid
@@ -117,7 +118,7 @@ def test_clipping_lowers_the_error_of_every_group(symmetric: bool) -> None:
 def test_clipping_in_pieces_equals_clipping_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, _, gram = layer()
     whole = clip(weight, gram, Grid.of(weight, SIZE, 4, False))
-    monkeypatch.setattr("enginesmith.convert.numbers.awq.CLIPPED_AT_ONCE", {"cpu": 25 * 256})
+    monkeypatch.setattr(awq, "CLIPPED_AT_ONCE", {"cpu": 25 * 256})
     torch.testing.assert_close(clip(weight, gram, Grid.of(weight, SIZE, 4, False)).scale, whole.scale)
 
 

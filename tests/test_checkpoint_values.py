@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.prove.verify import structure_problems
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.values import Values, Zeros
 from tests.checkpoint_folders import MANIFEST, WIDE, accepted, change, checkpoint_of, planned, refused, state
 
 
@@ -188,3 +190,30 @@ def test_rotary_tables_that_config_asks_for(kind: str, tmp_path: Path) -> None:
         assert any(f"tensor {name} " in problem for problem in structure_problems(checkpoint))
         save_file({other: tensor for other, tensor in tensors.items() if other != name}, path)
         assert f"rank0.safetensors: tensor {name} is missing" in structure_problems(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.bfloat16])
+def test_zeros_reach_from_the_least_to_the_largest_whole_number(dtype: torch.dtype) -> None:
+    allowed, scale = Zeros("scales", 0, 15), torch.full((4,), 3.0)
+    whole = torch.tensor([0.0, 1, 14, 15])
+
+    def kept(numbers: torch.Tensor) -> torch.Tensor:
+        return (-numbers * 3).to(torch.int8) if dtype == torch.int8 else (numbers * 3).to(dtype)
+
+    assert allowed.problem(kept(whole), scale) is None
+    for outside in [16.0] if dtype == torch.int8 else [16.0, -1.0]:
+        beyond = allowed.problem(kept(torch.cat((whole[:3], torch.tensor([outside])))), scale)
+        assert beyond == "holds multiples of scales outside of 0 to 15"
+    between = kept(whole) + torch.tensor([0, 1, 0, 0]).to(dtype)
+    assert allowed.problem(between, scale) == "is not made of whole multiples of scales"
+    assert allowed.problem(kept(whole), torch.tensor([1.0, 0, 1, 1])) == "holds NaN or Inf"
+
+
+def test_values_lie_inside_an_open_interval() -> None:
+    inside = Values(0, 18, "fault")
+    for numbers, problem in (([1, 16], None), ([0, 16], "fault"), ([1, 18], "fault")):
+        for dtype in (torch.int8, torch.float8_e4m3fn, torch.float32):
+            assert inside.problem(torch.tensor(numbers).to(dtype)) == problem
+    for wrong in (math.nan, math.inf, -math.inf):
+        assert Values().problem(torch.tensor([0.0, wrong])) == "holds NaN or Inf"
+    assert Values().problem(torch.tensor([torch.finfo(torch.float32).max])) is None

@@ -13,18 +13,29 @@ import torch
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.prove.verify import measure, structure_problems
+from enginesmith.convert.quantize.scheme import INTEGERS
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
+from tests.by_hand import LINEARS, float_layer, fused, group_of, model_folder, quantized
 from tests.command import run
 from tests.conftest import TINY, assert_same_layers, random_weights, write_model
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]
 FORMATS = [name for name, scheme in SCHEMES.items() if not scheme.smooths]
+ROUNDED_BY_GPTQ = [name for name, of in SCHEMES.items() if of.weights == INTEGERS and "QSERVE" not in name]
 WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-# Mean KL against the float32 source, a few times what was seen.
-MOST_KL = {"W8A16": 0.01, "W8A16_GPTQ": 0.01, "FP8": 0.25, "FP8_PER_CHANNEL_PER_TOKEN": 0.25}
+# Mean KL against the float32 source as it was seen; calibration in float32 or bfloat16 moves it by a fifth at most.
+SEEN_KL = {
+    "W8A16": 0.0025, "W4A16": 0.52, "W4A16_AWQ": 0.19, "W4A8_AWQ": 0.30, "W4A16_GPTQ": 0.044, "W8A16_GPTQ": 0.00015,
+    "FP8": 0.071, "FP8_PER_CHANNEL_PER_TOKEN": 0.075, "W4A8_QSERVE_PER_GROUP": 0.44, "W4A8_QSERVE_PER_CHANNEL": 0.46,
+}  # fmt: skip
+SEEN_WITH_CACHE = {
+    ("W4A16_AWQ", "INT8"): 0.195, ("W4A16_AWQ", "FP8"): 0.194, ("W4A16_GPTQ", "INT8"): 0.046,
+    ("W4A16_GPTQ", "FP8"): 0.049, ("FP8", "INT8"): 0.069, ("FP8", "FP8"): 0.072, ("W8A16", "INT8"): 0.0046,
+    ("W8A16", "FP8"): 0.0168,
+}  # fmt: skip
 
 
 def group_size(algo: str) -> int:
@@ -41,7 +52,7 @@ def test_what_is_written_computes_what_the_source_does(algo: str, model: Path, c
     checkpoint = converted(model, quant=algo, group_size=group_size(algo))
     assert structure_problems(checkpoint) == []
     accuracy = measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24)
-    assert 0 < accuracy.kl < MOST_KL.get(algo, 1.2)
+    assert SEEN_KL[algo] / 2 < accuracy.kl < 1.5 * SEEN_KL[algo]
 
 
 @pytest.mark.parametrize("algo", FORMATS)
@@ -63,20 +74,34 @@ def test_arrangements_hold_the_same_integers(algo: str, dtype: str, model: Path,
 
 
 @pytest.mark.parametrize("algo", ["W4A16_AWQ", "W4A16_GPTQ", "W8A16", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"])
-def test_gptq_rounding_lowers_the_error(algo: str, model: Path, converted: Converted) -> None:
+def test_gptq_rounding_lowers_the_models_error(algo: str, model: Path, converted: Converted) -> None:
     kl = []
     for rounding in ("nearest", "gptq"):
         checkpoint = converted(model, quant=algo, group_size=64, rounding=rounding, propagate="float")
         kl.append(measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24).kl)
-    assert kl[1] < 1.05 * kl[0]
+    assert kl[1] < 0.8 * kl[0]
 
 
-@pytest.mark.parametrize("algo", ["W4A16_AWQ", "W4A16_GPTQ", "FP8", "W8A16"])
-@pytest.mark.parametrize("cache", ["INT8", "FP8"])
+@pytest.mark.parametrize("algo", ROUNDED_BY_GPTQ)
+def test_gptq_rounding_lowers_the_error_of_every_linears_output(algo: str, tmp_path: Path) -> None:
+    """On the tokens that its Gram matrices are of; 0.3 of the nearest integers' error was the most that was seen."""
+    layer, error = float_layer(model_folder(tmp_path / "hf", 2)), dict[str, list[float]]()
+    for rounding in ("nearest", "gptq"):
+        _, made = quantized(layer, algo, rounding=rounding, fold=False, group_size=group_size(algo))
+        for linear in LINEARS:
+            group = group_of(linear)
+            s, x = made.layer.factors.get(group, torch.ones(1)), layer.reads[group].flatten(0, 1)
+            wanted, got = x @ fused(layer.w, linear).t(), (x / s) @ made.linears[linear].dequantize().t()
+            error.setdefault(linear, []).append(float((got - wanted).square().sum() / wanted.square().sum()))
+    assert all(gptq < 0.45 * nearest for nearest, gptq in error.values())
+
+
+@pytest.mark.parametrize(("algo", "cache"), SEEN_WITH_CACHE)
 def test_every_cache_goes_with_every_format(algo: str, cache: str, model: Path, converted: Converted) -> None:
     checkpoint = converted(model, quant=algo, group_size=64, kv_cache=cache)
     assert structure_problems(checkpoint) == []
-    assert measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24).kl < 0.5
+    kl, seen = measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24).kl, SEEN_WITH_CACHE[algo, cache]
+    assert seen / 2 < kl < 1.5 * seen
 
 
 def test_awq_scaling_leaves_a_float_layer_unchanged(model: Path) -> None:
@@ -143,7 +168,7 @@ def test_an_input_of_zeros_is_kept_apart_from_infinity(tmp_path: Path, converted
     weights["model.layers.0.self_attn.v_proj.weight"].zero_()
     model = write_model(tmp_path / "hf", weights, **WIDE)
     checkpoint = converted(model, quant="W4A8_AWQ")
-    assert measure(checkpoint, model, str(model.parent / "ids.safetensors"), 4, 24).kl < 1
+    assert measure(checkpoint, model, str(model.parent / "ids.safetensors"), 4, 24).kl < 0.28  # 0.18 was seen
 
 
 @pytest.mark.parametrize("propagate", ["float", "quantized"])

@@ -81,7 +81,8 @@ def histogram(statistics: InputStatistics, factor: torch.Tensor) -> tuple[torch.
 
 def static_range(method: str, statistics: InputStatistics, factor: torch.Tensor) -> float:
     """The range by one of METHODS; 1 for an input of zeros, which any scale quantizes to zeros."""
-    range_ = METHODS[method](statistics, factor)
+    seen = absmax(statistics, factor) > SMALLEST  # a histogram of nothing would give the width of its narrowest bins
+    range_ = METHODS[method](statistics, factor) if seen else 0.0
     return range_ if range_ > SMALLEST else 1.0
 
 

@@ -1,0 +1,433 @@
+"""One layer through the quantizer and its target, beside the same composed by hand: every tensor, to the bit.
+
+What calibration should see is counted by a float layer that is written out in full (``by_hand``), and what it does see
+is held to that; quantizer and composition then both start from the numbers counted there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from enginesmith.convert.models.forward import LayerForward
+from enginesmith.convert.models.layer import Layer as ScaledLayer
+from enginesmith.convert.numbers import awq, gptq, qserve, rounding, smoothing
+from enginesmith.convert.numbers.quantized import QuantizedLinear
+from enginesmith.convert.numbers.rounding import Grid
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.statistics.layer import EVERYTHING, calibrate_layer
+
+from .by_hand import (
+    GROUPS,
+    HUGGING_FACE,
+    LINEARS,
+    NORMS,
+    Layer,
+    Tensors,
+    assert_same,
+    balanced,
+    channel_amax,
+    common,
+    float_layer,
+    fused,
+    group_of,
+    known,
+    model_folder,
+    quantized,
+    statistics_of,
+)
+
+HALVES = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["shared_values", "own_values"])
+def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Layer:
+    return float_layer(model_folder(tmp_path_factory.mktemp("model") / "hf", request.param))
+
+
+def stored(layer: Layer, algorithm: str, **options: Any) -> Tensors:
+    target, made = quantized(layer, algorithm, **options)
+    return target.layer(0, made)
+
+
+def grams(layer: Layer) -> Tensors:
+    return {group: seen.gram_matrix() for group, seen in statistics_of(layer).inputs.items()}
+
+
+# What calibration sees.
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_statistics_are_those_of_a_layer_written_out(batch: int, layer: Layer) -> None:
+    model = Source(layer.folder).model
+    forward = LayerForward(model, 24, torch.float32, torch.device("cpu"))
+    forward.load(layer.source)
+    seen, expected = calibrate_layer(forward, layer.hidden.clone(), model, EVERYTHING, 0, batch), statistics_of(layer)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    assert seen.inputs.keys() == expected.inputs.keys()
+    for group, inputs in expected.inputs.items():
+        for name in ("amax", "tokens", "weight", "gram", "magnitude"):
+            close(getattr(seen.inputs[group], name), getattr(inputs, name))
+    assert seen.output_amax.keys() == expected.output_amax.keys()
+    for part, amax in expected.output_amax.items():
+        close(seen.output_amax[part], amax)
+    assert seen.stream_amax == pytest.approx(expected.stream_amax, rel=1e-4)
+    for name in ("key_amax", "value_amax", "query_amax"):
+        close(getattr(seen, name), getattr(expected, name))
+
+
+# One scale a row, or a matrix.
+
+
+@HALVES
+@pytest.mark.parametrize("rounds", ["nearest", "gptq"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weight_only(bits: int, rounds: str, dtype: str, layer: Layer) -> None:
+    kept, half = getattr(torch, dtype), 2 ** (bits - 1)
+    expected = common(layer.b, layer.n, kept)
+    for linear in LINEARS:
+        weight = fused(layer.w, linear)
+        scale = (weight.abs().amax(1) / half).to(kept)
+        integers = rounding.weight_only(weight, bits).values
+        if rounds == "gptq":
+            grid = Grid(scale.float()[:, None], None, -half, half - 1)
+            integers = gptq.gptq(weight, grams(layer)[group_of(linear)], grid, act_order=True).values
+        expected |= {f"{linear}.weight": integers, f"{linear}.per_channel_scale": scale}
+    assert_same(stored(layer, f"W{bits}A16", dtype=dtype, rounding=rounds), expected)
+
+
+def test_fp8_with_a_scale_that_all_readers_of_an_input_share(layer: Layer) -> None:
+    expected = common(layer.b, layer.n, torch.float16)
+    for linear in LINEARS:
+        group = group_of(linear)
+        scale = torch.stack([layer.w[letter].abs().max() for letter in GROUPS[group]]).max()[None] / 448
+        expected |= {
+            f"{linear}.weight": (fused(layer.w, linear) / scale).to(torch.float8_e4m3fn),
+            f"{linear}.weights_scaling_factor": scale,
+            f"{linear}.activation_scaling_factor": layer.reads[group].abs().max()[None] / 448,
+        }
+    assert_same(stored(layer, "FP8"), expected)
+    assert torch.equal(expected["mlp.fc.weights_scaling_factor"], expected["mlp.gate.weights_scaling_factor"])
+    assert layer.w["g"].abs().max() != layer.w["u"].abs().max()
+
+
+def test_fp8_with_a_scale_a_row(layer: Layer) -> None:
+    expected = common(layer.b, layer.n, torch.float16)
+    for linear in LINEARS:
+        weight = fused(layer.w, linear)
+        scale = weight.abs().amax(1) / 448
+        expected[f"{linear}.weight"] = (weight / scale[:, None]).to(torch.float8_e4m3fn)
+        expected[f"{linear}.per_channel_scale"] = scale
+    assert_same(stored(layer, "FP8_PER_CHANNEL_PER_TOKEN"), expected)
+
+
+def test_qserve_by_groups(layer: Layer) -> None:
+    expected = common(layer.b, layer.n, torch.float16)
+    for linear in LINEARS:
+        made = qserve.per_group(fused(layer.w, linear))
+        expected |= {f"{linear}.weight": made.values, f"{linear}.s1_scales": known(made.second)}
+        expected |= {f"{linear}.s2_scales": made.scale, f"{linear}.s2_zeros": -known(made.zero) * made.scale}
+    assert_same(stored(layer, "W4A8_QSERVE_PER_GROUP"), expected)
+
+
+def test_qserve_by_channels(layer: Layer) -> None:
+    expected = common(layer.b, layer.n, torch.float16)
+    for linear in LINEARS:
+        made = qserve.per_channel(fused(layer.w, linear))
+        expected |= {f"{linear}.weight": made.values, f"{linear}.s1_scales": made.scale}
+        expected[f"{linear}.s1_szeros"] = (known(made.zero).float() * made.scale.float()).half()
+    assert_same(stored(layer, "W4A8_QSERVE_PER_CHANNEL"), expected)
+
+
+# Groups of a row: AWQ and GPTQ.
+
+
+@HALVES
+@pytest.mark.parametrize("rounds", ["auto", "nearest"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq(bits: int, symmetric: bool, rounds: str, dtype: str, layer: Layer) -> None:
+    kept = getattr(torch, dtype)
+    expected = common(layer.b, layer.n, kept)
+    for linear in LINEARS:
+        weight, gram = fused(layer.w, linear), grams(layer)[group_of(linear)]
+        grid = awq.clip(weight, gram, Grid.of(weight, 64, bits, symmetric)).stored(kept)
+        made = gptq.gptq(weight, gram, grid, act_order=True) if rounds == "auto" else grid.round(weight)
+        zero = torch.zeros_like(made.scale) if made.zero is None else -made.zero.float() * made.scale
+        expected |= {
+            f"{linear}.weight": made.values,
+            f"{linear}.weights_scaling_factor": made.scale.t().to(kept),
+            f"{linear}.zero": zero.t().to(kept),
+        }
+    options = {"group_size": 64, "symmetric": symmetric, "rounding": rounds}
+    assert_same(stored(layer, f"W{bits}A16_GPTQ", dtype=dtype, **options), expected)
+
+
+def scaled_by_awq(layer: Layer, size: int, fold: bool) -> tuple[Tensors, Tensors, Tensors, Tensors, Tensors]:
+    """Weights, biases and norms behind AWQ's scaling, s of each group, and what is left to divide its input by."""
+    w, b, n = layer.copies()
+    grid, s, left = partial(Grid.of, group_size=size, bits=4, symmetric=True), {}, {}
+    for group, inputs in statistics_of(layer).inputs.items():
+        weights = [layer.w[letter] for letter in GROUPS[group]]
+        s[group] = awq.search(weights, inputs.gram_matrix(), grid, size, inputs.magnitude).factor
+        w |= {letter: w[letter] * s[group] for letter in GROUPS[group]}
+        left[group] = s[group]
+        if group in NORMS:
+            n[NORMS[group]] = n[NORMS[group]] / s[group]
+            left[group] = torch.ones_like(s[group])
+    for group, feeder in (("attention.dense", "v"), ("mlp.proj", "u")):
+        if fold and not (feeder == "v" and layer.shares_values):
+            w[feeder], b[feeder] = w[feeder] / s[group][:, None], b[feeder] / s[group]
+            left[group] = torch.ones_like(s[group])
+    return w, b, n, s, left
+
+
+def rounded_by_awq(
+    layer: Layer, w: Tensors, s: Tensors, linear: str, size: int, dtype: torch.dtype, gptqs: bool = False
+) -> QuantizedLinear:
+    weight, factor = fused(w, linear), s[group_of(linear)]
+    gram = grams(layer)[group_of(linear)] / factor[:, None] / factor
+    grid = awq.clip(weight, gram, Grid.of(weight, size, 4, True)).stored(dtype)
+    return gptq.gptq(weight, gram, grid, act_order=True) if gptqs else grid.round(weight)
+
+
+@HALVES
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("rounds", ["auto", "gptq"])
+def test_awq(rounds: str, fold: bool, dtype: str, layer: Layer) -> None:
+    kept = getattr(torch, dtype)
+    w, b, n, s, left = scaled_by_awq(layer, 64, fold)
+    expected = common(b, n, kept)
+    for linear in LINEARS:
+        made = rounded_by_awq(layer, w, s, linear, 64, kept, rounds == "gptq")
+        expected |= {
+            f"{linear}.weight": made.values,
+            f"{linear}.weights_scaling_factor": made.scale.t().to(kept),
+            f"{linear}.prequant_scaling_factor": (1 / left[group_of(linear)])[None].to(kept),
+        }
+    assert_same(stored(layer, "W4A16_AWQ", dtype=dtype, fold=fold, group_size=64, rounding=rounds), expected)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("fold", [True, False])
+def test_awq_with_fp8_activations(fold: bool, quiet: bool, layer: Layer) -> None:
+    if quiet:  # an input so small that the loader's quotient, not its range, bounds its scale
+        layer = replace(layer, reads=layer.reads | {"attention.dense": layer.reads["attention.dense"] * 1e-6})
+    w, b, n, s, left = scaled_by_awq(layer, 128, fold)
+    expected = common(b, n, torch.float16)
+    for linear in LINEARS:
+        group, made = group_of(linear), rounded_by_awq(layer, w, s, linear, 128, torch.float16)
+        prescale = 1 / left[group]
+        # The loader divides the one by the other, in float16.
+        activation = torch.maximum(
+            (channel_amax(layer.reads[group]) / s[group]).max() / 448, 1.01 * prescale.max() / 65504
+        )
+        second = (made.values.float().unflatten(1, (-1, 128)) * made.scale[..., None]).abs().max() / 448
+        expected |= {
+            f"{linear}.weight": made.values,
+            f"{linear}.weights_scaling_factor": made.scale.t().half(),
+            f"{linear}.prequant_scaling_factor": prescale[None].half(),
+            f"{linear}.activation_scaling_factor": activation[None],
+            f"{linear}.weights_scaling_factor_2": second[None],
+        }
+    assert_same(stored(layer, "W4A8_AWQ", fold=fold, group_size=128), expected)
+
+
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "W4A16_GPTQ", "W4A8_AWQ"])
+def test_the_error_that_is_told_is_that_of_outputs(algorithm: str, layer: Layer) -> None:
+    _, made = quantized(layer, algorithm, fold=False, group_size=128)
+    for group in GROUPS:
+        s, x = made.layer.factors.get(group, torch.ones(1)), layer.reads[group].flatten(0, 1)
+        errors = []
+        for linear in [linear for linear in LINEARS if group_of(linear) == group]:
+            weight = torch.cat([made.layer.weights[HUGGING_FACE[letter]] for letter in LINEARS[linear]])
+            wanted, got = x @ fused(layer.w, linear).t(), (x / s) @ weight.t()
+            errors.append(float((got - wanted).square().sum() / wanted.square().sum()))
+        # Of more than 256 rows a sample counts.
+        rel = 1e-3 if layer.shares_values or group != "attention.qkv" else 0.2
+        assert made.chosen[group]["error"] == pytest.approx(max(errors), rel=rel)
+        assert (made.chosen[group]["alpha"] is not None) == ("AWQ" in algorithm)
+
+
+# What a layer is believed to compute.
+
+
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "W8A16_GPTQ"])
+def test_a_computed_layer_divides_by_what_the_runtime_divides_by(algorithm: str, layer: Layer) -> None:
+    target, made = quantized(layer, algorithm, fold=False, group_size=64)
+    tensors, computed = target.layer(0, made), made.layer.computed()
+    for linear, letters in LINEARS.items():
+        scale, integers = tensors[f"{linear}.weights_scaling_factor"].float(), tensors[f"{linear}.weight"].float()
+        weight = integers.unflatten(1, (-1, 64)) * scale.t()[..., None]
+        if algorithm == "W8A16_GPTQ":
+            weight = weight + tensors[f"{linear}.zero"].float().t()[..., None]
+        weight = weight.flatten(1).half().float()
+        prescale = tensors.get(f"{linear}.prequant_scaling_factor", torch.ones(1)).float()
+        rows = torch.cat([computed[f"{HUGGING_FACE[letter]}.weight"] for letter in letters])
+        torch.testing.assert_close(rows, weight * prescale, rtol=1e-6, atol=0)
+        assert torch.equal(
+            torch.cat([computed[f"{HUGGING_FACE[x]}.bias"] for x in letters]), tensors[f"{linear}.bias"].float()
+        )
+    assert torch.equal(computed["input_layernorm.weight"], tensors["input_layernorm.weight"].float())
+    assert torch.equal(computed["post_attention_layernorm.weight"], tensors["post_layernorm.weight"].float())
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_scaled_layer_computes_what_it_did(folded: bool, layer: Layer) -> None:
+    model = Source(layer.folder).model
+    scaled, draw = ScaledLayer.of(layer.source, model), torch.Generator().manual_seed(0)
+    s = {group: torch.rand(x.shape[-1], generator=draw) + 0.5 for group, x in layer.reads.items()}
+    for group in model.family.groups:
+        scaled.scale_input(group, s[group.name], s[group.name] if folded and group.name == "mlp.proj" else None)
+    computed, w = scaled.computed(), layer.w
+    assert torch.equal(computed["input_layernorm.weight"], layer.n["input_layernorm"] / s["attention.qkv"])
+    assert torch.equal(computed["self_attn.q_proj.weight"], w["q"] * s["attention.qkv"])
+    assert torch.equal(computed["self_attn.o_proj.weight"], w["o"] * s["attention.dense"] / s["attention.dense"])
+    up, down, own = w["u"] * s["mlp.fc+gate"], w["d"] * s["mlp.proj"], s["mlp.proj"]
+    assert torch.equal(computed["mlp.up_proj.weight"], up / own[:, None] if folded else up)
+    assert torch.equal(computed["mlp.up_proj.bias"], layer.b["u"] / own if folded else layer.b["u"])
+    assert torch.equal(computed["mlp.down_proj.weight"], down if folded else down / own)
+
+
+# SmoothQuant.
+
+
+def smoothed(
+    layer: Layer, by_channel: bool, static: bool, cached: bool = False
+) -> tuple[Tensors, Tensors, Tensors, dict[str, smoothing.Smoothing], Tensors, torch.Tensor | float]:
+    """Weights, biases and norms behind SmoothQuant, each group's choice, the smoothers of inputs that no norm makes,
+    and what values were divided by."""
+    w, b, n = layer.copies()
+    chosen, left = dict[str, smoothing.Smoothing](), Tensors()
+    values: torch.Tensor | float = 1.0
+    for group, letters in GROUPS.items():
+        # Rows of up_proj, which down_proj's smoother may undo, and those of q, k and v have scales of their own.
+        own = [by_channel or letter in "qkvu" for letter in letters]
+        blocks = [smoothing.Block.of(layer.w[letter], rows) for letter, rows in zip(letters, own, strict=True)]
+        chosen[group] = smoothing.choose(statistics_of(layer).inputs[group], blocks, None, "auto" if static else None)
+    for group, letters in GROUPS.items():
+        s = left[group] = chosen[group].factor
+        w |= {letter: w[letter] * s for letter in letters}
+        if group in NORMS:
+            n[NORMS[group]] = n[NORMS[group]] / s
+            del left[group]
+        elif group == "mlp.proj" or not layer.shares_values:
+            feeder = "u" if group == "mlp.proj" else "v"
+            divided = w["u"].abs().amax(1) if feeder == "u" and not by_channel else s
+            divided = divided / divided.log().mean().exp()
+            if feeder == "v" and cached:  # values reach as far as keys
+                value, key = channel_amax(layer.makes["v"]) / divided, layer.keys.abs().max()
+                divided = divided * (float(value.max()) / float(key))
+            w[feeder], b[feeder], left[group] = w[feeder] / divided[:, None], b[feeder] / divided, s / divided
+            values = divided if feeder == "v" else values
+    return w, b, n, chosen, left, values
+
+
+def rows_by_smoothquant(w: Tensors, linear: str, by_channel: bool) -> torch.Tensor:
+    """The largest weight of each row, or of the matrix where its rows share a scale."""
+    amax = fused(w, linear).abs().amax(1)
+    return amax if by_channel or linear == "attention.qkv" else amax.max().expand_as(amax)
+
+
+PLUGINS = {
+    "W8A8_SQ_PER_TENSOR_PLUGIN": (False, True),
+    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": (True, True),
+    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": (False, False),
+    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": (True, False),
+}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("rounds", ["nearest", "gptq"])
+@pytest.mark.parametrize("algorithm", PLUGINS)
+def test_smoothquant(algorithm: str, rounds: str, cached: bool, layer: Layer) -> None:
+    by_channel, static = PLUGINS[algorithm]
+    given = layer
+    if cached and layer.shares_values:
+        layer = balanced(layer)
+    w, b, n, chosen, left, values = smoothed(layer, by_channel, static, cached)
+    expected = common(b, n, torch.float16)
+    for linear, letters in LINEARS.items():
+        group, weight, amax = group_of(linear), fused(w, linear), rows_by_smoothquant(w, linear, by_channel)
+        expected[f"{linear}.weight"] = int8_of(layer, weight, amax, group, chosen[group].factor, rounds)
+        scale = amax / 127 if by_channel or linear == "attention.qkv" else amax[:1] / 127
+        if static:
+            output = max(float(layer.makes[letter].abs().max()) for letter in letters)
+            scale = scale * (known(chosen[group].range) / output)
+            expected[f"{linear}.act_scale"] = torch.tensor([[output / 127]])
+        expected[f"{linear}.per_channel_scale"] = scale[None]
+        if group in left:
+            expected[f"{linear}.smoother"] = left[group][None]
+    for group, norm in NORMS.items():
+        expected[f"{norm}.scale_to_int"] = torch.tensor([127 / known(chosen[group].range) if static else 1.0])
+    for module, group in (("attention", "attention.dense"), ("mlp", "mlp.proj")) if static else ():
+        expected[f"{module}.quantization_scaling_factor"] = torch.tensor([127 / known(chosen[group].range)])
+    if cached:
+        largest = max(float(layer.keys.abs().max()), float((channel_amax(layer.makes["v"]) / values).max()))
+        expected["attention.kv_cache_scaling_factor"] = torch.tensor([largest]) / 127
+    got = stored(given, algorithm, rounding=rounds, kv_cache="INT8" if cached else None)
+    assert_same(got, expected)
+
+
+def int8_of(
+    layer: Layer, weight: torch.Tensor, amax: torch.Tensor, group: str, s: torch.Tensor, rounds: str
+) -> torch.Tensor:
+    if rounds == "nearest":
+        return (weight * (127 / amax)[:, None]).round().to(torch.int8)
+    gram = grams(layer)[group] / s[:, None] / s
+    return gptq.gptq(weight, gram, Grid(amax[:, None] / 127, None, -127, 127), act_order=True).values
+
+
+@pytest.mark.parametrize("rounds", ["nearest", "gptq"])
+@HALVES
+def test_smoothquant_in_tensorrts_own_layers(dtype: str, rounds: str, layer: Layer) -> None:
+    kept = getattr(torch, dtype)
+    w, b, n, chosen, left, _ = smoothed(layer, True, True)
+    expected = common(b, n, kept)
+    for linear in LINEARS:
+        group, weight = group_of(linear), fused(w, linear)
+        amax = weight.abs().amax(1)
+        prescale = 1 / left[group] if group in left else torch.ones(weight.shape[1])
+        expected |= {
+            f"{linear}.weight": int8_of(layer, weight, amax, group, chosen[group].factor, rounds),
+            f"{linear}.weights_scaling_factor": amax / 127,
+            f"{linear}.activation_scaling_factor": torch.tensor([known(chosen[group].range) / 127]),
+            f"{linear}.prequant_scaling_factor": prescale.to(kept),
+        }
+    assert_same(stored(layer, "W8A8_SQ_PER_CHANNEL", dtype=dtype, rounding=rounds), expected)
+
+
+# The scale that keys and values share.
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_an_int8_cache_covers_rotated_keys(fold: bool, layer: Layer) -> None:
+    key = layer.keys.abs().max()
+    assert key > 1.005 * layer.makes["k"].abs().max()  # rotated ones reach further
+    assert key > 3 * layer.makes["v"].abs().max()
+    moved = balanced(layer) if fold else layer
+    largest = torch.maximum(key, moved.makes["v"].abs().max())
+    expected = common(moved.b, moved.n, torch.bfloat16) | {"attention.kv_cache_scaling_factor": largest[None] / 127}
+    expected |= {f"{linear}.weight": fused(moved.w, linear).bfloat16() for linear in LINEARS}
+    assert_same(stored(layer, "none", dtype="bfloat16", kv_cache="INT8", fold=fold), expected)
+
+
+def test_an_int8_cache_covers_values_that_reach_further(layer: Layer) -> None:
+    layer = replace(layer, makes=layer.makes | {"v": layer.makes["v"] * 100})
+    scale = stored(layer, "FP8", kv_cache="INT8", fold=False)["attention.kv_cache_scaling_factor"]
+    assert torch.equal(scale, layer.makes["v"].abs().max()[None] / 127)
+
+
+@pytest.mark.parametrize("times", [{}, {"k": 1000}, {"v": 1000}, {"q": 1000}], ids=str)
+def test_an_fp8_cache_has_the_least_power_of_two_that_fits(times: dict[str, int], layer: Layer) -> None:
+    made = {letter: layer.makes[letter] * times.get(letter, 1) for letter in "qv"}
+    layer = replace(layer, makes=layer.makes | made, keys=layer.keys * times.get("k", 1))
+    # Queries are known before they are rotated.
+    reach = [float(layer.keys.abs().max()), float(made["v"].abs().max()), float(made["q"].abs().max()) * 2**0.5]
+    expected = next(2.0**power for power in range(20) if 2.0**power * 448 >= max(reach))
+    assert (expected == 1) == (not times)
+    assert stored(layer, "FP8", kv_cache="FP8")["attention.kv_cache_scaling_factor"].tolist() == [expected]
