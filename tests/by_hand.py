@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from enginesmith.convert.job.compare import of_algorithm
+from enginesmith.convert.job.algorithms import of_algorithm
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.numbers.inputs import InputStatistics
 from enginesmith.convert.quantize.layer import QuantizedLayer
+from enginesmith.convert.quantize.quantizer import Quantizer
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.targets.trtllm.target import Target
@@ -169,8 +170,8 @@ def input_statistics(x: torch.Tensor) -> InputStatistics:
 def quantized(layer: Layer, algorithm: str, **options: Any) -> tuple[Target, QuantizedLayer]:
     """The layer through the quantizer that an algorithm's name and options make, and the target that stores it."""
     source = Source(layer.folder)
-    quantizer, target = of_algorithm(algorithm, ConvertOptions(str(layer.folder), "", rotate=False, **options), source)
-    return target, quantizer.quantize(0, layer.source, statistics_of(layer), target.computed)
+    how, target = of_algorithm(algorithm, ConvertOptions(str(layer.folder), "", rotate=False, **options), source)
+    return target, Quantizer(how).quantize(0, layer.source, statistics_of(layer), target.computed)
 
 
 def fused(of: Tensors, linear: str) -> torch.Tensor:

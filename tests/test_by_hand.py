@@ -19,7 +19,8 @@ from enginesmith.convert.numbers import awq, gptq, qserve, rounding, smoothing
 from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.statistics.layer import EVERYTHING, calibrate_layer
+from enginesmith.convert.statistics.layer import calibrate_layer
+from enginesmith.convert.statistics.wanted import EVERYTHING
 
 from .by_hand import (
     GROUPS,

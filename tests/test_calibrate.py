@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from enginesmith.convert.job.options import ConvertOptions, quantizer_of
+from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.job.quantization import quantization_of
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.rotary import rotary_frequencies, rotary_tables
+from enginesmith.convert.quantize.quantizer import Quantizer
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.layer import calibrate_layer
 from enginesmith.convert.statistics.stream import Calibration
@@ -41,7 +43,7 @@ def test_a_layer_with_scaled_queries_computes_what_the_source_does(tiny: Callabl
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
     model = tiny(rope_scaling=yarn, torch_dtype="float32")
     source = Source(model)
-    quantizer = quantizer_of(ConvertOptions(str(model), "", quant="W8A16"), source)
+    quantizer = Quantizer(quantization_of(ConvertOptions(str(model), "", quant="W8A16"), source))
     ids = torch.arange(48).view(2, 24)
     streams = [Calibration(source.model, ids, source.embedding(), Wanted(), torch.device("cpu"), 0) for _ in range(2)]
     for stream in streams:
