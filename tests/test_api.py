@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import enginesmith as es
+from enginesmith import jobs
 from enginesmith.cli import check_engine, compare, convert, families, run, verify
 
 Tiny = Callable[..., Path]
@@ -100,12 +101,12 @@ def test_packages_are_called_as_the_jobs_of_their_name() -> None:
 
 
 def test_commands_call_the_library(tmp_path: Path) -> None:
-    assert check_engine.check is es.check_engine
-    assert verify.check is es.verify
-    assert convert.run is es.convert
-    assert compare.run is es.compare
-    assert run.run_recipe is es.run
-    assert families.known is es.families
+    assert check_engine.check is jobs.check_engine
+    assert verify.check is jobs.verify
+    assert convert.run is jobs.convert
+    assert compare.run is jobs.compare
+    assert run.run_recipe is jobs.run
+    assert families.known is jobs.families
 
 
 def test_the_page_of_the_documentation_runs(options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
