@@ -21,8 +21,9 @@ from pathlib import Path
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.gpus import find as find_gpu
 from enginesmith.build.network import rank_nodes, totals
-from enginesmith.build.plan import Wishes, make_plan
+from enginesmith.build.plan import make_plan
 from enginesmith.build.releases import find as find_release
+from enginesmith.build.wishes import Wishes
 from enginesmith.convert.files.disk import write_json
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions

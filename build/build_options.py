@@ -10,8 +10,9 @@ from ..convert.files.apart import check_apart
 from ..convert.files.bounds import bounded
 from . import engines, gpus, releases
 from .checkpoint_folder import CheckpointFolder
-from .plan import Plan, Wishes, make_plan
+from .plan import Plan, make_plan
 from .releases import Release
+from .wishes import Wishes
 
 # GiB
 LARGEST_MEMORY = 4096

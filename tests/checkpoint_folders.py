@@ -15,7 +15,8 @@ from enginesmith.build import releases
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.gpus import find
 from enginesmith.build.network import rank_nodes
-from enginesmith.build.plan import Plan, Wishes, make_plan
+from enginesmith.build.plan import Plan, make_plan
+from enginesmith.build.wishes import Wishes
 from enginesmith.convert.errors import LINE, InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions

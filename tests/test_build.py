@@ -21,9 +21,10 @@ from enginesmith.build.build_engine import Refused, build_all, check_machine, on
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.flags import FLAGS, REFUSED
 from enginesmith.build.gpus import find
-from enginesmith.build.plan import Wishes, make_plan
+from enginesmith.build.plan import make_plan
 from enginesmith.build.releases import RELEASES
 from enginesmith.build.script import trtllm_build
+from enginesmith.build.wishes import Wishes
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.build_folders import enginesmith, fake_machine, write_checkpoint

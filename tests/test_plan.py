@@ -18,7 +18,8 @@ from enginesmith.build.build_config import BY_NAME
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.flags import FLAGS, REFUSED
 from enginesmith.build.gpus import GIB, GPU, KNOWN, find
-from enginesmith.build.plan import Plan, Wishes, make_plan
+from enginesmith.build.plan import Plan, make_plan
+from enginesmith.build.wishes import Wishes
 from enginesmith.convert.errors import InputError
 from tests.build_folders import write_checkpoint, write_manifest
 from tests.conftest import ALGORITHMS

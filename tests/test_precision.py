@@ -13,8 +13,9 @@ import torch
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.gpus import find as find_gpu
 from enginesmith.build.network import rank_nodes, totals
-from enginesmith.build.plan import Wishes, make_plan
+from enginesmith.build.plan import make_plan
 from enginesmith.build.releases import find as find_release
+from enginesmith.build.wishes import Wishes
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.compare import compare
 from enginesmith.convert.job.options import ConvertOptions
