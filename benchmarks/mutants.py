@@ -1,13 +1,14 @@
 """Change one thing of the product at a time, and see whether a test notices.
 
     python benchmarks/mutants.py map [FILE ...] [--jobs N]   which tests reach which place, into out/checks.json
-    python benchmarks/mutants.py run [WORD ...] [--jobs N] [--seconds S] [--sample N]   each change, its tests run
+    python benchmarks/mutants.py run [WORD ...] [--jobs N] [--seconds S] [--sample N] [--tests N]   the changes
 
 With ``--kind checks`` a change drops a statement that refuses or reports; with ``--kind arithmetic`` one operator,
 comparison or number becomes another (see ``mutations.py``). Each mutant is a fork of a process that has loaded PyTorch
-already, and runs the quickest tests first until one fails. WORDs limit the run to changes whose file and line contain
-one, ``--sample`` to so many of them, drawn evenly and always the same; after S seconds no mutant is begun. Survivors
-are listed, and what was not judged; exit code 1 if there is one.
+already, and runs tests until one fails, the quickest of every file first, 500 at most (``--tests``): what thousands of
+tests reach may need more of them. WORDs limit the run to changes whose file and line contain one, ``--sample`` to so
+many of them, drawn evenly and always the same; after S seconds no mutant is begun. Survivors are listed, and what was
+not judged; exit code 1 if there is one.
 
 Programs that a test starts are marked and mutated too (through sitecustomize), and so are copies of a file elsewhere,
 such as the models of a Triton repository.
@@ -30,6 +31,7 @@ from collections import defaultdict
 from contextlib import suppress
 from importlib.abc import Loader
 from importlib.machinery import SourceFileLoader
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,8 @@ from mutations import HIT, KINDS, Arithmetic, Checks
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("plugins", "convert", "build", "cli")
-# Seconds that one test of a mutant may take (a change that hangs a test has been noticed), and how many are tried.
-LONGEST, MOST_TESTS = 300, 500
+# Seconds that one test of a mutant may take; a change that hangs a test has been noticed.
+LONGEST = 300
 # What a program started by a test finds in its environment: where it logs, or what it drops.
 LOG, DROPPED, KIND = "MUTANTS_LOG", "MUTANTS_DROPPED", "MUTANTS_KIND"
 # The places that the running test has reached in this process.
@@ -183,6 +185,14 @@ def map_share(files: list[str], part: Path) -> None:
     os._exit(0)
 
 
+def by_turns(tests: list[str]) -> list[str]:
+    """The first test of every file, then the second of each: some that differ come early."""
+    of_file: dict[str, list[str]] = defaultdict(list)
+    for test in tests:
+        of_file[test.partition("::")[0]].append(test)
+    return [test for turn in zip_longest(*of_file.values()) for test in turn if test is not None]
+
+
 def start(key: str, tests: list[str]) -> int:
     """A child that exits 0 if its tests pass with this change (it survives), otherwise if one fails or hangs."""
     child = os.fork()
@@ -196,7 +206,7 @@ def start(key: str, tests: list[str]) -> int:
 
     os.environ[DROPPED] = key
     install(key)
-    failed = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests[:MOST_TESTS]], plugins=[Watch()])
+    failed = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests], plugins=[Watch()])
     os._exit(1 if failed else 0)
 
 
@@ -210,7 +220,7 @@ def check_map(known: dict[str, list[str]]) -> None:
         sys.exit(f"{map_file()} is older than the tests (there is no {min(tests - there)}); map them again")
 
 
-def run_mutants(jobs: int, words: list[str], limit: float, sample: int | None) -> int:
+def run_mutants(jobs: int, words: list[str], limit: float, sample: int | None, most: int) -> int:
     import hypothesis  # noqa: F401 (loaded once, for all forks)
     import pytest  # noqa: F401
     import torch
@@ -229,7 +239,7 @@ def run_mutants(jobs: int, words: list[str], limit: float, sample: int | None) -
     while running or (waiting and time.monotonic() - began < limit):
         while waiting and len(running) < jobs and time.monotonic() - began < limit:
             key = waiting.pop(0)
-            running[start(key, known[place(key)])] = key
+            running[start(key, by_turns(known[place(key)])[:most])] = key
         child, status = os.wait()
         key = running.pop(child)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
@@ -251,6 +261,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--kind", choices=list(KINDS), default="checks")
     parser.add_argument("--sample", type=int)
+    parser.add_argument("--tests", type=int, default=500)
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -261,7 +272,7 @@ def main() -> None:
         if options.what == "map":
             map_tests(options.jobs, options.words)
         else:
-            sys.exit(run_mutants(options.jobs, options.words, options.seconds, options.sample))
+            sys.exit(run_mutants(options.jobs, options.words, options.seconds, options.sample, options.tests))
 
 
 if __name__ == "__main__":

@@ -206,3 +206,27 @@ def test_biases_behind_an_all_reduce_are_added_once(
         assert torch.equal(first, whole.read(0, name))
         assert torch.equal(second, first * (not kind_of(whole.precision.layer(1)[linear]).adds_bias))
     assert_same_layers(whole, many)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "works"),
+    [
+        ({"intermediate_size": 48}, [1, 2, 4, 12]),  # 3 and 6 would cut a KV head's queries apart
+        ({"intermediate_size": 40}, [1, 2, 4]),
+        ({"intermediate_size": 48, "num_key_value_heads": 12}, [1, 2, 3, 4, 6, 12]),
+        ({"intermediate_size": 48, "num_key_value_heads": 1}, [1, 2, 3, 4, 6, 12]),
+    ],
+)
+def test_ranks_that_cut_heads_evenly(sizes: dict[str, int], works: list[int]) -> None:
+    heads = {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4, "num_hidden_layers": 6}
+    model = read_model(TINY | heads | sizes)
+    for size in range(1, 15):
+        if size in works:
+            Mapping(size, 1).check(model)
+            continue
+        with pytest.raises(InputError, match=rf"--tp_size {size} .*; sizes that do: {', '.join(map(str, works))}$"):
+            Mapping(size, 1).check(model)
+    for size in (1, 2, 3, 6):
+        Mapping(1, size).check(model)
+    with pytest.raises(InputError, match=r"--pp_size 4 does not divide 6 layers; sizes that do: 1, 2, 3, 6$"):
+        Mapping(1, 4).check(model)
