@@ -28,6 +28,7 @@ NAMED = (
     "convert/sources/readymade",
     "build/algorithms.py",
     "build/build_config.py",
+    "build/features.py",
     "build/plan.py",
 )
 
