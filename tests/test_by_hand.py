@@ -6,6 +6,7 @@ is held to that; quantizer and composition then both start from the numbers coun
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 
+from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer as ScaledLayer
 from enginesmith.convert.numbers import awq, gptq, qserve, rounding, smoothing
 from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.numbers.rounding import Grid
+from enginesmith.convert.quantize.quantizer import of_scaled_queries
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.statistics.layer import calibrate_layer
+from enginesmith.convert.statistics.layer import LayerStatistics, calibrate_layer
 from enginesmith.convert.statistics.wanted import EVERYTHING
 
 from .by_hand import (
@@ -41,6 +44,7 @@ from .by_hand import (
     quantized,
     statistics_of,
 )
+from .conftest import TINY
 
 HALVES = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 
@@ -432,3 +436,17 @@ def test_an_fp8_cache_has_the_least_power_of_two_that_fits(times: dict[str, int]
     expected = next(2.0**power for power in range(20) if 2.0**power * 448 >= max(reach))
     assert (expected == 1) == (not times)
     assert stored(layer, "FP8", kv_cache="FP8")["attention.kv_cache_scaling_factor"].tolist() == [expected]
+
+
+@pytest.mark.parametrize("family", [{}, {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}], ids=str)
+def test_yarn_scales_queries_twice(family: dict[str, Any]) -> None:
+    """Once for cos and sin of the query, once for those of the key; where queries have a norm, behind it."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    model, times = read_model(TINY | family | {"rope_scaling": yarn}), (0.1 * math.log(4) + 1) ** 2
+    outputs = {f"self_attn.{letter}_proj": torch.tensor([3.0]) for letter in "qk"}
+    seen = LayerStatistics({}, outputs, query_amax=torch.tensor([2.0]), key_amax=torch.tensor([5.0]))
+    scaled = of_scaled_queries(seen, model)
+    assert known(scaled.query_amax).item() == pytest.approx(2 * times)
+    assert known(scaled.key_amax).item() == 5
+    assert scaled.output_amax["self_attn.q_proj"].item() == pytest.approx(3 if family else 3 * times)
+    assert scaled.output_amax["self_attn.k_proj"].item() == 3

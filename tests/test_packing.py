@@ -45,6 +45,7 @@ def test_bytes_viewed_as_the_model_dtype_come_back(dtype: torch.dtype) -> None:
     packed = pack(integers, INT4, 80, dtype)
     assert (packed.shape, packed.dtype) == ((64, 32), dtype)
     assert torch.equal(unpack(packed, INT4, 80), integers)
+    assert torch.equal(unpack(packed.t().contiguous().t(), INT4, 80), integers)  # however its rows lie
 
 
 @given(
