@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ..convert.errors import InputError
 from ..convert.files.apart import check_apart
@@ -109,6 +105,11 @@ def check_page(path: Path) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """One row an algorithm, in the order asked for; the layer that adds most to the error comes first."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     first = comparison.results[0].accuracy
     table = Table(
         box=SIMPLE_HEAD,

@@ -9,18 +9,9 @@ from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ..convert.prove.execution import Accuracy
 
 SHOWN_LAYERS = 5
@@ -35,35 +26,28 @@ class Bar:
         self.title, self.layers, self.quiet = title, layers, quiet
         self.live = sys.stderr.isatty() and not quiet
         self.tokens, self.start, self.printed = 0, time.monotonic(), time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[phase]:<9} {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=Console(stderr=True),
-            disable=not self.live,
-        )
-        self.task = self.progress.add_task(title, total=layers, phase="", rate="")
+        self.progress = drawn_bar() if self.live else None
 
     def __enter__(self) -> Bar:
-        self.progress.start()
+        if self.progress is not None:
+            self.task = self.progress.add_task(self.title, total=self.layers, phase="", rate="")
+            self.progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if self.progress is not None:
+            self.progress.stop()
 
     def update(self, layer: int, phase: str, tokens: int = 0) -> None:
         """One step: the layer it is at, what it does there, and tokens that went through a layer."""
         self.tokens += tokens
         now = time.monotonic()
         rate = f"{self.tokens / max(now - self.start, 1e-9):,.0f} layer-tokens/s" if self.tokens else ""
-        self.progress.update(self.task, completed=max(layer, 0), phase=phase, rate=rate)
-        if not self.live and not self.quiet and now - self.printed >= PLAIN_INTERVAL:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=max(layer, 0), phase=phase, rate=rate)
+        elif not self.quiet and now - self.printed >= PLAIN_INTERVAL:
             self.printed = now
             left = (now - self.start) / max(layer, 1) * (self.layers - layer)
             print(
@@ -73,8 +57,35 @@ class Bar:
             )
 
 
+def drawn_bar() -> Progress:
+    """The bar that a terminal shows."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[phase]:<9} {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=Console(stderr=True),
+    )
+
+
 def print_accuracy(accuracy: Accuracy) -> None:
     """The verdict of a verification as a table, and the layers that add most to the error."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=f"on {accuracy.tokens:,} held-out tokens")
     table.add_column("")
     table.add_column("source (float32)", justify="right")

@@ -148,8 +148,8 @@ def check_same_files(checkpoint: Checkpoint, files: Sequence[Path]) -> None:
 def reference_of(
     checkpoint: Checkpoint, reference: str | Path, text: str, chunks: int, length: int, device: str
 ) -> Source:
-    """The source model to measure a checkpoint beside, once nothing that is asked for is refused without reading
-    weights or a text.
+    """The source model to measure a checkpoint beside, once nothing that is asked for is refused without looking at
+    weights or a text; files that a manifest recorded are hashed.
 
     Raises:
         InputError: the reference is another model, or the text or device cannot be used.
@@ -157,7 +157,7 @@ def reference_of(
     check_device(device)
     source = Source(reference, "--reference")
     check_same_model(checkpoint, source)
-    check_same_files(checkpoint, source.paths()[:1])  # config.json; weights take longer
+    check_same_files(checkpoint, source.paths())
     window = checkpoint.sliding_window
     if window is not None and length > window:
         raise InputError(f"--seq_len {length} is longer than the sliding window of {window} tokens; give at most that")
@@ -190,7 +190,6 @@ def measure_beside(
     """``measure``, of what ``reference_of`` gave."""
     from .execution import held_out, side_by_side
 
-    check_same_files(checkpoint, source.paths())
     ids = held_out(source, text, chunks, length)
     return side_by_side(checkpoint, source, ids, pick_device(device), on_progress)
 
