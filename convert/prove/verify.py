@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,10 +137,10 @@ def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
 
 
-def check_same_files(checkpoint: Checkpoint, files: Sequence[Path]) -> None:
+def check_same_files(checkpoint: Checkpoint, source: Source) -> None:
     """Raise InputError unless a source's files are the ones that the checkpoint's manifest recorded, if it did."""
     recorded = checkpoint.manifest.source
-    for file in files:
+    for file in source.paths():
         if file.name in recorded and recorded[file.name] != sha256(file):
             raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
 
@@ -157,7 +157,7 @@ def reference_of(
     check_device(device)
     source = Source(reference, "--reference")
     check_same_model(checkpoint, source)
-    check_same_files(checkpoint, source.paths())
+    check_same_files(checkpoint, source)
     window = checkpoint.sliding_window
     if window is not None and length > window:
         raise InputError(f"--seq_len {length} is longer than the sliding window of {window} tokens; give at most that")
