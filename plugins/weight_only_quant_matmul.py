@@ -16,7 +16,6 @@ PLUGIN = Plugin(
     out_multiple=32,
 )
 # weight_type_id by bits.
-WEIGHT_TYPE = {8: 1, 4: 2}
 
 
 def dequantized(weight: torch.Tensor, per_channel_scale: torch.Tensor) -> torch.Tensor:

@@ -121,6 +121,15 @@ def test_layer_norms_are_not_rotated(algo: str, tmp_path: Path) -> None:
         converted(tmp_path / "hf", tmp_path / "ck", quant=algo, rotate=True)
 
 
+def test_yarn_scales_the_norm_of_queries_where_there_is_one(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e3, "original_max_position_embeddings": 8}
+    random_model(tmp_path / "hf", "Qwen3ForCausalLM", SIZES | {"rope_parameters": yarn, "head_dim": 32})
+    save_file({"input_ids": torch.arange(96).view(4, 24)}, tmp_path / "ids.safetensors")
+    checkpoint = converted(tmp_path / "hf", tmp_path / "ck", quant=None)
+    accuracy = measure(checkpoint, tmp_path / "hf", str(tmp_path / "ids.safetensors"), 4, 24)
+    assert accuracy.kl < MOST_KL[None]
+
+
 def test_families_are_listed() -> None:
     said = run("families").stdout
     for family in FAMILIES:
