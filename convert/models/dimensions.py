@@ -15,7 +15,20 @@ MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
-class Model:
+class Sizes:
+    """The sizes of a decoder of any architecture, under TensorRT-LLM's names."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Model(Sizes):
     """Dimensions and constants of a decoder, under TensorRT-LLM's names.
 
     Attributes:
@@ -27,13 +40,6 @@ class Model:
     architecture: str
     family: Family
     dtype: str | None
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_size: int
-    vocab_size: int
     max_position_embeddings: int
     norm_epsilon: float
     hidden_act: str

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ...models.dimensions import MOST_LAYERS, Model, check_heads, family_of
+from ...models.dimensions import MOST_LAYERS, Model, Sizes, check_heads, family_of
 from ...models.family import LEARNED, ROTARY
 from ...models.rope import read_rope
 from ...quantize.precision import Precision
@@ -56,19 +55,6 @@ def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smooth
     }
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a decoder of any architecture, under TensorRT-LLM's names."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_size: int
-    vocab_size: int
-
-
 def read_sizes(said: Reader) -> Sizes:
     """The sizes that a TensorRT-LLM checkpoint's config.json states, or that TensorRT-LLM takes where it does not."""
     hidden, heads = said.integer("hidden_size"), said.integer("num_attention_heads")
@@ -109,13 +95,7 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         architecture=said.text("architecture"),
         family=family,
         dtype=said.text("dtype"),
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_hidden_layers,
-        num_attention_heads=sizes.num_attention_heads,
-        num_key_value_heads=sizes.num_key_value_heads,
-        head_size=sizes.head_size,
-        vocab_size=sizes.vocab_size,
+        **vars(sizes),
         max_position_embeddings=positions,
         norm_epsilon=float(said.number("norm_epsilon", 1e-5, largest=1.0)),
         hidden_act=said.choice("hidden_act", tuple(dict.fromkeys(family.activations.values()))),

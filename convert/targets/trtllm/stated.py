@@ -13,11 +13,11 @@ from typing import Any
 from ...errors import InputError, printable
 from ...files.disk import read_json
 from ...files.reader import LARGEST, Reader
-from ...models.dimensions import Model, family_of
+from ...models.dimensions import Model, Sizes, family_of
 from ...models.families import FAMILIES
 from ...models.family import Family
 from ...quantize.precision import Precision
-from .config import Sizes, model_of_checkpoint, read_sizes
+from .config import model_of_checkpoint, read_sizes
 from .formats.base import Engine
 from .keys import check_mapping
 from .manifest import CONFIG, QUANT_CFG, read_manifest
