@@ -19,6 +19,8 @@ from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.shapes import hugging_face_shapes
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
+from .triton_folders import write_tokenizer
+
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
@@ -144,3 +146,9 @@ def plain(made: Path) -> Path:
     """The same as another converter would have made it: without a manifest."""
     (made / "enginesmith.json").unlink()
     return made
+
+
+@pytest.fixture(scope="module")
+def bytewise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer with a chat template, which adds no token to a prompt."""
+    return write_tokenizer(tmp_path_factory.mktemp("bytewise"), "byte_level", chat=True)
