@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -28,6 +29,7 @@ HEADS, SIZES = 4, {"hidden_size": 128, "intermediate_size": 256, "num_hidden_lay
 LINEARS = {"attention.qkv": "qkv", "attention.dense": "o", "mlp.fc": "g", "mlp.gate": "u", "mlp.proj": "d"}
 GROUPS = {"attention.qkv": "qkv", "attention.dense": "o", "mlp.fc+gate": "gu", "mlp.proj": "d"}
 NORMS = {"attention.qkv": "input_layernorm", "mlp.fc+gate": "post_layernorm"}
+HALVES = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 HUGGING_FACE = {
     **{letter: f"self_attn.{letter}_proj" for letter in "qkvo"},
     "g": "mlp.gate_proj",
@@ -195,3 +197,12 @@ def assert_same(got: Tensors, expected: Tensors) -> None:
     for name, tensor in expected.items():
         assert (name, got[name].dtype, got[name].shape) == (name, tensor.dtype, tensor.shape)
         assert torch.equal(got[name].float(), tensor.float()), name
+
+
+def stored(layer: Layer, algorithm: str, **options: Any) -> Tensors:
+    target, made = quantized(layer, algorithm, **options)
+    return target.layer(0, made)
+
+
+def grams(layer: Layer) -> Tensors:
+    return {group: seen.gram_matrix() for group, seen in statistics_of(layer).inputs.items()}
