@@ -22,7 +22,8 @@ from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.quantize.quantizer import of_scaled_queries
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.statistics.layer import LayerStatistics, calibrate_layer
+from enginesmith.convert.statistics.calibrate import calibrate_layer
+from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.statistics.wanted import EVERYTHING
 
 from .by_hand import (
@@ -63,7 +64,7 @@ def test_statistics_are_those_of_a_layer_written_out(batch: int, layer: Layer) -
     model = Source(layer.folder).model
     forward = LayerForward(model, 24, torch.float32, torch.device("cpu"))
     forward.load(layer.source)
-    seen, expected = calibrate_layer(forward, layer.hidden.clone(), model, EVERYTHING, 0, batch), statistics_of(layer)
+    seen, expected = calibrate_layer(forward, layer.hidden.clone(), EVERYTHING, 0, batch), statistics_of(layer)
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
     assert seen.inputs.keys() == expected.inputs.keys()
     for group, inputs in expected.inputs.items():

@@ -1,59 +1,142 @@
-"""Statistics of one layer."""
+"""Statistics of one layer, passed at once or walked through while it is quantized."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.job.quantization import quantization_of
+from enginesmith.convert.models.families import FAMILIES
 from enginesmith.convert.models.forward import LayerForward
-from enginesmith.convert.models.rotary import rotary_frequencies, rotary_tables
+from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.quantize.quantizer import Quantizer
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.statistics.layer import calibrate_layer
-from enginesmith.convert.statistics.stream import Calibration
-from enginesmith.convert.statistics.wanted import Wanted
+from enginesmith.convert.statistics import calibrate
+from enginesmith.convert.statistics.calibrate import Walk, calibrate_layer
+from enginesmith.convert.statistics.layer import LayerStatistics
+from enginesmith.convert.statistics.wanted import EVERYTHING
+
+from .conftest import write_model
+from .test_oracle import random_model
+
+CPU = torch.device("cpu")
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+ARCHITECTURES = [family.architectures[0] for family in FAMILIES]
 
 
-def test_a_pass_that_stays_sees_the_same_and_moves_nothing(tiny: Callable[..., Path]) -> None:
-    source = Source(tiny())
-    forward = LayerForward(source.model, 24, torch.float32, torch.device("cpu"))
+@pytest.fixture(params=ARCHITECTURES)
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
+    random_model(tmp_path, request.param, {})
+    return Source(tmp_path)
+
+
+def forward_of(source: Source, scaled: bool = True) -> LayerForward:
+    return LayerForward(source.model, 24, torch.float32, CPU, scaled)
+
+
+def tokens(source: Source) -> torch.Tensor:
+    """Hidden states of five sequences."""
+    return torch.randn(5, 24, source.model.hidden_size, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same(one: LayerStatistics, other: LayerStatistics) -> None:
+    assert one.inputs.keys() == other.inputs.keys()
+    for name, inputs in one.inputs.items():
+        for field in ("amax", "tokens", "weight", "gram", "magnitude"):
+            assert torch.equal(getattr(inputs, field), getattr(other.inputs[name], field)), (name, field)
+    assert one.output_amax.keys() == other.output_amax.keys()
+    assert all(torch.equal(y, other.output_amax[part]) for part, y in one.output_amax.items())
+    assert one.stream_amax == other.stream_amax
+    for field in ("key_amax", "value_amax", "query_amax"):
+        assert torch.equal(getattr(one, field), getattr(other, field)), field
+
+
+@pytest.mark.parametrize("waiting", [10**9, 30_000, 0])
+def test_a_walk_through_a_layer_that_stays_is_a_pass(
+    waiting: int, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever tokens wait: all inside the layer, some, or none."""
+    monkeypatch.setattr(calibrate, "WAITING_BYTES", waiting)
+    passed, walked, done = tokens(source), tokens(source), list[int]()
+    forward = forward_of(source)
     forward.load(source.layer(0))
-    hidden = torch.randn(4, 24, source.model.hidden_size, generator=torch.Generator().manual_seed(0))
-    before, seen, done = hidden.clone(), [], []
-    for stay in (True, False):
-        assert torch.equal(hidden, before)
-        wanted = Wanted(gram=True, ranges=True, cache=True)
-        seen.append(calibrate_layer(forward, hidden, source.model, wanted, 0, 2, done.append, stay))
-    assert not torch.equal(hidden, before)
-    assert done == [48] * 4
-    stayed, moved = seen
-    for name, inputs in moved.inputs.items():
-        assert torch.equal(stayed.inputs[name].gram_matrix(), inputs.gram_matrix())
-        assert torch.equal(stayed.inputs[name].amax, inputs.amax)
-    assert stayed.key_amax is not None
-    assert torch.equal(stayed.key_amax, moved.key_amax)
+    seen = calibrate_layer(forward, passed, EVERYTHING, 0, 2, done.append)
+    assert done == [48, 48, 24]
+    walk = Walk(forward_of(source), Layer.of(source.layer(0), source.model), walked, EVERYTHING, 0, 2, done.append)
+    groups = list(walk.groups())
+    assert groups == list(source.model.family.groups)
+    assert sum(done) == 2 * 5 * 24
+    assert torch.equal(walked, passed)
+    assert_same(walk.seen, seen)
+    assert not torch.equal(passed, tokens(source))
 
 
-def test_a_layer_with_scaled_queries_computes_what_the_source_does(tiny: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("waiting", [10**9, 30_000, 0])
+def test_linears_see_what_the_quantized_ones_before_them_compute(
+    waiting: int, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every group's input is that of a layer whose earlier groups have become something else, and whose later ones
+    have not."""
+    monkeypatch.setattr(calibrate, "WAITING_BYTES", waiting)
+    layer, hidden, draw = Layer.of(source.layer(0), source.model), tokens(source), torch.Generator().manual_seed(1)
+    walk = Walk(forward_of(source), layer, hidden, EVERYTHING, 0, 2)
+    family, changed = source.model.family, Layer.of(source.layer(0), source.model)
+    for group in walk.groups():
+        expected, known = pass_through(source, changed), walk.seen.inputs[group.name]
+        assert torch.equal(known.gram_matrix(), expected.inputs[group.name].gram_matrix()), group.name
+        assert [*walk.seen.inputs] == [one.name for one in family.groups[: family.groups.index(group) + 1]]
+        for part in family.parts(group):
+            noise = 0.1 * torch.randn(layer.weights[part].shape, generator=draw)
+            layer.weights[part] = changed.weights[part] = layer.weights[part] + noise
+    behind = tokens(source)
+    after = pass_through(source, changed, behind)
+    assert torch.equal(hidden, behind)
+    assert walk.seen.output_amax.keys() == after.output_amax.keys()
+    assert all(torch.equal(y, after.output_amax[part]) for part, y in walk.seen.output_amax.items())
+
+
+def pass_through(source: Source, layer: Layer, hidden: torch.Tensor | None = None) -> LayerStatistics:
+    forward = forward_of(source)
+    forward.load(layer.computed())
+    return calibrate_layer(forward, tokens(source) if hidden is None else hidden, EVERYTHING, 0, 2)
+
+
+def test_inputs_that_are_divided_later_are_seen_undivided(source: Source) -> None:
+    """AWQ divides an input in its norm, or at run time: a layer that computes the same is walked through the same."""
+    layer, hidden, expected = Layer.of(source.layer(0), source.model), tokens(source), tokens(source)
+    seen = pass_through(source, layer, expected)
+    walk = Walk(forward_of(source), layer, hidden, EVERYTHING, 0, 2)
+    for group in walk.groups():
+        s = torch.rand(layer.weights[source.model.family.parts(group)[0]].shape[1]) + 0.5
+        layer.scale_input(group, s)
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
+    for name, inputs in seen.inputs.items():
+        torch.testing.assert_close(walk.seen.inputs[name].amax, inputs.amax, rtol=1e-4, atol=1e-4)
+
+
+def test_ranges_of_a_cache_are_known_before_the_first_group_changes(source: Source) -> None:
+    layer = Layer.of(source.layer(0), source.model)
+    seen = pass_through(source, layer)
+    walk = Walk(forward_of(source), layer, tokens(source), EVERYTHING, 0, 2)
+    for group in walk.groups():
+        for part in source.model.family.parts(group):
+            layer.weights[part] = layer.weights[part] * 2
+        for field in ("key_amax", "value_amax", "query_amax"):
+            assert torch.equal(getattr(walk.seen, field), getattr(seen, field)), field
+
+
+def test_a_layer_with_scaled_queries_computes_what_the_source_does(tmp_path: Path) -> None:
     """Yarn's attention factor is in the tables of the float model, and in the queries of what an engine computes."""
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-    model = tiny(rope_scaling=yarn, torch_dtype="float32")
+    model = write_model(tmp_path / "hf", rope_scaling=YARN, torch_dtype="float32")
     source = Source(model)
     quantizer = Quantizer(quantization_of(ConvertOptions(str(model), "", quant="W8A16"), source))
-    ids = torch.arange(48).view(2, 24)
-    streams = [Calibration(source.model, ids, source.embedding(), Wanted(), torch.device("cpu"), 0) for _ in range(2)]
-    for stream in streams:
-        stream.forward.dtype, stream.hidden = torch.float32, stream.hidden.float()
-        stream.forward.cos, stream.forward.sin = (
-            table * stream.forward.attention_scaling
-            for table in rotary_tables(rotary_frequencies(source.model)[0], ids.shape[1])
-        )
-    tensors = source.layer(0)
-    streams[0].layer(tensors)
-    streams[1].advance(quantizer.float_layer(tensors))
-    assert streams[0].forward.attention_scaling > 1.1
-    torch.testing.assert_close(streams[1].hidden, streams[0].hidden, rtol=1e-4, atol=1e-5)
+    passed, walked, forward = tokens(source), tokens(source), forward_of(source)
+    assert forward.attention_scaling > 1.1
+    forward.load(source.layer(0))
+    calibrate_layer(forward, passed, EVERYTHING, 0, 2)
+    walk = Walk(forward_of(source, scaled=False), quantizer.float_layer(source.layer(0)), walked, EVERYTHING, 0, 2)
+    assert len(list(walk.groups())) == 4
+    torch.testing.assert_close(walked, passed, rtol=1e-3, atol=1e-4)

@@ -69,7 +69,7 @@ def test_arrangements_hold_the_same_integers(algo: str, dtype: str, model: Path,
     ampere, hopper = (converted(model, quant=algo, group_size=64, sm=sm, dtype=dtype) for sm in (80, 90))
     raw = [checkpoint.read(0, "transformer.layers.0.mlp.fc.weight").view(torch.int8) for checkpoint in (ampere, hopper)]
     assert not torch.equal(*raw)
-    assert torch.equal(ampere.layer(0)["mlp.fc.weight"], hopper.layer(0)["mlp.fc.weight"])
+    assert_same_layers(ampere, hopper)
     assert json.loads((hopper.folder / "enginesmith.json").read_text())["packed_for_sm"] == 90
 
 
@@ -178,7 +178,10 @@ def test_hidden_states_beyond_float16_are_refused_behind_the_last_layer(
     weights = random_weights({**TINY, **WIDE})
     weights["model.layers.1.mlp.down_proj.weight"] *= 60000
     model = write_model(tmp_path / "hf", weights, **WIDE)
-    with pytest.raises(InputError, match=r"hidden states of layer 1 reach .* use --dtype bfloat16"):
+    named = (
+        "hidden states of layer 1 reach" if propagate == "float" else r"layer 1: the output of mlp\.down_proj reaches"
+    )
+    with pytest.raises(InputError, match=named + r" .* use --dtype bfloat16"):
         converted(model, quant="W4A16_GPTQ", group_size=64, propagate=propagate)
 
 

@@ -20,7 +20,7 @@ from enginesmith.convert.prove.verify import accuracy_failures, measure
 from enginesmith.convert.quantize.layer import half_range
 from enginesmith.convert.quantize.quantization import HALF_RANGE
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.statistics.layer import calibrate_layer
+from enginesmith.convert.statistics.calibrate import calibrate_layer
 from enginesmith.convert.statistics.stream import check_range
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
@@ -170,7 +170,7 @@ def test_every_place_of_a_layer_is_looked_at(tiny: Callable[..., Path]) -> None:
     source = Source(tiny(torch_dtype="bfloat16"))
     layer, forward = Layer.of(source.layer(0), source.model), LayerForward(source.model, 8, torch.float32, CPU)
     forward.load(source.layer(0))
-    seen = calibrate_layer(forward, torch.randn(2, 8, 64), source.model, HALF_RANGE, 0, 2)
+    seen = calibrate_layer(forward, torch.randn(2, 8, 64), HALF_RANGE, 0, 2)
     named = {what for _, what in half_range.places(layer, seen)}
     family = source.model.family
     for name in [*(norm.name for norm in family.norms), *(group.name for group in family.groups), *layer.weights]:
@@ -190,7 +190,7 @@ def test_smoothing_and_rotation_alone_can_leave_the_range(tiny: Callable[..., Pa
     source = Source(tiny(torch_dtype="bfloat16"))
     layer, forward = Layer.of(source.layer(0), source.model), LayerForward(source.model, 8, torch.float32, CPU)
     forward.load(source.layer(0))
-    seen = calibrate_layer(forward, torch.randn(2, 8, 64), source.model, HALF_RANGE, 0, 2)
+    seen = calibrate_layer(forward, torch.randn(2, 8, 64), HALF_RANGE, 0, 2)
     query = source.model.family.attention[0]
     seen.output_amax[query] = torch.full_like(seen.output_amax[query], 6e4)
     with pytest.raises(InputError, match=r"the output of .*, rotated, reaches"):

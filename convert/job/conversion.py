@@ -20,6 +20,7 @@ from ..models.ends import Embedding
 from ..models.layer import Tensors
 from ..numbers.quantized import QuantizedLinear
 from ..quantize import half_range
+from ..quantize.layer import QuantizedLayer
 from ..quantize.quantizer import Quantizer
 from ..sources.text import Tokens
 from ..statistics.file import Origin, Save, StatisticsFile, saving
@@ -182,6 +183,21 @@ class Job:
         """One layer's whole tensors, and what was chosen for it."""
         on_progress(index, "read", 0)
         source = self.quantizer.source_layer(self.source, index, self.device)
+        if calibration is not None and self.requantized:
+            quantized = self.walked(index, source, calibration, on_progress)
+        else:
+            statistics = self.layer_statistics(index, source, calibration, on_progress)
+            save(index, statistics)
+            if self.precision.quantized:
+                on_progress(index, "quantize", 0)
+            ready = self.ready_layer(index)
+            quantized = self.quantizer.quantize(index, source, statistics, self.target.computed, ready)
+        return self.target.layer(index, quantized), quantized.chosen
+
+    def layer_statistics(
+        self, index: int, source: Tensors, calibration: Calibration | None, on_progress: OnProgress
+    ) -> LayerStatistics:
+        """What is known of a float layer: gathered now, or saved before; nothing where nothing is wanted."""
         statistics = LayerStatistics({})
         if calibration is not None:
             on_progress(index, "calibrate", 0)
@@ -189,15 +205,16 @@ class Job:
         elif self.saved is not None:
             statistics = self.saved.layer(index)
         check_range(statistics.hidden_amax, self.quantizer.dtype, index)
-        save(index, statistics)
-        if self.precision.quantized:
-            on_progress(index, "quantize", 0)
-        ready = self.ready_layer(index)
-        quantized = self.quantizer.quantize(index, source, statistics, self.target.computed, ready)
-        tensors = self.target.layer(index, quantized)
-        if self.requantized and calibration is not None:
-            check_range(calibration.advance(quantized.layer), self.quantizer.dtype, index)
-        return tensors, quantized.chosen
+        return statistics
+
+    def walked(self, index: int, source: Tensors, calibration: Calibration, on_progress: OnProgress) -> QuantizedLayer:
+        """A layer quantized while tokens pass through it."""
+        on_progress(index, "quantize", 0)
+        quantized = self.quantizer.quantize_walking(
+            index, source, calibration, self.target.computed, lambda tokens: on_progress(index, "quantize", tokens)
+        )
+        check_range(calibration.largest(), self.quantizer.dtype, index)
+        return quantized
 
     def float16_range_checked(self) -> bool | None:
         """Whether what a layer makes was held against float16's range; None for an engine of another dtype."""

@@ -3,11 +3,13 @@
     h = x + dense(attend(qkv(norm(x))))        behind the attention
     y = h + proj(product(fc(norm(h)), ...))    behind the MLP
 
-``forward`` runs it with float functions, the checkpoint runtime with what plugins compute.
+``forward`` runs it with float functions, the checkpoint runtime with what plugins compute. It runs in steps, so that
+linears may become something else while their input waits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Protocol, TypeVar
 
 import torch
@@ -41,13 +43,33 @@ class Functions(Protocol[Read, Made]):
         """The residual behind a linear."""
 
 
-def run(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> torch.Tensor:
-    """One decoder layer: hidden states before it and behind it, [batch, tokens, hidden_size]."""
+Steps = Generator[Read, None, torch.Tensor]
+
+
+def steps(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:
+    """One decoder layer, from hidden states before it to those behind it, [batch, tokens, hidden_size].
+
+    It stops before every group of linears, in the order of ``Family.groups``, and yields what they read.
+    """
     before_attention, before_mlp = family.norms
     qkv, dense, *mlp, proj = family.linears
-    made = functions.linear(qkv, functions.norm(before_attention, x))
-    read = functions.read(dense, functions.attend(made))
+    read = functions.norm(before_attention, x)
+    yield read
+    read = functions.read(dense, functions.attend(functions.linear(qkv, read)))
+    yield read
     x = functions.add(dense, x, functions.linear(dense, read))
-    normed = functions.norm(before_mlp, x)
-    product = functions.product([functions.linear(linear, normed) for linear in mlp])
-    return functions.add(proj, x, functions.linear(proj, functions.read(proj, product)))
+    read = functions.norm(before_mlp, x)
+    yield read
+    read = functions.read(proj, functions.product([functions.linear(linear, read) for linear in mlp]))
+    yield read
+    return functions.add(proj, x, functions.linear(proj, read))
+
+
+def finished(layer: Steps[Read]) -> torch.Tensor:
+    """What ``steps`` return, from wherever they stand."""
+    while True:
+        try:
+            next(layer)
+        except StopIteration as end:
+            hidden: torch.Tensor = end.value
+            return hidden

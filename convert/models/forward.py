@@ -16,8 +16,8 @@ from .rotary import rotary_frequencies, rotary_tables
 
 Tensors = dict[str, torch.Tensor]
 See = Callable[[torch.Tensor], None]
-# What can be watched: what a linear reads, what a logical linear makes, what a norm reads.
-READS, MAKES, NORMS = "reads", "makes", "norms"
+# What can be watched: what a logical linear makes, what a norm reads.
+MAKES, NORMS = "makes", "norms"
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -36,30 +36,42 @@ class LayerForward:
         model: the dimensions.
         tokens: sequence length.
         dtype, device: where and in what the layers compute.
+        scaled: yarn's attention factor is in the tables, as transformers has it; else it is in the weights of queries,
+            as an engine has it.
 
     Attributes:
-        watchers: who sees what, by (READS, linear), (MAKES, logical linear) or (NORMS, norm).
+        watchers: who sees what, by (MAKES, logical linear) or (NORMS, norm).
     """
 
-    def __init__(self, model: Model, tokens: int, dtype: torch.dtype, device: torch.device):
-        self.model, self.family, self.dtype, self.device = model, model.family, dtype, device
+    def __init__(self, model: Model, tokens: int, dtype: torch.dtype, device: torch.device, scaled: bool = True):
+        self.model, self.family, self.tokens, self.dtype, self.device = model, model.family, tokens, dtype, device
         self.watchers: dict[tuple[str, str], list[See]] = defaultdict(list)
         self.tensors: Tensors = {}
-        frequencies, self.attention_scaling = rotary_frequencies(model)
+        frequencies, scaling = rotary_frequencies(model)
+        self.attention_scaling = scaling if scaled else 1.0
         self.cos, self.sin = (
             (table.to(device) * self.attention_scaling).to(dtype) for table in rotary_tables(frequencies, tokens)
         )
 
     def load(self, tensors: Tensors) -> None:
         """Take a layer's weights, by logical linear and norm, as a source gives them."""
-        self.tensors = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
+        self.tensors = {}
+        self.replace(tensors)
+
+    def replace(self, tensors: Tensors) -> None:
+        """Take some of them anew."""
+        self.tensors |= {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[batch, tokens, hidden_size] -> the same, one layer further."""
-        return block.run(self.family, self, hidden)
+        return block.finished(self.steps(hidden))
+
+    def steps(self, hidden: torch.Tensor) -> block.Steps[torch.Tensor]:
+        """The same, group by group: what each reads is yielded before its linears compute."""
+        return block.steps(self.family, self, hidden)
 
     def watch(self, kind: str, name: str, see: See) -> None:
-        """Call ``see`` with what a linear or a norm reads, or a logical linear makes, on every pass."""
+        """Call ``see`` with what a norm reads, or a logical linear makes, on every pass."""
         self.watchers[kind, name].append(see)
 
     def show(self, kind: str, name: str, x: torch.Tensor) -> None:
@@ -71,13 +83,15 @@ class LayerForward:
         return normed(norm, x, self.tensors, self.model.norm_epsilon)
 
     def linear(self, linear: Linear, read: torch.Tensor) -> list[torch.Tensor]:
-        self.show(READS, linear.name, read)
         made = []
         for part in linear.parts:
-            y = functional.linear(read, self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias"))
-            self.show(MAKES, part, y)
-            made.append(y)
+            made.append(self.made(part, read))
+            self.show(MAKES, part, made[-1])
         return made
+
+    def made(self, part: str, read: torch.Tensor) -> torch.Tensor:
+        """What a logical linear makes of its input."""
+        return functional.linear(read, self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias"))
 
     def attend(self, qkv: list[torch.Tensor]) -> torch.Tensor:
         model = self.model

@@ -94,6 +94,12 @@ class Layer:
                 tensors[f"{part}.weight"] = self.weights[part] / self.smoothers.get(group.name, 1.0)
         return tensors
 
+    def unscaled(self, group: Group) -> Tensors:
+        """Hugging Face tensors of a group's linears, for an input that nothing has divided."""
+        parts = self.model.family.parts(group)
+        tensors = {f"{part}.weight": self.weights[part] / self.factors.get(group.name, 1.0) for part in parts}
+        return tensors | {f"{part}.bias": self.biases[part] for part in parts if part in self.biases}
+
     def may_fold(self, group: Group, groups: Sequence[Group]) -> bool:
         """Whether a factor of a group's input may go into the rows of the linear that feeds it.
 

@@ -64,7 +64,8 @@ class Runtime:
 
     def layer(self, tensors: Tensors, schemes: LayerSchemes, hidden: torch.Tensor) -> torch.Tensor:
         """One decoder layer: hidden states [batch, tokens, hidden_size] before it and behind it."""
-        return block.run(self.model.family, LayerFunctions(self, tensors, schemes, hidden.shape), hidden)
+        functions = LayerFunctions(self, tensors, schemes, hidden.shape)
+        return block.finished(block.steps(self.model.family, functions, hidden))
 
     def held(self, what: str, x: torch.Tensor) -> torch.Tensor:
         """A value as the engine keeps it; one that its dtype cannot hold is remembered."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from operator import itemgetter
 
 import torch
 
@@ -19,9 +21,10 @@ def check(layer: Layer, statistics: LayerStatistics) -> None:
 
     Args:
         layer: as it is after smoothing.
-        statistics: of the layer before; what was not gathered is not looked at.
+        statistics: of the layer before; what was not gathered, or is not known yet, is not looked at.
     """
-    largest, what = max(places(layer, statistics), default=(0.0, ""))
+    found = ((math.inf if math.isnan(largest) else largest, what) for largest, what in places(layer, statistics))
+    largest, what = max(found, key=itemgetter(0), default=(0.0, ""))
     check_one(what, largest)
 
 
@@ -31,19 +34,20 @@ def check_one(what: str, largest: float) -> None:
 
 
 def places(layer: Layer, statistics: LayerStatistics) -> Iterator[tuple[float, str]]:
-    """(largest absolute value, what it is) of all that one layer hands from operation to operation."""
-    family = layer.model.family
-    for norm, largest in statistics.stream_amax.items():
-        yield largest, f"the hidden state before {norm}"
-    for group in family.groups if statistics.stream_amax else ():
-        smoothed = statistics.inputs[group.name].channel_amax() / layer.factors.get(group.name, 1.0)
-        yield float((smoothed * layer.smoothers.get(group.name, 1.0)).max()), f"the input of {group.name}"
-        yield float(smoothed.max()), f"an input of {group.name}, smoothed,"
-    for part, amax in statistics.output_amax.items():
-        stored = amax / layer.folded.get(part, 1.0)
-        yield float(stored.max()), f"the output of {part}"
-        if part in family.attention[:2] and family.positions == ROTARY and family.query_key_norms is None:
-            yield float(rotated(stored, layer.model.head_size).max()), f"the output of {part}, rotated,"
+    """(largest absolute value, what it is) of all that one layer hands from operation to operation, in that order."""
+    family, seen = layer.model.family, statistics
+    for group in family.groups:
+        if group.norm in seen.stream_amax:
+            yield seen.stream_amax[group.norm], f"the hidden state before {group.norm}"
+        if seen.stream_amax and group.name in seen.inputs:
+            smoothed = seen.inputs[group.name].channel_amax() / layer.factors.get(group.name, 1.0)
+            yield float((smoothed * layer.smoothers.get(group.name, 1.0)).max()), f"the input of {group.name}"
+            yield float(smoothed.max()), f"an input of {group.name}, smoothed,"
+        for part in [part for part in family.parts(group) if part in seen.output_amax]:
+            stored = seen.output_amax[part] / layer.folded.get(part, 1.0)
+            yield float(stored.max()), f"the output of {part}"
+            if part in family.attention[:2] and family.positions == ROTARY and family.query_key_norms is None:
+                yield float(rotated(stored, layer.model.head_size).max()), f"the output of {part}, rotated,"
 
 
 def rotated(amax: torch.Tensor, head_size: int) -> torch.Tensor:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ..errors import InputError
 from ..models.family import Group
 from ..models.layer import Layer, Tensors
 from ..numbers.quantized import QuantizedLinear
+from ..statistics.calibrate import Walk
 from ..statistics.layer import LayerStatistics
 from . import direct, groupwise, half_range, kv_cache, smoothquant
 from .options import QuantizeOptions
-from .scheme import Computed, LayerSchemes
+from .scheme import Computed, LayerSchemes, Scheme
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,80 @@ def quantize_layer(
         cache: what the KV cache is quantized to, or None.
         ready: each Hugging Face linear as someone else quantized it, where it is kept so.
     """
-    family, report, linears = layer.model.family, dict[str, Any](), dict[str, QuantizedLinear]()
+    report, linears = dict[str, Any](), dict[str, QuantizedLinear]()
     if cache == "INT8" and options.fold and ready is None:
         statistics = balanced(layer, statistics, schemes, dtype)
     for scheme in dict.fromkeys(schemes.values()):
-        groups = [group for group in family.groups if schemes[group.name] == scheme]
-        chosen: dict[str, Any] = {}
-        if not scheme.quantized:
-            made = floating(layer, groups)
-        elif ready is not None:
-            made = groupwise.repacked(layer, groups, ready, scheme, computed)
-        elif scheme.smooths:
-            made, chosen = smoothquant.quantize_groups(layer, groups, statistics, scheme, options)
+        groups = [group for group in layer.model.family.groups if schemes[group.name] == scheme]
+        if ready is not None and scheme.quantized:
+            made, chosen = groupwise.repacked(layer, groups, ready, scheme, computed), dict[str, Any]()
         else:
-            algorithm = groupwise if scheme.grouped else direct
-            made, chosen = algorithm.quantize_groups(layer, groups, statistics, scheme, options, dtype, computed)
+            made, chosen = quantize_groups(layer, groups, statistics, scheme, options, dtype, computed)
         linears |= made
         report |= chosen
+    return completed(layer, linears, report, statistics, dtype, cache)
+
+
+def quantize_walking(
+    layer: Layer,
+    walk: Walk,
+    schemes: LayerSchemes,
+    options: QuantizeOptions,
+    dtype: torch.dtype,
+    computed: Computed,
+    cache: str | None = None,
+) -> QuantizedLayer:
+    """The same of weight-only schemes, each group of linears on what the quantized ones before it compute.
+
+    Args:
+        walk: through the layer; its hidden states are behind it afterwards.
+    """
+    report, linears, statistics = dict[str, Any](), dict[str, QuantizedLinear](), walk.seen
+    for group in walk.groups():
+        if cache == "INT8" and options.fold and not linears:
+            statistics = balanced(layer, statistics, schemes, dtype)
+        try:
+            made, chosen = quantize_groups(layer, [group], walk.seen, schemes[group.name], options, dtype, computed)
+        except InputError:
+            if dtype == torch.float16:
+                half_range.check(layer, walk.seen)  # then its range is what is wrong
+            raise
+        linears |= made
+        report |= chosen
+    whole = replace(walk.seen, key_amax=statistics.key_amax, value_amax=statistics.value_amax)
+    return completed(layer, linears, report, whole, dtype, cache)
+
+
+def quantize_groups(
+    layer: Layer,
+    groups: Sequence[Group],
+    statistics: LayerStatistics,
+    scheme: Scheme,
+    options: QuantizeOptions,
+    dtype: torch.dtype,
+    computed: Computed,
+) -> tuple[dict[str, QuantizedLinear], dict[str, Any]]:
+    """The linears, by name, of groups that one scheme quantizes, and what was chosen for them."""
+    if not scheme.quantized:
+        return floating(layer, groups), {}
+    if scheme.smooths:
+        return smoothquant.quantize_groups(layer, groups, statistics, scheme, options)
+    quantize = groupwise.quantize_groups if scheme.grouped else direct.quantize_groups
+    return quantize(layer, groups, statistics, scheme, options, dtype, computed)
+
+
+def completed(
+    layer: Layer,
+    linears: dict[str, QuantizedLinear],
+    report: dict[str, Any],
+    statistics: LayerStatistics,
+    dtype: torch.dtype,
+    cache: str | None,
+) -> QuantizedLayer:
+    """The layer of linears that are quantized: what else it stores, and that the engine's dtype holds what it makes."""
     scale = None
     if cache is not None:
-        scale = kv_cache.cache_scale(cache, statistics, layer.folded.get(family.attention[2], 1.0))
+        scale = kv_cache.cache_scale(cache, statistics, layer.folded.get(layer.model.family.attention[2], 1.0))
         report["kv_cache"] = {"scale": float(scale)}
     if dtype == torch.float16:
         half_range.check(layer, statistics)

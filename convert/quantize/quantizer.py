@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,7 +17,8 @@ from ..models.rotation import Rotation
 from ..numbers.quantized import QuantizedLinear
 from ..sources.folder import Source
 from ..statistics.layer import LayerStatistics
-from .layer import QuantizedLayer, quantize_layer
+from ..statistics.stream import Calibration
+from .layer import QuantizedLayer, quantize_layer, quantize_walking
 from .quantization import Quantization
 from .scheme import Computed
 
@@ -57,6 +58,22 @@ class Quantizer:
         schemes, dtype, cache = self.precision.layer(index), getattr(torch, self.dtype), self.precision.kv_cache
         with naming_layer(index):
             return quantize_layer(layer, seen, schemes, self.how.choices, dtype, computed, cache, ready)
+
+    def quantize_walking(
+        self,
+        index: int,
+        source: Tensors,
+        calibration: Calibration,
+        computed: Computed,
+        on_tokens: Callable[[int], None] = lambda tokens: None,
+    ) -> QuantizedLayer:
+        """The same, on what its quantized linears compute; calibration tokens are behind the layer afterwards."""
+        layer, precision = self.float_layer(source), self.precision
+        walk, dtype = calibration.walk(layer, on_tokens), getattr(torch, self.dtype)
+        with naming_layer(index):
+            return quantize_walking(
+                layer, walk, precision.layer(index), self.how.choices, dtype, computed, precision.kv_cache
+            )
 
     def float_layer(self, source: Tensors) -> Layer:
         """A layer before it is quantized. Yarn multiplies cos and sin, hence attention scores twice; the tables of an

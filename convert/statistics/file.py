@@ -24,8 +24,9 @@ from ..files.staging import Partial
 from ..files.tensors import TensorFile
 from ..models.dimensions import Model
 from ..numbers.inputs import InputStatistics
-from .layer import KEPT_PER_SEQUENCE, LayerStatistics
+from .layer import LayerStatistics
 from .wanted import Wanted
+from .watch import KEPT_PER_SEQUENCE
 
 # The key of our JSON in the safetensors header, and the version of the layout.
 KEY, VERSION = "enginesmith_statistics", 2

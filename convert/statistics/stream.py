@@ -13,8 +13,8 @@ from ..models.dimensions import Model
 from ..models.ends import Embedding, engine_norm
 from ..models.forward import LayerForward
 from ..models.layer import Layer, Tensors
-from ..models.rotary import with_scaled_queries
-from .layer import LayerStatistics, calibrate_layer
+from .calibrate import Walk, calibrate_layer
+from .layer import LayerStatistics
 from .wanted import Wanted
 
 # Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
@@ -30,7 +30,7 @@ class Calibration:
         ids: int64 [sequences, tokens].
         embedding: of the model, or of the rotated one.
         wanted: what is gathered at every layer.
-        stay: leave the hidden states to ``advance``.
+        walks: every layer is quantized on the way, by ``walk``; else all go through ``layer``.
 
     Attributes:
         hidden: [sequences, tokens, hidden_size].
@@ -44,29 +44,23 @@ class Calibration:
         wanted: Wanted,
         device: torch.device,
         seed: int,
-        stay: bool = False,
+        walks: bool = False,
     ):
-        self.model, self.wanted, self.seed, self.stay = model, wanted, seed, stay
-        self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device)
+        self.model, self.wanted, self.seed = model, wanted, seed
+        self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device, scaled=not walks)
         self.hidden = embedding(ids).to(device, fast_dtype(device))
         self.batch = max(1, BATCH_TOKENS[device.type] // ids.shape[1])
 
     def layer(self, tensors: Tensors, on_tokens: Callable[[int], None] = lambda tokens: None) -> LayerStatistics:
         """The statistics of the next layer, of which these are the Hugging Face tensors."""
         self.forward.load(tensors)
-        statistics = calibrate_layer(
-            self.forward, self.hidden, self.model, self.wanted, self.seed, self.batch, on_tokens, self.stay
-        )
+        statistics = calibrate_layer(self.forward, self.hidden, self.wanted, self.seed, self.batch, on_tokens)
         statistics.hidden_amax = self.largest()
         return statistics
 
-    def advance(self, layer: Layer) -> float:
-        """Replace the hidden states by what the quantized layer makes of them; returns the largest of them."""
-        # What scales attention scores in the tables here is in the layer's queries already.
-        undone = self.forward.attention_scaling**-2
-        self.forward.load(with_scaled_queries(layer.computed(), self.model, undone))
-        calibrate_layer(self.forward, self.hidden, self.model, Wanted(), self.seed, self.batch)
-        return self.largest()
+    def walk(self, layer: Layer, on_tokens: Callable[[int], None] = lambda tokens: None) -> Walk:
+        """The next layer, quantized while tokens pass through it."""
+        return Walk(self.forward, layer, self.hidden, self.wanted, self.seed, self.batch, on_tokens)
 
     def normed(self, norm: Tensors) -> Iterator[torch.Tensor]:
         """The output of the model's last norm for each sequence, [tokens, hidden_size]; norm: its tensors."""

@@ -43,8 +43,9 @@ class Target:
         check_kernels(self.precision, self.engine, mapping)
 
     def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
-        """The weight that an engine multiplies with, float32 [out, in], of linears that nothing quantizes before."""
-        form = format_of(scheme, self.engine)
+        """The weight that an engine multiplies with, float32 [out, in], of linears that nothing quantizes before; on
+        GPUs of one generation, for integers must not depend on where they run."""
+        form = format_of(scheme, Engine(self.engine.dtype))
         return form.weight(form.store(made))
 
     def tensors(self, index: int) -> dict[str, Tensor]:

@@ -1,0 +1,123 @@
+"""What is seen of one decoder layer while calibration tokens pass through it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from ..models.family import Group
+from ..models.forward import MAKES, NORMS, LayerForward
+from ..numbers.gram import add_inputs, mirror
+from ..numbers.inputs import InputStatistics
+from .layer import LayerStatistics
+from .wanted import Wanted
+
+# Tokens kept of every calibration sequence, beside the one with the largest activation.
+KEPT_PER_SEQUENCE = 4
+
+
+class Watch:
+    """Looks at a layer on behalf of what is wanted.
+
+    Args:
+        forward: the layer, which shows what linears make and norms read until ``end``.
+        hidden: [sequences, tokens, hidden_size], that will pass.
+        seed: draws the kept tokens; the same for every layer.
+
+    Attributes:
+        seen: what is known by now; inputs only of groups that all tokens have come to.
+    """
+
+    def __init__(self, forward: LayerForward, wanted: Wanted, hidden: torch.Tensor, seed: int):
+        self.forward, self.wanted, self.seen = forward, wanted, LayerStatistics({})
+        sequences, self.length, _ = hidden.shape
+        draw = torch.Generator().manual_seed(seed)
+        self.kept = torch.randint(self.length, (sequences, KEPT_PER_SEQUENCE), generator=draw).to(hidden.device)
+        self.inputs: dict[str, _InputWatcher] = {}
+        if wanted.outputs:
+            for part in (part for linear in forward.family.linears for part in linear.parts):
+                forward.watch(MAKES, part, partial(_see_output, self.seen.output_amax, part))
+            for norm in forward.family.norms:
+                forward.watch(NORMS, norm.name, partial(_see_stream, self.seen.stream_amax, norm.name))
+
+    def input(self, group: Group, x: torch.Tensor) -> None:
+        """Some sequences' input of a group, [batch, tokens, in]."""
+        if self.wanted.inputs:
+            self.inputs.setdefault(group.name, _InputWatcher(self.kept, self.wanted.gram))(x)
+
+    def all_came(self, group: Group) -> None:
+        """No more tokens will come to a group."""
+        if self.wanted.inputs:
+            self.seen.inputs[group.name] = self.inputs.pop(group.name).statistics(self.length)
+
+    def query(self, query: torch.Tensor) -> None:
+        """[batch, tokens, query_size], as its linear makes it."""
+        self.seen.query_amax = _running_amax(self.seen.query_amax, self.forward.before_rotation(query))
+
+    def key(self, key: torch.Tensor) -> None:
+        """[batch, tokens, kv_size]; a KV cache holds it after the rotary embedding."""
+        self.seen.key_amax = _running_amax(self.seen.key_amax, self.forward.rotate(key))
+
+    def value(self, value: torch.Tensor) -> None:
+        """[batch, tokens, kv_size]."""
+        self.seen.value_amax = _running_amax(self.seen.value_amax, value)
+
+    def end(self) -> None:
+        """Look no more."""
+        self.forward.watchers.clear()
+
+
+class _InputWatcher:
+    """Accumulates the statistics of one linear input over the batches of a pass."""
+
+    def __init__(self, kept: torch.Tensor, gram: bool):
+        self.kept = kept  # [sequences, KEPT_PER_SEQUENCE] token positions
+        self.wants_gram = gram
+        self.gram: torch.Tensor | None = None
+        self.magnitude: torch.Tensor | float = 0.0
+        self.seen = 0
+        self.amax: list[torch.Tensor] = []
+        self.tokens: list[torch.Tensor] = []
+
+    def __call__(self, x: torch.Tensor) -> None:
+        batch, _, width = x.shape
+        size = x.abs()
+        self.amax.append(size.amax(1).float())
+        largest = size.amax(2).argmax(1, keepdim=True)
+        positions = torch.cat((self.kept[self.seen : self.seen + batch], largest), 1)
+        rows = positions[..., None].expand(-1, -1, width)
+        self.tokens.append(x.gather(1, rows).reshape(-1, width).float())
+        self.seen += batch
+        if self.wants_gram:
+            rows = x.reshape(-1, width)
+            if self.gram is None:
+                self.gram = rows.new_zeros(width, width, dtype=torch.float32)
+            add_inputs(self.gram, rows)
+            self.magnitude = size.sum((0, 1), dtype=torch.float32) + self.magnitude
+
+    def statistics(self, tokens_per_sequence: int) -> InputStatistics:
+        kept = self.kept.shape[1]
+        stands_for = torch.full((self.seen, kept + 1), (tokens_per_sequence - 1) / kept)
+        stands_for[:, -1] = 1
+        amax, tokens = torch.cat(self.amax), torch.cat(self.tokens)
+        weight = stands_for.flatten().to(tokens.device)
+        if not self.wants_gram:
+            return InputStatistics(amax, tokens, weight)
+        assert self.gram is not None
+        assert isinstance(self.magnitude, torch.Tensor)
+        count = self.seen * tokens_per_sequence
+        return InputStatistics(amax, tokens, weight, mirror(self.gram).div_(count), self.magnitude / count)
+
+
+def _see_output(outputs: dict[str, torch.Tensor], part: str, y: torch.Tensor) -> None:
+    outputs[part] = _running_amax(outputs.get(part), y)
+
+
+def _see_stream(stream: dict[str, float], norm: str, x: torch.Tensor) -> None:
+    stream[norm] = max(stream.get(norm, 0.0), float(torch.maximum(x.max(), -x.min())))
+
+
+def _running_amax(so_far: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    amax = x.abs().flatten(0, -2).amax(0).float()
+    return amax if so_far is None else torch.maximum(so_far, amax)
