@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
-from .convert.errors import InputError
+from .convert.errors import InputError, shown
+from .convert.files.bounds import path_of
 from .convert.job.options import ConvertOptions
 from .convert.models.families import FAMILIES
 from .convert.models.family import Family
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .convert.job.conversion import Converted
     from .convert.prove.execution import Accuracy
 
+Kind = TypeVar("Kind")
 # Told the layer that a job is at, and what it does there.
 OnLayer = Callable[..., None]
 
@@ -81,7 +83,7 @@ def convert(options: ConvertOptions, on_progress: OnLayer = quiet) -> Converted:
     """
     from .convert.job.checked import checked
 
-    found = checked(options)
+    found = checked(kind(options, ConvertOptions))
     from .convert.job.conversion import Job, convert_job
 
     return convert_job(Job(found), on_progress)
@@ -102,9 +104,10 @@ def verify(
     from .convert.prove.verify import accuracy_failures, measure_beside, reference_of, structure_problems
     from .convert.targets.trtllm.checkpoint import Checkpoint
 
-    options = options or VerifyOptions()
+    options = kind(options or VerifyOptions(), VerifyOptions)
     how = options.text, options.chunks, options.seq_len, options.device
-    checkpoint, accuracy = Checkpoint(checkpoint_dir), None
+    reference = None if reference is None else path_of(reference, "reference")
+    checkpoint, accuracy = Checkpoint(path_of(checkpoint_dir, "checkpoint_dir")), None
     source = None
     if reference is not None:
         try:
@@ -135,7 +138,8 @@ def compare(
     """
     from .convert.job.algorithms import CheckedComparison
 
-    checked = CheckedComparison(replace(options, propagate="float"), list(algorithms), text, chunks, seq_len)
+    options, how = replace(kind(options, ConvertOptions), propagate="float"), VerifyOptions(text, chunks, seq_len)
+    checked = CheckedComparison(options, names(algorithms), how.text, how.chunks, how.seq_len)
     from .convert.job.compare import compare_checked
 
     return compare_checked(checked, on_progress)
@@ -146,7 +150,7 @@ def plugins(checkpoint_dir: str | Path) -> Mapping[int, list[Nodes]]:
     from .build.checkpoint_folder import CheckpointFolder
     from .build.network import rank_nodes
 
-    checkpoint = CheckpointFolder(checkpoint_dir)
+    checkpoint = CheckpointFolder(path_of(checkpoint_dir, "checkpoint_dir"))
     return {rank: rank_nodes(checkpoint, rank) for rank in range(checkpoint.world_size)}
 
 
@@ -159,7 +163,8 @@ def plan(checkpoint_dir: str | Path, options: BuildOptions | None = None) -> Pla
     from .build.build_options import plan_of
     from .build.checkpoint_folder import CheckpointFolder
 
-    return plan_of(CheckpointFolder(checkpoint_dir), options or BuildOptions())
+    options = kind(options or BuildOptions(), BuildOptions)
+    return plan_of(CheckpointFolder(path_of(checkpoint_dir, "checkpoint_dir")), options)
 
 
 def write_plan(plan: Plan, output_dir: str | Path) -> Path:
@@ -167,7 +172,7 @@ def write_plan(plan: Plan, output_dir: str | Path) -> Path:
     from .build import script
     from .convert.files.staging import Staging
 
-    with Staging(str(output_dir)) as staging:
+    with Staging(path_of(output_dir, "output_dir")) as staging:
         script.write_plan(plan, staging.folder, staging.final)
         staging.commit()
     return Path(output_dir)
@@ -177,7 +182,7 @@ def build(plan: Plan, output_dir: str | Path) -> bool:
     """Build a plan's engines where TensorRT-LLM is installed; False if a rank failed, after which it can go on."""
     from .build import engines
 
-    return engines.build(plan, Path(output_dir))
+    return engines.build(plan, Path(path_of(output_dir, "output_dir")))
 
 
 def check_engine(engine_dir: str | Path, gpu: str | None = None, release: str | None = None) -> CheckedEngine:
@@ -186,11 +191,12 @@ def check_engine(engine_dir: str | Path, gpu: str | None = None, release: str | 
     from .build.check_engine import Machine, reasons_against, this_machine, warnings_about
     from .build.engine_folder import EngineFolder
 
-    engine, machine = EngineFolder(engine_dir, "ENGINE_DIR"), this_machine()
-    if gpu is not None:
-        machine = replace(machine, gpus=[gpus.find(gpu)] * engine.world_size)
-    if release is not None:
-        known = releases.find(release)
+    engine, machine = EngineFolder(path_of(engine_dir, "engine_dir"), "ENGINE_DIR"), this_machine()
+    wanted = BuildOptions(gpu=gpu, release=release)
+    if wanted.gpu is not None:
+        machine = replace(machine, gpus=[gpus.find(wanted.gpu)] * engine.world_size)
+    if wanted.release is not None:
+        known = releases.find(wanted.release)
         machine = Machine(known.version, known.tensorrt, machine.gpus, f"in release {known.version}")
     return CheckedEngine(list(reasons_against(engine, machine)), list(warnings_about(engine, machine)))
 
@@ -199,7 +205,7 @@ def triton(options: TritonOptions) -> Path:
     """Make a model repository for Triton Inference Server: text in, text out."""
     from .build.triton.generate import generate
 
-    return generate(options)
+    return generate(kind(options, TritonOptions))
 
 
 def check_repository(folder: str | Path, mount_dir: str = "/models") -> Findings:
@@ -210,13 +216,13 @@ def check_repository(folder: str | Path, mount_dir: str = "/models") -> Findings
     """
     from .build.triton.check import examine
 
-    return examine(folder, mount_dir)
+    return examine(path_of(folder, "folder"), path_of(mount_dir, "mount_dir"))
 
 
 def run(
     recipe: str | Path,
-    model_dir: str | None = None,
-    output_dir: str | None = None,
+    model_dir: str | Path | None = None,
+    output_dir: str | Path | None = None,
     on_step: Callable[[str, str], None] = quiet,
     on_progress: OnLayer = quiet,
 ) -> list[Step]:
@@ -229,4 +235,20 @@ def run(
     from .build.pipeline import Run
     from .build.recipe import read_recipe
 
-    return Run(read_recipe(Path(recipe), model_dir, output_dir), on_step, on_progress).run()
+    model_dir = None if model_dir is None else path_of(model_dir, "model_dir")
+    output_dir = None if output_dir is None else path_of(output_dir, "output_dir")
+    return Run(read_recipe(Path(path_of(recipe, "recipe")), model_dir, output_dir), on_step, on_progress).run()
+
+
+def kind(given: Any, wanted: type[Kind]) -> Kind:
+    """Options of the class that a function takes, or InputError."""
+    if not isinstance(given, wanted):
+        raise InputError(f"options is {shown(given)}; {wanted.__name__} are needed")
+    return given
+
+
+def names(algorithms: Any) -> list[str]:
+    """Names of algorithms in any sequence but a text, or InputError."""
+    if not isinstance(algorithms, (list, tuple)) or not all(isinstance(name, str) for name in algorithms):
+        raise InputError(f"algorithms is {shown(algorithms)}; a list of QuantAlgo names is needed")
+    return list(algorithms)

@@ -3,7 +3,7 @@
     python benchmarks/kv_cache.py MODEL_DIR WORK_DIR [convert's options ...]
 
 Mean KL on held-out text, as benchmarks/accuracy.py measures it. Values are balanced by a power of two that float does
-not notice (convert/kv_cache.py); --no_fold leaves them as they are.
+not notice (convert/quantize/kv_cache.py); --no_fold leaves them as they are.
 """
 
 from __future__ import annotations

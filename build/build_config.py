@@ -12,10 +12,9 @@ from ..convert.errors import InputError
 from ..plugins import catalog
 from .algorithms import enabled_by, fuses_mlp
 from .checkpoint_folder import CheckpointFolder
-from .flags import FLAGS, Flag
+from .flags import BY_NAME, Flag
 from .releases import Release, number
 
-BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, *flag.aliases)}
 PLUGIN_DEFAULTS: dict[str, Any] = {
     "gpt_attention_plugin": "auto",
     "gemm_plugin": "auto",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.files.apart import check_apart
-from ..convert.files.bounds import bounded
-from . import engines, gpus, releases
+from ..convert.files.bounds import Options, Rule, bounded
+from . import engines, flags, gpus, releases
 from .checkpoint_folder import CheckpointFolder
 from .plan import Plan, make_plan
 from .releases import Release
@@ -18,8 +18,12 @@ from .wishes import Wishes
 LARGEST_MEMORY = 4096
 
 
+def flags_of(given: Any, where: str) -> dict[str, Any]:
+    return flags.accepted(given, "--")
+
+
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(Options):
     """For which GPU and workload engines are planned.
 
     Attributes:
@@ -30,7 +34,7 @@ class BuildOptions:
         chunked_context: serving cuts long prompts.
         kv_cache_free_gpu_mem_fraction: share of the free memory that serving gives to the KV cache.
         engine: "auto" builds where TensorRT-LLM is installed, "required" fails elsewhere, "never" plans only.
-        flags: trtllm-build's, as Flag.accepted makes them.
+        flags: trtllm-build's, by name; values as a recipe or build_config.json has them.
     """
 
     gpu: str | None = None
@@ -42,7 +46,7 @@ class BuildOptions:
     chunked_context: bool = False
     kv_cache_free_gpu_mem_fraction: float = bounded(0.9, above=0, most=1)
     engine: str = bounded("auto", words=("auto", "required", "never"))
-    flags: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict, metadata={"rule": Rule(read=flags_of)})
 
 
 def check_build_apart(checkpoint_dir: str | Path, output_dir: str | Path, options: BuildOptions) -> None:

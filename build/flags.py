@@ -5,11 +5,12 @@ Source: the argument parsers of TensorRT-LLM 0.16 and 1.0 to 1.2 (tensorrt_llm/c
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..convert.errors import InputError, shown
-from ..convert.files.bounds import LARGEST, usable
+from ..convert.errors import InputError, printable, shown
+from ..convert.files.bounds import LARGEST, meant, usable
 
 DTYPES = ("auto", "float16", "float32", "bfloat16", "int32", "disable")
 SWITCH = ("enable", "disable")
@@ -61,8 +62,10 @@ class Flag:
         return value
 
     def meaning(self, word: Any, where: str) -> Any:
-        """The JSON value of one of the words that the flag takes."""
+        """The JSON value of one of the words that the flag takes, or that it has already."""
         assert isinstance(self.kind, tuple)
+        if word is None and "disable" in self.kind and self.kind != SWITCH:
+            return None
         small = word.lower() if isinstance(word, str) else word
         if small not in self.kind:
             raise InputError(f"{where} is {shown(word)}; use one of: {', '.join(self.kind)}")
@@ -158,6 +161,7 @@ PLUGINS = (
     ),
 )
 FLAGS = SHAPES + BUILD + PLUGINS
+BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, *flag.aliases)}
 
 # Flags that are refused, and what to do instead.
 REFUSED = {
@@ -192,3 +196,30 @@ REFUSED = {
     "enable_xqa": "upstream removed it in 0.16; leave it out",
     "use_custom_all_reduce": "upstream removed it in 0.12; leave it out",
 }
+
+
+def accepted(given: Any, before: str, also: Collection[str] = ()) -> dict[str, Any]:
+    """trtllm-build's flags with the values that they mean, each under its first name.
+
+    Args:
+        given: flags by name, words joined by - or _.
+        before: what stands before a name in messages ("--", "recipe.yaml: build.").
+        also: further names to suggest for a misspelt one.
+
+    Raises:
+        InputError: no mapping, a name that is no flag, or a value that it does not take.
+    """
+    if not isinstance(given, Mapping):
+        raise InputError(f"{before}flags is {shown(given)}; trtllm-build's flags by name are needed")
+    flags: dict[str, Any] = {}
+    for said, value in given.items():
+        name = said.replace("-", "_") if isinstance(said, str) else said
+        if name in REFUSED:
+            raise InputError(f"{before}{name}: {REFUSED[name]}")
+        flag = BY_NAME.get(name)
+        if flag is None:
+            raise InputError(f"{before}{printable(str(said), 60)} is no flag{meant(name, (*BY_NAME, *also))}")
+        if flag.name in flags:
+            raise InputError(f"{before}{name} and {before}{flag.name} are one flag; give one")
+        flags[flag.name] = flag.accepted(value, f"{before}{name}")
+    return flags

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..convert.errors import InputError, printable, shown
 from ..convert.files.bounds import LARGEST
+from ..convert.models.family import LEARNED
 from ..convert.targets.trtllm.packing import arrangement
 from ..plugins import catalog
 from . import algorithms
@@ -109,7 +110,7 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
     checkpoint.check_manifest(every_file=False)
     wishes = with_preset(checkpoint, release, gpu, wishes)
     config = build_config(checkpoint, release, wishes.given)
-    check_sizes(config, wishes)
+    check_sizes(checkpoint, config, wishes)
     check_features(checkpoint, release, config, wishes)
     memory = memory_of(checkpoint, config, gpu, wishes)
     check_memory(memory, config, checkpoint)
@@ -182,7 +183,7 @@ def check_arrangement(checkpoint: CheckpointFolder, gpu: GPU) -> None:
     if arrangement(packed) != arrangement(gpu.sm):
         raise InputError(
             f"{checkpoint.folder}: its weights are arranged for {arrangement(packed)}, "
-            f"the GPU is SM {gpu.sm}; convert again for it"
+            f"the GPU is SM {gpu.sm}; convert again with --sm {gpu.sm}"
         )
 
 
@@ -209,9 +210,14 @@ def check_shapes_of_plugins(checkpoint: CheckpointFolder) -> None:
                 )
 
 
-def check_sizes(config: dict[str, Any], wishes: Wishes) -> None:
+def check_sizes(checkpoint: CheckpointFolder, config: dict[str, Any], wishes: Wishes) -> None:
     """Raise InputError for lengths and token counts that contradict each other."""
     longest, prompt, tokens = config["max_seq_len"], config["max_input_len"], config["max_num_tokens"]
+    if longest > checkpoint.positions and checkpoint.family is not None and checkpoint.family.positions == LEARNED:
+        raise InputError(
+            f"--max_seq_len {longest} is beyond the {checkpoint.positions} positions that the model has learned; "
+            f"give at most {checkpoint.positions}"
+        )
     if prompt > longest:
         limit = f"--max_seq_len {longest}" if "max_seq_len" in wishes.given else f"the model's {longest} positions"
         raise InputError(f"--max_input_len {prompt} is longer than {limit}")

@@ -12,7 +12,6 @@ Keys of a section are the command's flags. verify, build and triton may be left 
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, fields
@@ -22,13 +21,12 @@ from typing import Any
 import yaml
 
 from ..convert.errors import InputError, shown
-from ..convert.files.bounds import Option, usable
+from ..convert.files.bounds import Option, meant, usable
 from ..convert.files.disk import read_text
 from ..convert.job.options import BY_RUN, ConvertOptions
 from ..convert.prove.options import VerifyOptions
-from .build_config import BY_NAME
 from .build_options import BuildOptions
-from .flags import REFUSED
+from .flags import BY_NAME, REFUSED, accepted
 from .triton.options import TritonOptions
 
 # Bytes; YAML is read by some hundred kilobytes a second.
@@ -193,20 +191,7 @@ def build_section(path: Path, document: dict[Any, Any]) -> BuildOptions | None:
     given = mapping(path, document, "build")
     if given is None:
         return None
-    flags: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in REFUSED:
-            raise InputError(f"{path.name}: build.{name}: {REFUSED[name]}")
-        if name not in BY_NAME:
-            continue
-        flag = BY_NAME[name]
-        if flag.name in flags:
-            raise InputError(f"{path.name}: build.{name} and build.{flag.name} are one flag; give one")
-        flags[flag.name] = flag.accepted(value, f"{path.name}: build.{name}")
-    own = {key: value for key, value in given.items() if key not in BY_NAME}
+    theirs = {key: value for key, value in given.items() if key in BY_NAME or key in REFUSED}
+    own = {key: value for key, value in given.items() if key not in theirs}
+    flags = accepted(theirs, f"{path.name}: build.")
     return BuildOptions(**values(path, "build", own, BuildOptions, ("flags",), tuple(BY_NAME)), flags=flags)
-
-
-def meant(word: Any, names: Collection[str]) -> str:
-    close = difflib.get_close_matches(str(word)[:80], names, 1)
-    return f"; did you mean {close[0]}?" if close else f"; it may have {', '.join(list(names)[:12])}"

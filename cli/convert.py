@@ -147,7 +147,9 @@ def read_options(given: dict[str, Any]) -> ConvertOptions:
             raise InputError("--smoothquant and --alpha both give the migration strength; give one")
         given["quant"], given["alpha"] = algorithm(per_token, per_channel), smoothquant
     weight_only, precision = given.pop("use_weight_only"), given.pop("weight_only_precision")
-    if weight_only or precision:
+    if precision and not weight_only:
+        raise InputError("--weight_only_precision goes with --use_weight_only; or use --quant")
+    if weight_only:
         if given["quant"]:
             raise InputError("--use_weight_only and another quantization are both given; give one")
         given["quant"] = UPSTREAM_PRECISION[precision or "int8"]

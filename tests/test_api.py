@@ -131,3 +131,71 @@ def test_the_page_of_the_documentation_runs(options: Any, tmp_path: Path, monkey
     numbers = json.loads((tmp_path / "release" / "numbers.json").read_text())
     assert numbers["kl"] < 0.1
     assert (tmp_path / "release" / "plan" / "build.sh").exists()
+
+
+def flags_in(**flags: Any) -> Any:
+    return lambda: es.BuildOptions(flags=flags)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "a folder that is none": (lambda: es.ConvertOptions(None, "out"), "--model_dir is None"),  # type: ignore[arg-type]
+    "a folder that is a number": (lambda: es.ConvertOptions("model", 3), "--output_dir is 3"),  # type: ignore[arg-type]
+    "a folder with too long a name": (lambda: es.ConvertOptions("x" * 5000, "out"), "--model_dir: x.* is longer than"),
+    "a word of another option": (lambda: es.ConvertOptions("model", dtype="float8"), "--dtype is 'float8'; use one"),
+    "a number as a text": (lambda: es.VerifyOptions(chunks="3"), "--chunks is '3'; a whole number"),  # type: ignore[arg-type]
+    "a gate that is no number": (lambda: es.VerifyOptions(max_ppl_increase=float("nan")), "--max_ppl_increase is nan"),
+    "a gate that is true": (lambda: es.VerifyOptions(max_ppl_increase=True), "--max_ppl_increase is True"),
+    "a device that is none": (lambda: es.VerifyOptions(device=None), "--device is None"),  # type: ignore[arg-type]
+    "a GPU that is a number": (lambda: es.BuildOptions(gpu=3), "--gpu is 3"),  # type: ignore[arg-type]
+    "a preset": (lambda: es.BuildOptions(preset="fast"), "--preset is 'fast'; use one of: latency, throughput"),
+    "a flag that is none": (flags_in(max_input_leng=3), "--max_input_leng is no flag; did you mean max_input_len"),
+    "a flag that quantization sets": (flags_in(smooth_quant_gemm_plugin="auto"), "--smooth_quant_gemm_plugin: "),
+    "a flag's number as a text": (flags_in(max_input_len="100"), "--max_input_len is '100'; a whole number"),
+    "a flag's half": (flags_in(max_input_len=1.5), "--max_input_len is 1.5; a whole number"),
+    "a flag's number that is too small": (flags_in(max_batch_size=-1), "--max_batch_size is -1; a whole number from 1"),
+    "one flag under two names": (flags_in(max_seq_len=3, max_decoder_seq_len=3), "are one flag; give one"),
+    "flags that are a list": (lambda: es.BuildOptions(flags=[]), "--flags is \\[\\]; trtllm-build's"),  # type: ignore[arg-type]
+    "algorithms that are a text": (lambda: es.compare(es.ConvertOptions("m"), "W8A16"), "algorithms is 'W8A16'; a"),
+    "algorithms that are numbers": (lambda: es.compare(es.ConvertOptions("m"), [3]), "algorithms is \\[3\\]"),  # type: ignore[list-item]
+    "tokens of a comparison": (lambda: es.compare(es.ConvertOptions("m"), ["W8A16"], seq_len=1), "--seq_len is 1"),
+    "no folder to write": (lambda: es.convert(es.ConvertOptions("model")), "--output_dir is empty; give the folder"),
+    "no options": (lambda: es.convert(None), "options is None; ConvertOptions are needed"),
+    "a checkpoint that is none": (lambda: es.plugins(None), "checkpoint_dir is None"),  # type: ignore[arg-type]
+    "a reference that is a number": (lambda: es.verify("x", 3), "reference is 3"),  # type: ignore[arg-type]
+    "a plan's checkpoint": (lambda: es.plan(3), "checkpoint_dir is 3"),  # type: ignore[arg-type]
+    "a plan's options": (lambda: es.plan("x", {"gpu": "A100"}), "options is .*; BuildOptions are needed"),  # type: ignore[arg-type]
+    "an engine": (lambda: es.check_engine(None), "engine_dir is None"),  # type: ignore[arg-type]
+    "a repository": (lambda: es.check_repository(3), "folder is 3"),  # type: ignore[arg-type]
+    "a recipe": (lambda: es.run(None), "recipe is None"),  # type: ignore[arg-type]
+    "a tokenizer": (lambda: es.TritonOptions("e", 3, "o"), "--tokenizer_dir is 3"),  # type: ignore[arg-type]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "said"), WRONG.values(), ids=WRONG)
+def test_whatever_a_function_cannot_use_is_one_error(call: Any, said: str) -> None:
+    with pytest.raises(es.InputError, match=said):
+        call()
+
+
+def test_words_are_brought_into_their_own_spelling(tmp_path: Path) -> None:
+    """As on the command line: what is written is TensorRT-LLM's name, whatever was typed."""
+    given = es.ConvertOptions(
+        tmp_path, tmp_path / "out", quant="fp8", kv_cache="int8", dtype="FLOAT16", alpha="auto", exclude=["*.down_proj"]
+    )  # type: ignore[arg-type]
+    same = es.ConvertOptions(
+        str(tmp_path), f"{tmp_path}/out", quant="FP8", kv_cache="INT8", dtype="float16", exclude=("*.down_proj",)
+    )
+    assert given == same
+    assert es.ConvertOptions("m", quant="none", kv_cache="none") == es.ConvertOptions("m")
+    flags = {
+        "max-input-len": 3,
+        "use_paged_context_fmha": "ENABLE",
+        "gemm_plugin": "disable",
+        "multiple_profiles": True,
+    }
+    options = es.BuildOptions(preset="LATENCY", flags=flags)
+    assert options.preset == "latency"
+    assert options.flags == {
+        "max_input_len": 3, "use_paged_context_fmha": True, "gemm_plugin": None, "multiple_profiles": True,
+    }  # fmt: skip
+    assert replace(options, gpu="A100").flags == options.flags

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.network import rank_nodes, totals
@@ -36,8 +36,7 @@ MOST_KL = {None: 1e-5, "W8A16": 1e-3, "W8A16_GPTQ": 1e-3, "W8A8_SQ_PER_CHANNEL_P
 @pytest.fixture(scope="module", params=NEW)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    wide = {"num_key_value_heads": 4} if request.param == "GPT2LMHeadModel" else {}
-    random_model(folder / "hf", request.param, SIZES | wide)
+    random_model(folder / "hf", request.param, SIZES)
     ids = torch.randint(101, (8, 24), generator=torch.Generator().manual_seed(1))
     save_file({"input_ids": ids}, folder / "ids.safetensors")
     return folder / "hf"
@@ -104,11 +103,18 @@ def test_norms_of_heads_need_a_release_that_has_them(tmp_path: Path) -> None:
         ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, "windows on some layers"),
         ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"]}, "windows on some layers"),
         ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias must be false"),
+        *(({"architectures": [name], "is_causal": False}, "is_causal is false; engines attend") for name in FAMILY),
+        (
+            {"architectures": ["GPT2LMHeadModel"], "n_embd": 10, "hidden_size": 10},
+            "n_embd 10 is no multiple of n_head 4$",
+        ),
+        ({"architectures": ["GPT2LMHeadModel"], "n_embd": 12}, "n_embd 12 and hidden_size 8 are both there; leave one"),
+        ({"architectures": ["GPT2LMHeadModel"], "hidden_size": 20, "n_embd": 20}, "head size 5 is odd; kernels take"),
     ],
 )
 def test_what_an_engine_would_not_compute_is_refused(config: dict[str, Any], words: str) -> None:
     sizes = {"num_hidden_layers": 40, "num_attention_heads": 4, "vocab_size": 9, "intermediate_size": 8}
-    sizes |= {"hidden_size": 8, "n_embd": 8, "n_head": 4, "n_layer": 2}
+    sizes |= {"hidden_size": 8, "n_embd": 8, "n_head": 4, "n_layer": 40}
     with pytest.raises(InputError, match=words):
         read_model(sizes | config)
 
@@ -128,6 +134,98 @@ def test_yarn_scales_the_norm_of_queries_where_there_is_one(tmp_path: Path) -> N
     checkpoint = converted(tmp_path / "hf", tmp_path / "ck", quant=None)
     accuracy = measure(checkpoint, tmp_path / "hf", str(tmp_path / "ids.safetensors"), 4, 24)
     assert accuracy.kl < MOST_KL[None]
+
+
+@pytest.mark.parametrize("architecture", FAMILY)
+def test_a_tied_embedding_is_read_back(architecture: str, tmp_path: Path) -> None:
+    random_model(tmp_path / "hf", architecture, SIZES | {"tie_word_embeddings": True})
+    save_file({"input_ids": torch.arange(96).view(4, 24)}, tmp_path / "ids.safetensors")
+    checkpoint = converted(tmp_path / "hf", tmp_path / "ck", quant="W8A16")
+    assert structure_problems(checkpoint) == []
+    assert measure(checkpoint, tmp_path / "hf", str(tmp_path / "ids.safetensors"), 4, 24).kl < MOST_KL["W8A16"]
+    run("plugins", tmp_path / "ck")
+    words = ["build", "--checkpoint_dir", tmp_path / "ck", "--output_dir", tmp_path / "plan", "--plan_only"]
+    run(*words, "--gpu", "A100", "--max_seq_len", 64)
+
+
+def gpt2(folder: Path, **config: Any) -> Path:
+    """A random GPT-2 whose config.json says something besides."""
+    random_model(folder / "hf", GPT2.architectures[0], SIZES)
+    save_file({"input_ids": torch.arange(96).view(4, 24)}, folder / "ids.safetensors")
+    say(folder / "hf", **config)
+    return folder / "hf"
+
+
+def say(folder: Path, **config: Any) -> None:
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | config))
+
+
+def test_keys_that_gpt2_does_not_have_change_nothing(tmp_path: Path) -> None:
+    plain = read_model(json.loads((gpt2(tmp_path / "a") / "config.json").read_text()))
+    model = gpt2(tmp_path / "b", num_key_value_heads=2, head_dim=8)
+    assert read_model(json.loads((model / "config.json").read_text())) == plain
+    checkpoint = converted(model, tmp_path / "ck", quant="W8A16")
+    manifest = json.loads((tmp_path / "ck/enginesmith.json").read_text())
+    assert "max_position_embeddings" not in str(manifest["source_notes"])
+    assert measure(checkpoint, model, str(model.parent / "ids.safetensors"), 4, 24).kl < MOST_KL["W8A16"]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_key_value_heads": 2}, "num_key_value_heads must be 4: GPT2LMHeadModel shares no keys"),
+        ({"rotary_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary_scaling must be null: GPT2LMHeadModel has"),
+        ({"rotary_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary_scaling must be null"),
+    ],
+)
+def test_what_a_checkpoint_of_gpt2_may_not_say(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    converted(gpt2(tmp_path), tmp_path / "ck", quant="W8A16")
+    say(tmp_path / "ck", **config)
+    (tmp_path / "ck/enginesmith.json").unlink()
+    assert words in run("verify", tmp_path / "ck", expect=2).stderr
+    plan = ["build", "--checkpoint_dir", tmp_path / "ck", "--output_dir", tmp_path / "plan", "--plan_only"]
+    assert words in run(*plan, "--gpu", "A100", expect=2).stderr
+
+
+def test_no_engine_goes_beyond_learned_positions(tmp_path: Path) -> None:
+    converted(gpt2(tmp_path), tmp_path / "ck", quant="W8A16")
+    words = ["build", "--checkpoint_dir", tmp_path / "ck", "--output_dir", tmp_path / "plan", "--plan_only"]
+    refused = run(*words, "--gpu", "A100", "--max_seq_len", 65, expect=2)
+    assert "--max_seq_len 65 is beyond the 64 positions that the model has learned; give at most 64" in refused.stderr
+    run(*words, "--gpu", "A100", "--max_seq_len", 64)
+
+
+def test_a_table_of_positions_that_float16_cannot_hold_is_named(tmp_path: Path) -> None:
+    model = gpt2(tmp_path)
+    weights = load_file(model / "model.safetensors")
+    save_file(
+        weights | {"transformer.wpe.weight": weights["transformer.wpe.weight"] * 5e6}, model / "model.safetensors"
+    )
+    with pytest.raises(InputError, match=r"transformer\.wpe\.weight does not fit float16"):
+        converted(model, tmp_path / "ck", quant="W8A16")
+
+
+def test_gpt2_that_is_quantized_already_is_not_read(tmp_path: Path) -> None:
+    """Its tools store what GPT-2 has transposed as it is in other families."""
+    model = gpt2(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 64})
+    weights = load_file(model / "model.safetensors")
+    weights["transformer.h.0.attn.c_proj.qweight"] = torch.zeros(32, 256, dtype=torch.int32)
+    save_file(weights, model / "model.safetensors")
+    for requantize in (True, False):
+        with pytest.raises(InputError, match="quantized by gptq is not read; give the unquantized model"):
+            converted(model, tmp_path / "ck", quant="W4A16_GPTQ", requantize=requantize)
+
+
+def test_biases_of_qwen2_are_not_left_away(tmp_path: Path) -> None:
+    random_model(tmp_path / "hf", "Qwen2ForCausalLM", SIZES)
+    weights = load_file(tmp_path / "hf/model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj.bias")]:
+        del weights[name]
+    save_file(weights, tmp_path / "hf/model.safetensors")
+    say(tmp_path / "hf", bias=True)
+    with pytest.raises(InputError, match=r"q_proj\.bias and 5 more missing"):
+        converted(tmp_path / "hf", tmp_path / "ck", quant="W8A16")
 
 
 def test_families_are_listed() -> None:

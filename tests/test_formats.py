@@ -123,6 +123,9 @@ def test_awq_scaling_leaves_a_float_layer_unchanged(model: Path) -> None:
     torch.testing.assert_close(through[0] * norms[0], through[1] * norms[1], rtol=1e-4, atol=1e-4)
 
 
+NO_GPTQ = [name for name in SCHEMES if name.startswith("FP8") or "QSERVE" in name]
+
+
 @pytest.mark.parametrize(
     ("algo", "changes", "options", "reason"),
     [
@@ -135,10 +138,18 @@ def test_awq_scaling_leaves_a_float_layer_unchanged(model: Path) -> None:
         ("W4A16", {}, {"propagate": "quantized"}, None),
         ("FP8", {}, {"propagate": "quantized"}, "is for weight-only schemes"),
         ("FP8", {}, {"alpha": 0.5}, "--alpha belongs to SmoothQuant"),
+        *((algo, {}, {"rounding": "gptq"}, f"--rounding gptq: {algo} has no integers") for algo in NO_GPTQ),
+        (None, {}, {"rounding": "gptq"}, "--rounding gptq: a model in floating point has no integers"),
+        ("W8A16", {}, {"calib": "nothing.txt"}, "--calib: no such file nothing.txt"),
     ],
 )  # fmt: skip
 def test_what_no_kernel_takes_is_refused(
-    algo: str, changes: dict[str, Any], options: dict[str, Any], reason: str | None, tiny: Tiny, converted: Converted
+    algo: str | None,
+    changes: dict[str, Any],
+    options: dict[str, Any],
+    reason: str | None,
+    tiny: Tiny,
+    converted: Converted,
 ) -> None:
     model = tiny(**{**WIDE, **changes})
     if reason is None:
@@ -155,6 +166,8 @@ def test_upstreams_spellings(model: Path, tmp_path: Path) -> None:
     for precision, algo in (("int8", "W8A16"), ("int4_gptq", "W4A16_GPTQ")):
         done = run(*words, "--weight_only_precision", precision, "--output_dir", tmp_path / precision)
         assert algo in done.stdout
+    alone = run(*words[:-1], "--weight_only_precision", "int4", "--output_dir", tmp_path / "alone", expect=2)
+    assert "--weight_only_precision goes with --use_weight_only" in alone.stderr
 
 
 def test_an_unknown_group_size_is_refused() -> None:

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from enginesmith.build import algorithms, gpus, releases
-from enginesmith.build.build_config import BY_NAME
 from enginesmith.build.checkpoint_folder import CheckpointFolder
-from enginesmith.build.flags import FLAGS, REFUSED
+from enginesmith.build.flags import BY_NAME, FLAGS, REFUSED
 from enginesmith.build.gpus import GIB, GPU, KNOWN, find
 from enginesmith.build.plan import Plan, make_plan
 from enginesmith.build.wishes import Wishes

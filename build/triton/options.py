@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import PurePosixPath
 
 from ...convert.errors import InputError
-from ...convert.files.bounds import bounded, check
+from ...convert.files.bounds import Options, bounded
 from ..engine_folder import EngineFolder
 from . import tensors
 
@@ -22,7 +22,7 @@ PROMPT_TYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
-class TritonOptions:
+class TritonOptions(Options):
     """What a repository is made from, and how it shall serve.
 
     Attributes:
@@ -47,9 +47,9 @@ class TritonOptions:
         mount_dir: where a self-contained repository will be found by the server.
     """
 
-    engine_dir: str
-    tokenizer_dir: str
-    output_dir: str
+    engine_dir: str = bounded(MISSING, path=True)
+    tokenizer_dir: str = bounded(MISSING, path=True)
+    output_dir: str = bounded(MISSING, path=True)
     max_batch_size: int | None = bounded(None, least=1)
     decoupled: bool = False
     max_queue_delay: int = bounded(0, least=0)
@@ -112,7 +112,6 @@ def check_options(options: TritonOptions, engine: EngineFolder) -> None:
 
 def check_bounds(options: TritonOptions) -> None:
     """Raise InputError for an option that makes no sense, whatever the engine."""
-    check(options)
     if not PurePosixPath(options.mount_dir).is_absolute() or ".." in PurePosixPath(options.mount_dir).parts:
         raise InputError(f"--mount_dir {options.mount_dir}: an absolute path inside the container is needed")
     for flag in ("engine_dir", "tokenizer_dir", "output_dir", "mount_dir"):

@@ -1,6 +1,6 @@
 """What an option may be: type, bounds and words stand beside its default, and hold wherever the option is given.
 
-    class Options:
+    class MyOptions(Options):
         tp_size: int = bounded(1, least=1)
 
 The Python functions, the command line and recipes refuse the same values with the same sentence.
@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
@@ -22,6 +23,8 @@ TEXTS = tuple[str, ...]
 LARGEST = 2**31 - 1
 # Characters of a list of words in a refusal.
 LISTED = 250
+# Bytes of a file's name, and characters of a path, that file systems take.
+LONGEST_NAME, LONGEST_PATH = 255, 4095
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Rule:
         above: what a number must be more than.
         words: all that a text, or a number, may be; texts are read in any case.
         none: the word for None.
+        path: a text is the path of a file or folder, which may be any os.PathLike.
+        empty: a text may be.
+        read: what makes a value of what is given, for what the type does not say; of (value, where).
     """
 
     least: float | None = None
@@ -40,6 +46,9 @@ class Rule:
     above: float | None = None
     words: tuple[Any, ...] = ()
     none: str | None = None
+    path: bool = False
+    empty: bool = False
+    read: Callable[[Any, str], Any] | None = None
 
 
 def bounded(default: Any, **rule: Any) -> Any:
@@ -53,7 +62,7 @@ class Option:
     def __init__(self, owner: type[Any], name: str):
         self.item: Field[Any] = next(item for item in fields(owner) if item.name == name)
         self.rule: Rule = self.item.metadata.get("rule", Rule())
-        hint = get_type_hints(owner)[name]
+        hint = TYPES(owner)[name]
         self.kinds: tuple[Any, ...] = get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
     def accepted(self, value: Any, where: str) -> Any:
@@ -65,12 +74,18 @@ class Option:
         Raises:
             InputError: a value that the option cannot have.
         """
+        if self.rule.read is not None:
+            return self.rule.read(value, where)
         if value is None and type(None) in self.kinds:
             return None
         if self.rule.none is not None and isinstance(value, str) and value.lower() == self.rule.none:
             return None
         if self.rule.words:
             return self.word(value, where)
+        if self.rule.empty and value == "":
+            return value
+        if self.rule.path:
+            return path_of(value, where)
         if not self.fits(value):
             raise InputError(f"{where} is {shown(value)}; {self.needed().strip()} is needed")
         return tuple(value) if self.kinds == (TEXTS,) else value
@@ -132,13 +147,39 @@ def usable(text: Any) -> bool:
         return False
 
 
-def check(options: Any, leave_out: Collection[str] = (), prefix: str = "--") -> None:
-    """Raise InputError for a field of an options object that it cannot have.
+def path_of(value: Any, where: str) -> str:
+    """The path that a text, or an os.PathLike, is.
 
-    Args:
-        leave_out: names of fields that are checked elsewhere.
-        prefix: before a field's name in messages.
+    Raises:
+        InputError: anything else, or one that no file can have.
     """
-    for item in fields(options):
-        if item.name not in leave_out:
-            Option(type(options), item.name).accepted(getattr(options, item.name), f"{prefix}{item.name}")
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not usable(path):
+        raise InputError(f"{where} is {shown(value)}; a text that is not empty is needed")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.split(os.sep)) or len(path) > LONGEST_PATH:
+        raise InputError(f"{where}: {printable(path, 60)} is longer than the name of a file can be")
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options that are checked where they are made, words in the spelling that they have.
+
+    Raises:
+        InputError: a value that a field cannot have.
+    """
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = Option(type(self), item.name).accepted(getattr(self, item.name), f"--{item.name}")
+            object.__setattr__(self, item.name, value)
+
+
+def meant(word: Any, names: Collection[str]) -> str:
+    """What somebody may have meant by a name that is none of these."""
+    close = difflib.get_close_matches(str(word)[:80], names, 1)
+    return f"; did you mean {close[0]}?" if close else f"; it may have {', '.join(list(names)[:12])}"
+
+
+# The types of a class's fields; read once.
+TYPES: Callable[[Any], dict[str, Any]] = cache(get_type_hints)

@@ -8,9 +8,10 @@ from ..sources.text import Tokens, check_length, check_text, read_tokens
 from .options import ConvertOptions
 
 
-def check_calibration(options: ConvertOptions, model: Model) -> None:
-    """Raise InputError for a text that is not there, or sequences longer than the model's."""
-    check_length(model, options.calib_seq_len, "--calib_seq_len")
+def check_calibration(options: ConvertOptions, model: Model | None) -> None:
+    """Raise InputError for a text that is not there, or sequences longer than those of the model that reads them."""
+    if model is not None:
+        check_length(model, options.calib_seq_len, "--calib_seq_len")
     check_text(options.calib, options.calib_size, options.calib_seq_len, "--calib")
 
 

@@ -55,8 +55,7 @@ class Checked:
         self.gathered = EVERYTHING if options.save_stats else self.how.wanted
         self.calibrates = bool(options.stats or options.save_stats) or self.how.wanted != Wanted()
         self.requantized = self.propagates_quantized()
-        if self.calibrates:
-            check_calibration(options, self.model)
+        check_calibration(options, self.model if self.calibrates else None)
         if options.stats and not Path(options.stats).is_file():
             raise InputError(f"--stats: {options.stats} is no file; make it with enginesmith convert --save_stats")
         check_apart(options.reads(), options.writes())
@@ -92,6 +91,8 @@ class Checked:
 
 def checked(options: ConvertOptions) -> Checked:
     """A conversion into a folder that is new."""
+    if not options.output_dir:
+        raise InputError("--output_dir is empty; give the folder to make")
     found = Checked(options)
     Staging(options.output_dir)
     return found

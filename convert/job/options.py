@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 
 from ...plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ..errors import InputError
-from ..files.bounds import bounded, check
+from ..files.bounds import Options, bounded
 from ..numbers.ranges import METHODS
 from ..quantize.precision import KV_CACHE
 from ..sources.documents import BUILT_IN
@@ -18,10 +18,11 @@ BY_RUN = ("model_dir", "output_dir", "stats", "save_stats")
 
 
 @dataclass(frozen=True)
-class ConvertOptions:
+class ConvertOptions(Options):
     """What to convert and how. Fields are the command line's flags.
 
     Attributes:
+        model_dir, output_dir: paths; a comparison needs no output_dir.
         quant: TensorRT-LLM's QuantAlgo, or None for floating-point weights.
         kv_cache: None, "INT8" or "FP8".
         alpha: SmoothQuant's migration strength; None searches it for every smoothing group.
@@ -41,8 +42,8 @@ class ConvertOptions:
         stats: a file of statistics to use instead of a forward pass; save_stats: the one to make.
     """
 
-    model_dir: str
-    output_dir: str
+    model_dir: str = bounded(MISSING, path=True)
+    output_dir: str = bounded("", path=True, empty=True)
     dtype: str = bounded("auto", words=("auto", "float16", "bfloat16"))
     quant: str | None = bounded(None, words=tuple(SCHEMES), none="none")
     kv_cache: str | None = bounded(None, words=KV_CACHE, none="none")
@@ -65,8 +66,8 @@ class ConvertOptions:
     calib_seq_len: int = bounded(512, least=2)
     device: str = "auto"
     seed: int = bounded(0, least=0, most=2**63 - 1)
-    stats: str | None = None
-    save_stats: str | None = None
+    stats: str | None = bounded(None, path=True)
+    save_stats: str | None = bounded(None, path=True)
 
     def reads(self) -> dict[str, str | None]:
         """What a conversion reads, by flag."""
@@ -79,13 +80,15 @@ class ConvertOptions:
 
 
 def check_options(options: ConvertOptions) -> None:
-    """Raise InputError for a value that no conversion can have, or for options that contradict each other."""
-    check(options, ("model_dir", "output_dir"))
+    """Raise InputError for options that contradict each other."""
     given = {"--alpha": options.alpha is not None, "--act_range": options.act_range != "auto"}
     algorithms = {options.quant, *(text.rpartition("=")[2] for text in options.quant_layer)}
     smooths = {name for name, scheme in SCHEMES.items() if scheme.smooths}
     for flag in [flag for flag, there in given.items() if there and not algorithms & smooths]:
-        raise InputError(f"{flag} belongs to SmoothQuant: give --quant, or --smoothquant ALPHA as upstream has it")
+        raise InputError(
+            f"{flag} belongs to SmoothQuant: give a --quant that begins with W8A8_SQ, or --smoothquant ALPHA as "
+            "upstream has it"
+        )
     if options.stats and options.save_stats:
         raise InputError("--stats and --save_stats are both given: the statistics are in a file already; give one")
     if options.propagate == "quantized" and (options.stats or options.save_stats):

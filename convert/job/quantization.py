@@ -32,6 +32,9 @@ def quantization_of(options: ConvertOptions, source: Source) -> Quantization:
         mixture.check(precision)
     if options.symmetric and ready is None and not any(s.grouped and s.zeros for s in precision.schemes):
         raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
+    if options.rounding == "gptq" and not any(scheme.takes_gptq for scheme in precision.schemes):
+        what = mixture.quant_algo(precision) or "a model in floating point"
+        raise InputError(f"--rounding gptq: {what} has no integers that GPTQ chooses; leave it out")
     choices = QuantizeOptions(
         options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
     )

@@ -60,7 +60,8 @@ class Model(Sizes):
 
     @property
     def brings_rotary_tables(self) -> bool:
-        return self.rotary_scaling is not None and self.rotary_scaling["rope_type"] in TABLED_ROPE_TYPES
+        scaling = self.rotary_scaling
+        return self.family.positions == ROTARY and scaling is not None and scaling["rope_type"] in TABLED_ROPE_TYPES
 
     @property
     def attention_scaling(self) -> float:
@@ -91,13 +92,24 @@ def read_model(config: dict[str, Any]) -> Model:
     family = family_of(architecture)
 
     def size(name: str, default: int | None = None, largest: int = LARGEST) -> int:
-        key = family.keys.get(name, name)
+        key = family.key(name)
+        if name in family.implied and default is not None:
+            return default
+        if key != name and said.has(key) and said.has(name) and said.values[key] != said.values[name]:
+            raise InputError(
+                f"config.json: {key} {shown(said.values[key])} and {name} {shown(said.values[name])} are both there; "
+                "leave one"
+            )
         return said.integer(key, family.defaults.get(name, default) if key not in config else default, largest=largest)
 
+    if not said.flag("is_causal", True):
+        raise InputError("config.json: is_causal is false; engines attend to the tokens before alone")
     hidden, heads = size("hidden_size"), size("num_attention_heads")
-    if hidden % heads and not said.has("head_dim"):
+    if hidden % heads and ("head_size" in family.implied or not said.has("head_dim")):
+        way = "" if "head_size" in family.implied else "; state head_dim"
         raise InputError(
-            f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; state head_dim"
+            f"config.json: {family.key('hidden_size')} {hidden} is no multiple of "
+            f"{family.key('num_attention_heads')} {heads}{way}"
         )
     positions = size("max_position_embeddings", family.defaults["max_position_embeddings"])
     base, scaling = read_rope(config, positions) if family.positions == ROTARY else (1e4, None)
@@ -110,10 +122,10 @@ def read_model(config: dict[str, Any]) -> Model:
         num_hidden_layers=size("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=size("num_key_value_heads", heads),
-        head_size=size("head_dim", hidden // heads),
+        head_size=size("head_size", hidden // heads),
         vocab_size=size("vocab_size"),
         max_position_embeddings=positions,
-        norm_epsilon=float(said.number(family.keys["norm_epsilon"], family.norm_epsilon, largest=1.0)),
+        norm_epsilon=float(said.number(family.key("norm_epsilon"), family.norm_epsilon, largest=1.0)),
         hidden_act=activation_of(said, family),
         rotary_base=base,
         rotary_scaling=scaling,
@@ -126,7 +138,7 @@ def read_model(config: dict[str, Any]) -> Model:
 
 def activation_of(said: Reader, family: Family) -> str:
     """TensorRT-LLM's name of the MLP's function."""
-    key = family.keys.get("hidden_act", "hidden_act")
+    key = family.key("hidden_act")
     name, first = said.values.get(key), next(iter(family.activations))
     if name is None:
         return family.activations[first]
@@ -166,6 +178,9 @@ def check_heads(model: Model) -> None:
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
     if heads % kv_heads:
         raise InputError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    if heads != kv_heads and "num_key_value_heads" in model.family.implied:
+        raise InputError(f"config.json: num_key_value_heads must be {heads}: {model.architecture} shares no keys")
     if model.head_size % 2:
-        raise InputError(f"config.json: head size {model.head_size} is odd; the rotary embedding needs pairs")
+        why = "the rotary embedding needs pairs" if model.family.positions == ROTARY else "kernels take even ones"
+        raise InputError(f"config.json: head size {model.head_size} is odd; {why}")
     check_rope(model.rotary_base, model.rotary_scaling, model.head_size, model.max_position_embeddings)

@@ -105,6 +105,7 @@ class Family:
         positions: ROTARY, or LEARNED from the tensor ``position_embedding``, a row a position.
         query_key_norms: norms of every head's query and key before they are rotated, of one weight for all heads.
         keys: config.json's names of the sizes, by ours, where they are not ours.
+        implied: sizes that follow from others, and that config.json does not state.
         defaults: what transformers takes for a key that config.json does not have, by our name.
         activations: config.json's names of functions that this family may have, and TensorRT-LLM's.
         norm_epsilon: what transformers takes where config.json does not say.
@@ -132,7 +133,8 @@ class Family:
     positions: str = ROTARY
     position_embedding: str | None = None
     query_key_norms: tuple[Norm, Norm] | None = None
-    keys: Mapping[str, str] = field(default_factory=lambda: {"norm_epsilon": "rms_norm_eps"})
+    keys: Mapping[str, str] = field(default_factory=lambda: {"norm_epsilon": "rms_norm_eps", "head_size": "head_dim"})
+    implied: tuple[str, ...] = ()
     defaults: Mapping[str, int] = field(default_factory=dict)
     activations: Mapping[str, str] = field(default_factory=lambda: {"silu": "silu", "swish": "silu"})
     norm_epsilon: float = 1e-6
@@ -140,6 +142,10 @@ class Family:
     since: str = "0.16.0"
     reduce_fusion: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, name: str) -> str:
+        """config.json's name of a size."""
+        return self.keys.get(name, name)
 
     def linear(self, name: str) -> Linear:
         return next(linear for linear in self.linears if linear.name == name)

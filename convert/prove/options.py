@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..files.bounds import bounded
+from ..files.bounds import Options, bounded
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(Options):
     """How a checkpoint is measured.
 
     Attributes:

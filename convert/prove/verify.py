@@ -240,6 +240,8 @@ def gate_failures(figures: dict[str, Any], limit: float | None) -> list[str]:
         return [f"{figures['beyond_range']}; convert with --dtype bfloat16"]
     if perplexity is None or increase is None or not math.isfinite(perplexity):
         return [f"perplexity is {perplexity}"]
+    if figures.get("mean_kl") is None:
+        return ["the divergence from the source is no number"]
     if limit is not None and not increase <= limit:
         return [f"perplexity rose by {increase:.2f} %, more than --max_ppl_increase {limit:g}"]
     return []

@@ -30,6 +30,6 @@ class QuantizeOptions:
 
     def gptq(self, scheme: Scheme) -> bool:
         """Whether weights are rounded by GPTQ."""
-        if self.repacks:
+        if self.repacks or not scheme.takes_gptq:
             return False
         return (scheme.rounding if self.rounding == "auto" else self.rounding) == GPTQ

@@ -58,6 +58,11 @@ class Scheme:
         return self.weights == INTEGERS and self.granularity == GROUP and self.activations != "int8"
 
     @property
+    def takes_gptq(self) -> bool:
+        """GPTQ can choose its integers."""
+        return self.weights == INTEGERS and (self.smooths or self.activations != "int8")
+
+    @property
     def gains_from_rotation(self) -> bool:
         """All output rows of a matrix share one scale, so rows that stand out cost the others their precision."""
         return self.smooths and self.granularity == MATRIX

@@ -59,7 +59,7 @@ class Source:
         self.config_file = Pinned(self.folder / "config.json")
         self.config = parse_json(self.config_file.text(), self.config_file.path)
         self.model: Model = read_model(self.config)
-        if self.config.get("max_position_embeddings") is None:
+        if self.config.get(self.model.family.key("max_position_embeddings")) is None:
             self.note(f"max_position_embeddings {self.model.max_position_embeddings}, transformers' default")
         if self.config.get("sliding_window") is not None and self.model.sliding_window is None:
             self.note(f"sliding_window is not used: attention of {self.model.architecture} has none")
@@ -244,7 +244,11 @@ class Source:
             self.note(f"{said} is not used: every weight is in floating point")
             self.beside = {}
             return None
-        return read_ready_made(self.config_file.path, self.config, self.beside)
+        ready = read_ready_made(self.config_file.path, self.config, self.beside)
+        if ready is not None and self.model.family.views:
+            what = f"{self.model.architecture} quantized by {ready.method}"
+            raise InputError(f"{shown_path(self.folder)}: {what} is not read; give the unquantized model")
+        return ready
 
     def _expected(self) -> tuple[dict[str, Expected], set[str]]:
         """Every tensor that config.json implies, and the linears whose tensors are a ready-made folder's; such a folder

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...plugins.lazy import torch
 from ..errors import InputError, printable, shown
+from ..files.reader import Reader
 from ..files.shard import Shard
 from ..models.dimensions import Model
 from ..models.family import Family
@@ -154,9 +155,14 @@ def settle_biases(
         if len(lacking) < len(modules):
             note(f"{', '.join(lacking)}: config.json declares biases, and none are there: they are 0")
             zeros |= {f"{layer}{module}.bias" for layer in layers for module in lacking}
-        elif config.get("attention_bias") is None and config.get("bias") and flag == "attn_bias":
-            model = replace(model, attn_bias=False)  # "bias" alone, which transformers' Llama does not read
+        elif flag == "attn_bias" and config.get("bias") and only_there(config, model.family):
+            model = replace(model, attn_bias=False)  # which transformers' Llama does not read
     return model, frozenset(zeros)
+
+
+def only_there(config: dict[str, Any], family: Family) -> bool:
+    """Whether nothing but the key "bias" declares biases of the attention."""
+    return not family.read(Reader(config | {"bias": False})).get("attn_bias")
 
 
 def check_tensors(

@@ -63,6 +63,7 @@ GPT2 = Family(
     ignored=(".attn.bias", ".attn.masked_bias"),
     positions=LEARNED,
     keys=KEYS,
+    implied=("num_key_value_heads", "head_size"),
     defaults={"max_position_embeddings": 1024},
     activations={"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"},
     norm_epsilon=1e-5,

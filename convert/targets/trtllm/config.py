@@ -85,7 +85,8 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
     """
     said, family = Reader(config), family_of(config.get("architecture"))
     sizes, positions = read_sizes(said), said.integer("max_position_embeddings")
-    said.section("rotary_scaling")
+    if said.section("rotary_scaling").values and family.positions != ROTARY:
+        raise InputError(f"config.json: rotary_scaling must be null: {config['architecture']} has learned positions")
     base, scaling = read_rope(
         {"rope_theta": said.number("rotary_base", 1e4), "rope_scaling": config.get("rotary_scaling")}, positions
     )

@@ -110,7 +110,8 @@ def check_config(said: Reader, model: Model) -> None:
 
 def fixed(model: Model) -> dict[str, Any]:
     """Keys that must have one value, and it: those that any family may have, and the model's own."""
-    return FIXED | {key: value for key, value in model.family.config(model).items() if key not in READ}
+    own = {key: value for key, value in model.family.config(model).items() if key not in (*READ, *EFFECTLESS)}
+    return FIXED | own
 
 
 def check_mapping(parallel: Reader) -> None:

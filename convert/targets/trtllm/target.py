@@ -82,8 +82,11 @@ class Target:
 
     def embedding(self, embedding: Embedding) -> Embedding:
         """In the engine's dtype."""
-        name = self.precision.model.family.embedding
-        return embedding.map(lambda table: to_dtype(table, self.engine.dtype, name))
+        family, dtype, positions = self.precision.model.family, self.engine.dtype, embedding.positions
+        tokens = to_dtype(embedding.tokens, dtype, family.embedding)
+        if positions is None:
+            return Embedding(tokens)
+        return Embedding(tokens, to_dtype(positions, dtype, str(family.position_embedding)))
 
     def head(self, norm: Tensors, head: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         """The final norm's tensors, by last name, and the output projection, in the engine's dtype."""
