@@ -8,10 +8,13 @@ import torch
 from enginesmith.convert.numbers.gram import PANELS, add_inputs, mirror, output_energy, panels
 
 
-@pytest.mark.parametrize("channels", [1, PANELS - 1, PANELS, 100, 192])
-def test_panels_cover_every_channel_once(channels: int) -> None:
-    covered = [channel for start, end in panels(channels) for channel in range(start, end)]
-    assert covered == list(range(channels))
+@pytest.mark.parametrize("multiple", [1, 128])
+@pytest.mark.parametrize("channels", [1, PANELS - 1, PANELS, 100, 192, 4096, 14336])
+def test_panels_cover_every_channel_once(channels: int, multiple: int) -> None:
+    found = list(panels(channels, multiple))
+    assert [channel for start, end in found for channel in range(start, end)] == list(range(channels))
+    assert all(start % multiple == 0 for start, _ in found)
+    assert len(found) <= PANELS
 
 
 @pytest.mark.parametrize("channels", [5, 100, 192])

@@ -70,7 +70,7 @@ def test_the_header_says_what_it_was_made_of(saved: Path) -> None:
         made = json.loads(file.metadata()[KEY])
     assert set(made["source"]) == {"config.json", "model.safetensors"}
     assert (made["sequences"], made["tokens_per_sequence"], made["seed"], made["rotated"]) == (8, 24, 0, False)
-    assert made["has"] == ["tokens", "gram", "ranges", "outputs", "cache"]
+    assert made["has"] == ["tokens", "gram", "magnitude", "ranges", "outputs", "cache"]
     assert not list(saved.parent.glob(".*.partial"))
 
 
@@ -128,7 +128,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
                 [tensors.pop(name) for name in list(tensors) if name.endswith(("gram", "magnitude", "_amax"))
                  and not name.endswith("hidden_amax")],
             ),
-            "lacks gram, outputs; save it again with --save_stats",
+            "lacks gram, magnitude, outputs; save it again with --save_stats",
         ),
     ],
 )  # fmt: skip

@@ -71,11 +71,12 @@ class Shard:
         """(shape, dtype) of every tensor, by name; dtypes as safetensors calls them."""
         return {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
 
-    def read(self, name: str, rows: int | None = None) -> torch.Tensor:
+    def read(self, name: str, rows: int | None = None, pinned: bool = False) -> torch.Tensor:
         """One tensor, in memory of its own.
 
         Args:
             rows: so many of its first rows, if not all.
+            pinned: in memory that a GPU copies from at its full rate.
 
         Raises:
             InputError: it is not there, of a dtype that PyTorch lacks, or the file changed.
@@ -87,7 +88,7 @@ class Shard:
         shape, size = stored.shape, stored.size
         if rows is not None and rows < shape[0]:
             shape, size = [rows, *shape[1:]], size // shape[0] * rows
-        data = torch.empty(size, dtype=torch.uint8)
+        data = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self.file.read_into(data.numpy().data, stored.start)
         return data.view(getattr(torch, DTYPES[stored.dtype])).view(shape)
 

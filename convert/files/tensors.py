@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from .behind import Behind
 from .disk import DTYPE_NAMES, ITEM_SIZE
 
 
@@ -55,6 +56,7 @@ class TensorFile:
         else:
             os.ftruncate(self.file.fileno(), self.size)
         self.file.write(len(text).to_bytes(8, "little") + text)
+        self.behind: Behind | None = None
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Store one tensor; shape and dtype must be the declared ones."""
@@ -66,12 +68,18 @@ class TensorFile:
     def fill(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
         """Store one tensor piece by piece, in the order of its elements."""
         shape, dtype = self.tensors[name]
-        self.file.seek(self.start + self.offset[name])
-        left = prod(shape)
+        at, left = self.start + self.offset[name], prod(shape)
+        self.file.seek(at)
         for piece in pieces:
             if piece.dtype != getattr(torch, dtype) or piece.numel() > left:
                 raise AssertionError(f"{name}: {list(piece.shape)} {piece.dtype}, declared {shape} {dtype}")
-            self.file.write(piece.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().data)
+            piece = piece.detach().contiguous()
+            if piece.is_cuda:
+                self.behind = self.behind or Behind(self.file.fileno())
+                self.behind.put(piece, at)
+            else:
+                self.file.write(piece.view(-1).view(torch.uint8).numpy().data)
+            at += piece.nbytes
             left -= piece.numel()
         if left:
             raise AssertionError(f"{name}: {left} elements are lacking")
@@ -87,12 +95,20 @@ class TensorFile:
 
     def close(self) -> os.stat_result:
         """Its status, complete."""
+        if self.behind is not None:
+            self.behind.drain()
         self.file.flush()
         status = self.check_whole()
-        self.file.close()
+        self.abandon()
         if self.missing:
             raise AssertionError(f"{self.path.name}: never written: {sorted(self.missing)[:3]}")
         return status
+
+    def abandon(self) -> None:
+        """Close it, whatever it lacks."""
+        if self.behind is not None:
+            self.behind.end()
+        self.file.close()
 
 
 def reserve(descriptor: int, size: int, path: Path, flag: str = "--output_dir") -> None:

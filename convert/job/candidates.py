@@ -80,7 +80,7 @@ def stream_of(
 ) -> Stream:
     """The stream that these algorithms share, before the first layer."""
     (first, target), model = next(iter(ways.values())), source.model
-    embedding, frequencies = first.embedding(source), rotary_frequencies(model)[0]
+    embedding, frequencies = first.embedding(source, device), rotary_frequencies(model)[0]
     stored = target.embedding(embedding)
     wanted = Wanted()
     candidates = []

@@ -193,7 +193,8 @@ def spread(amax: torch.Tensor) -> float:
 def finished(candidate: Candidate, source: Source, reference: Reference) -> Result:
     """Behind the last layer: an algorithm's size and accuracy."""
     with naming(candidate.name):
-        accuracy = candidate.execution.accuracy(reference, *candidate.target.head(*candidate.quantizer.head(source)))
+        norm, head = candidate.quantizer.head(source, candidate.execution.runtime.device)
+        accuracy = candidate.execution.accuracy(reference, *candidate.target.head(norm, head))
     return Result(candidate.name, size_of(candidate.target), accuracy)
 
 

@@ -151,7 +151,7 @@ class Job:
         with RankFiles.made(written.folder, self.target, self.mapping) as files:
             on_progress(-1, "embedding", 0)
             files.write_rotary_tables()
-            embedding = self.quantizer.embedding(self.source)
+            embedding = self.quantizer.embedding(self.source, self.device)
             files.write_embedding(embedding)
             calibration = self.calibration(embedding)
             del embedding
@@ -161,7 +161,7 @@ class Job:
                 on_progress(index, "write", 0)
                 files.write_layer(index, tensors)
             on_progress(self.model.num_hidden_layers, "head", 0)
-            norm, head = self.target.head(*self.quantizer.head(self.source))
+            norm, head = self.target.head(*self.quantizer.head(self.source, self.device))
             if calibration is not None and self.quantizer.dtype == "float16":
                 half_range.check_one("the last norm's output", calibration.largest_normed(norm))
                 half_range.check_one("a logit", calibration.largest_logit(norm, head, half_range.LARGEST))

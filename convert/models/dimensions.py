@@ -95,11 +95,6 @@ def read_model(config: dict[str, Any]) -> Model:
         key = family.key(name)
         if name in family.implied and default is not None:
             return default
-        if key != name and said.has(key) and said.has(name) and said.values[key] != said.values[name]:
-            raise InputError(
-                f"config.json: {key} {shown(said.values[key])} and {name} {shown(said.values[name])} are both there; "
-                "leave one"
-            )
         return said.integer(key, family.defaults.get(name, default) if key not in config else default, largest=largest)
 
     if not said.flag("is_causal", True):

@@ -27,6 +27,10 @@ class Embedding:
         hidden = torch.nn.functional.embedding(ids, self.tokens)
         return hidden if self.positions is None else hidden + self.positions[: ids.shape[1]]
 
+    def to(self, device: str | torch.device) -> Embedding:
+        """The same on a device."""
+        return self.map(lambda table: table.to(device))
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Embedding:
         """The same with both tables changed."""
         return Embedding(change(self.tokens), None if self.positions is None else change(self.positions))

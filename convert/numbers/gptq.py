@@ -15,10 +15,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from ..errors import InputError
+from .finite import finite
 from .quantized import QuantizedLinear
 from .rounding import Grid
 
@@ -51,12 +53,35 @@ def gptq(
     Returns:
         the rounded weight, on ``grid``; the same for the same input.
     """
+    return round_by(Compensation.of(gram, act_order, damping), weight, grid)
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """How the channels of an input make up for each other's errors, whatever weight reads them.
+
+    Attributes:
+        order: in which channels are rounded, int64 [in].
+        u: U in that order, rows divided by its diagonal, float32 [in, in].
+    """
+
+    order: torch.Tensor
+    u: torch.Tensor
+
+    @staticmethod
+    def of(gram: torch.Tensor, act_order: bool = False, damping: float = 0.01) -> Compensation:
+        """What ``gptq`` finds in a Gram matrix."""
+        order = torch.arange(len(gram), device=gram.device)
+        if act_order:
+            order = gram.diagonal().argsort(descending=True, stable=True)
+        u = inverse_factor(gram, order, damping)
+        return Compensation(order, (u / u.diagonal()[:, None]).contiguous())
+
+
+def round_by(by: Compensation, weight: torch.Tensor, grid: Grid) -> QuantizedLinear:
+    """``gptq`` of one of the weights that read an input."""
+    order, u = by.order, by.u
     columns, groups = weight.shape[1], grid.scale.shape[1]
-    order = torch.arange(columns, device=gram.device)
-    if act_order:
-        order = gram.diagonal().argsort(descending=True, stable=True)
-    u = inverse_factor(gram, order, damping)
-    u = (u / u.diagonal()[:, None]).contiguous()
     # Transposed, so that a channel is a contiguous row. Rows that are done hold their integers.
     w, scale = weight.t()[order], grid.scale.t().contiguous()
     offset = torch.zeros_like(scale) if grid.offset is None else grid.offset.t().contiguous()
@@ -110,7 +135,7 @@ def inverse_factor(gram: torch.Tensor, order: torch.Tensor, damping: float) -> t
     A channel that was never active is coupled to no other, hence rounded to nearest. Damping grows tenfold for
     as long as rounding keeps H from being positive definite.
     """
-    if not gram.isfinite().all():
+    if not finite(gram):
         raise InputError(
             "the Gram matrix of calibration inputs holds NaN or infinity; is the model's dtype too narrow?"
         )
@@ -130,7 +155,7 @@ def inverse_factor(gram: torch.Tensor, order: torch.Tensor, damping: float) -> t
         if not damping <= MOST_DAMPING:
             raise InputError("a Gram matrix of calibration inputs is not positive semidefinite; calibrate again")
     inverse = inverse_of_lower(factor)
-    if gram.is_cuda and not inverse.isfinite().all():
+    if gram.is_cuda and not finite(inverse):
         # Seen with torch 2.11 on an H100 for a matrix that the CPU factors without trouble.
         return inverse_factor(gram.cpu(), order.cpu(), damping).to(gram.device)
     return inverse.flip(0, 1).float()

@@ -14,11 +14,18 @@ import torch
 
 # (1 + 1 / PANELS) / 2 of the products are left; more panels would be too narrow for fast matrix products.
 PANELS = 6
+# Channels of a panel are a multiple of this: a GPU's fast kernels want aligned rows.
+MULTIPLE = {"cpu": 1, "cuda": 128}
 
 
-def panels(channels: int) -> Iterator[tuple[int, int]]:
-    """Where each panel begins and ends."""
-    width = -(-channels // PANELS)
+def panels_of(gram: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Where each panel of G begins and ends."""
+    return panels(len(gram), MULTIPLE[gram.device.type])
+
+
+def panels(channels: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Neighbouring channels, a multiple of some number at a time."""
+    width = -(-channels // (PANELS * multiple)) * multiple
     return ((start, min(start + width, channels)) for start in range(0, channels, width))
 
 
@@ -29,13 +36,13 @@ def add_inputs(gram: torch.Tensor, x: torch.Tensor) -> None:
         gram: float32 [in, in], changed in place; what lies below its panels stays.
         x: [tokens, in], in the dtype that multiplies.
     """
-    for start, end in panels(len(gram)):
+    for start, end in panels_of(gram):
         gram[start:end, start:] += x[:, start:end].t() @ x[:, start:]
 
 
 def mirror(gram: torch.Tensor) -> torch.Tensor:
     """Fill in what lies below the panels of G, in place."""
-    for start, end in panels(len(gram)):
+    for start, end in panels_of(gram):
         gram[end:, start:end] = gram[start:end, end:].t()
     return gram
 
@@ -48,7 +55,7 @@ def output_energy(rows: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
         gram: float32 [in, in].
     """
     energy = rows.new_zeros(len(rows))
-    for start, end in panels(len(gram)):
+    for start, end in panels_of(gram):
         product = rows[:, start:end] @ gram[start:end, start:]
         product[:, end - start :].mul_(2)
         energy += product.mul_(rows[:, start:]).sum(1)

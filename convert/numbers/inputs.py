@@ -14,7 +14,7 @@ class InputStatistics:
     Attributes:
         amax: float32 [sequences, in]; the largest |x| of each channel in each sequence.
         tokens: float32 [kept, in]; a sample of whole input rows: tokens drawn evenly, and of every
-            sequence the token with the largest activation.
+            sequence the token with the largest activation; none of them unless asked for.
         weight: float32 [kept]; how many calibration tokens each kept one stands for.
         gram: X'X over the number of tokens, float32 [in, in]; None unless asked for.
         magnitude: mean |x|, float32 [in]; None unless asked for.

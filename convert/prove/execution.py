@@ -65,7 +65,7 @@ class Reference:
     def __init__(self, source: Source, ids: torch.Tensor, device: torch.device):
         self.source, self.ids, self.device = source, ids, device
         self.forward = LayerForward(source.model, ids.shape[1], torch.float32, device)
-        self.hidden = source.embedding().map(torch.Tensor.float)(ids).to(device)
+        self.hidden = source.embedding(device).map(torch.Tensor.float)(ids.to(device))
 
     def layer(self, tensors: Tensors) -> None:
         """Advance by one layer, of which these are the Hugging Face tensors."""
@@ -76,7 +76,7 @@ class Reference:
     def head(self) -> tuple[Tensors, torch.Tensor]:
         """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], float32."""
         norm = {suffix: tensor.float().to(self.device) for suffix, tensor in self.source.final_norm().items()}
-        return norm, self.source.head().float().to(self.device)
+        return norm, self.source.head(self.device).float()
 
 
 class Execution:
@@ -95,7 +95,7 @@ class Execution:
 
     def __init__(self, runtime: Runtime, ids: torch.Tensor, embedding: Embedding, rotation: Rotation | None):
         self.runtime, self.rotation = runtime, rotation
-        self.hidden = embedding(ids).to(runtime.device)
+        self.hidden = embedding.to(runtime.device)(ids.to(runtime.device))
         self.errors: list[float] = []
         self.beyond: str | None = None
         self.roundings: list[tuple[float, float]] = []
@@ -131,7 +131,7 @@ class Execution:
     def accuracy(self, reference: Reference, norm: Tensors, head: torch.Tensor) -> Accuracy:
         """Behind the last layer: the distance of what both predict; norm and head are this model's."""
         device, (chunks, length) = self.runtime.device, reference.ids.shape
-        norm, head = {suffix: tensor.to(device) for suffix, tensor in norm.items()}, head.float().to(device)
+        norm, head = {suffix: tensor.to(device) for suffix, tensor in norm.items()}, head.to(device).float()
         true_norm, true_head = reference.head()
         totals = torch.zeros(4, dtype=torch.float64)
         for chunk in range(chunks):
@@ -165,9 +165,9 @@ def side_by_side(
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
         reference.layer(source.layer(index, device))
-        ours.layer(checkpoint.layer(index), checkpoint.precision.layer(index), reference.hidden)
+        ours.layer(checkpoint.layer(index, device), checkpoint.precision.layer(index), reference.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
-    return ours.accuracy(reference, checkpoint.final_norm(), checkpoint.head())
+    return ours.accuracy(reference, checkpoint.final_norm(), checkpoint.head(device))
 
 
 def rotation_of(checkpoint: Checkpoint) -> Rotation | None:

@@ -13,6 +13,7 @@ from ..models.ends import engine_norm
 from ..models.family import Group, Linear, Norm
 from ..models.forward import ACTIVATIONS
 from ..models.rotary import rotary_tables
+from ..numbers.finite import finite
 from ..quantize.scheme import LayerSchemes, Scheme
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.formats import format_of
@@ -69,7 +70,7 @@ class Runtime:
 
     def held(self, what: str, x: torch.Tensor) -> torch.Tensor:
         """A value as the engine keeps it; one that its dtype cannot hold is remembered."""
-        if not x.isfinite().all():
+        if not finite(x):
             self.beyond[what] = None
         return x
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,18 @@ def structure_problems(checkpoint: Checkpoint, values: bool = True) -> list[str]
     Args:
         values: False reads no more than the headers of files.
     """
+    if not values:
+        return rank_files_problems(checkpoint, values)
+    with ThreadPoolExecutor() as pool:
+        changed = pool.submit(checkpoint.manifest.problems)  # which reads every file once more
+        problems = rank_files_problems(checkpoint, values)
+        if not problems:
+            problems += rank_disagreements(checkpoint)
+        return problems + changed.result()
+
+
+def rank_files_problems(checkpoint: Checkpoint, values: bool) -> list[str]:
+    """What is wrong with each rank's file by itself, and with how many there are."""
     problems: list[str] = []
     world = checkpoint.mapping.world_size
     for path in sorted(checkpoint.folder.glob("rank*.safetensors")):
@@ -54,11 +67,7 @@ def structure_problems(checkpoint: Checkpoint, values: bool = True) -> list[str]
             problems += rank_problems(checkpoint, rank, values)
         except InputError as error:
             problems.append(str(error))
-    if not values:
-        return problems
-    if not problems:
-        problems += rank_disagreements(checkpoint)
-    return problems + checkpoint.manifest.problems()
+    return problems
 
 
 def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
@@ -140,9 +149,11 @@ def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
 def check_same_files(checkpoint: Checkpoint, source: Source) -> None:
     """Raise InputError unless a source's files are the ones that the checkpoint's manifest recorded, if it did."""
     recorded = checkpoint.manifest.source
-    for file in source.paths():
-        if file.name in recorded and recorded[file.name] != sha256(file):
-            raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
+    files = [file for file in source.paths() if file.name in recorded]
+    with ThreadPoolExecutor() as pool:
+        for file, digest in zip(files, pool.map(sha256, files), strict=True):
+            if recorded[file.name] != digest:
+                raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
 
 
 def reference_of(

@@ -19,7 +19,7 @@ import torch
 from ..models.family import Group
 from ..models.layer import Layer
 from ..numbers import awq
-from ..numbers.gptq import gptq
+from ..numbers.gptq import Compensation, round_by
 from ..numbers.gram import output_energy
 from ..numbers.inputs import InputStatistics
 from ..numbers.quantized import QuantizedLinear
@@ -60,10 +60,10 @@ def quantize_groups(
         scaled = awq.scaled_gram(gram, scaling.factor) if scheme.prescaled else gram
         largest = (inputs.channel_amax() / layer.factors[group.name]).amax() if scheme.static else None
         smoother = layer.smoothers[group.name] if scheme.prescaled and group.norm is None else None
-        errors = []
+        by, errors = Compensation.of(scaled, act_order=True) if options.gptq(scheme) else None, []
         for linear in map(layer.model.family.linear, group.linears):
             weight = layer.weight(linear)
-            rounded = round_linear(weight, scaled, scheme, options, dtype)
+            rounded = round_linear(weight, scaled, by, scheme, options, dtype)
             made = replace(rounded, smoother=smoother, range=None if largest is None else float(largest))
             executed = computed(scheme, made)
             errors.append(relative_error(weight, executed, scaled))
@@ -94,11 +94,16 @@ def search(
 
 
 def round_linear(
-    weight: torch.Tensor, gram: torch.Tensor, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    by: Compensation | None,
+    scheme: Scheme,
+    options: QuantizeOptions,
+    dtype: torch.dtype,
 ) -> QuantizedLinear:
-    """Clip and round a fused weight, float32 [out, in], whose input has this Gram matrix."""
+    """Clip and round a fused weight, float32 [out, in], whose input has this Gram matrix; to nearest, or by GPTQ."""
     grid = awq.clip(weight, gram, grid_of(weight, scheme, options)).stored(dtype)
-    return gptq(weight, gram, grid, act_order=True) if options.gptq(scheme) else grid.round(weight)
+    return grid.round(weight) if by is None else round_by(by, weight, grid)
 
 
 def relative_error(weight: torch.Tensor, computed: torch.Tensor, gram: torch.Tensor) -> float:

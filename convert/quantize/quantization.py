@@ -48,6 +48,7 @@ def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
     return Wanted(
         tokens=scheme.smooths,
         gram=(scheme.grouped and not options.repacks) or options.gptq(scheme),
+        magnitude=scheme.grouped and scheme.prescaled and not options.repacks,
         ranges=scheme.static,
         outputs=scheme.smooths and scheme.static,
     )

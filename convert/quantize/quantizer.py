@@ -86,14 +86,16 @@ class Quantizer:
         tensors = source.layer(index, device)
         return tensors if self.rotation is None else self.rotation.layer(tensors, self.model)
 
-    def embedding(self, source: Source) -> Embedding:
-        """What stands before the first layer, before it is cast."""
-        return source.embedding() if self.rotation is None else source.embedding().map(self.rotation.rotate)
+    def embedding(self, source: Source, device: torch.device) -> Embedding:
+        """What stands before the first layer, before it is cast; what is rotated, is so on the CPU."""
+        if self.rotation is None:
+            return source.embedding(device)
+        return source.embedding().map(self.rotation.rotate)
 
-    def head(self, source: Source) -> tuple[Tensors, torch.Tensor]:
+    def head(self, source: Source, device: torch.device) -> tuple[Tensors, torch.Tensor]:
         """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], before they are
         cast."""
-        norm, head = source.final_norm(), source.head()
+        norm, head = source.final_norm(), source.head("cpu" if self.rotation else device)
         if self.rotation is not None:
             weight = norm["weight"]
             norm, head = {"weight": torch.ones_like(weight)}, self.rotation.rotate(head.float() * weight.float())

@@ -19,8 +19,10 @@ from ..files.shard import DTYPES as STORED
 from ..files.shard import Shard
 from ..models.dimensions import Model, read_model
 from ..models.ends import Embedding
-from ..models.shapes import hugging_face_shapes, logical
+from ..models.shapes import hugging_face_shapes, layer_shapes, logical
+from ..numbers.finite import finite
 from ..numbers.quantized import QuantizedLinear
+from .ahead import Ahead
 from .readymade.detect import FILES, read_ready_made
 from .readymade.kinds import Expected, Packed, ReadyMade
 from .readymade.unpacking import INPUT_FACTOR, Quantized
@@ -29,7 +31,6 @@ from .weight_names import check_tensors, find, settle_biases, settle_head, sign
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 DTYPES = ("float16", "bfloat16", "float32")
-ELEMENTS_AT_ONCE = 1 << 22
 
 
 class Source:
@@ -69,6 +70,7 @@ class Source:
         self.where, self.prefix = find(self.shards, self.model.family, self.note)
         self.model = settle_head(self.where, self.model, self.note)
         self.model, self.zeros = settle_biases(self.where, self.model, self.config, self.note)
+        self.ahead = Ahead(self.where)
         self.beside = {name: Pinned(self.folder / name) for name in FILES if is_there(self.folder / name)}
         self.ready: ReadyMade | None = self._read_ready_made()
         self.shapes = hugging_face_shapes(self.model)
@@ -86,15 +88,21 @@ class Source:
         Raises:
             InputError: it holds NaN or Inf, or its file changed.
         """
-        tensor = self.where[name].read()
+        if torch.device(device).type == "cuda":
+            tensor = self.ahead.take(name).to(device, non_blocking=True)
+        else:
+            tensor = self.where[name].read().to(device)
         if not finite(tensor):
             raise InputError(f"{self.where[name].file}: tensor {name} holds NaN or Inf")
-        return tensor.to(device)
+        return tensor
 
     def layer(self, index: int, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """The tensors of one decoder layer, by logical linear and norm inside the layer; weights that are quantized
         already are dequantized, in float32."""
         prefix = self.model.family.layer.format(i=index)
+        if torch.device(device).type == "cuda":
+            self.ahead.begin(self._names_of(index))  # in their order, where nobody has begun
+            self.ahead.begin(self._names_of(index + 1))
 
         def read(inside: str) -> torch.Tensor:
             name, linear = prefix + inside, prefix + inside.removesuffix(".weight")
@@ -169,12 +177,19 @@ class Source:
             left += [(index, name.removeprefix(prefix)) for name in self.linears(index) if name not in self.packed]
         return left
 
-    def embedding(self) -> Embedding:
+    def _names_of(self, index: int) -> list[str]:
+        """The tensors of one layer that are in floating point; none behind the last."""
+        names = layer_shapes(self.model) if index < self.model.num_hidden_layers else ()
+        prefix = self.model.family.layer.format(i=index)
+        return [prefix + name for name in names if prefix + name in self.where]
+
+    def embedding(self, device: str | torch.device = "cpu") -> Embedding:
         """What stands before the first layer."""
-        positions = self.model.family.position_embedding
-        return Embedding(
-            self.tensor(self.model.family.embedding), None if positions is None else self.tensor(positions)
-        )
+        family = self.model.family
+        if torch.device(device).type == "cuda":
+            self.ahead.begin([family.embedding, *self._names_of(0)])
+        positions = None if family.position_embedding is None else self.tensor(family.position_embedding, device)
+        return Embedding(self.tensor(family.embedding, device), positions)
 
     def final_norm(self) -> dict[str, torch.Tensor]:
         """The last norm's tensors [hidden_size], by last name."""
@@ -294,10 +309,3 @@ class Source:
             return name
         stored = STORED[self.where[self.model.family.embedding].dtype]
         return stored if stored in DTYPES else "float32"
-
-
-def finite(tensor: torch.Tensor) -> bool:
-    """Whether every number is finite; some are looked at at a time, for the answer takes as much room as they do."""
-    narrow = tensor.dtype == torch.float8_e4m3fn  # of which PyTorch knows no infinity
-    pieces = tensor.view(-1).split(ELEMENTS_AT_ONCE)
-    return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)

@@ -60,8 +60,8 @@ class Found:
         """safetensors' name."""
         return self.shard.tensors[self.stored].dtype
 
-    def read(self) -> torch.Tensor:
-        return self.shard.read(self.stored)
+    def read(self, pinned: bool = False) -> torch.Tensor:
+        return self.shard.read(self.stored, pinned=pinned)
 
 
 def find(shards: list[Shard], family: Family, note: Note) -> tuple[dict[str, Found], str]:

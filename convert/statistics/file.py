@@ -29,7 +29,7 @@ from .wanted import Wanted
 from .watch import KEPT_PER_SEQUENCE
 
 # The key of our JSON in the safetensors header, and the version of the layout.
-KEY, VERSION = "enginesmith_statistics", 2
+KEY, VERSION = "enginesmith_statistics", 3
 CACHE = ("key_amax", "value_amax", "query_amax")
 # Beyond what any activation, or product of two, comes to.
 LARGEST = 1e30
@@ -140,12 +140,13 @@ def layout(model: Model, origin: Origin) -> dict[str, tuple[list[int], str]]:
 def one_layer(model: Model, origin: Origin) -> dict[str, list[int]]:
     """Name -> shape of every tensor of one layer."""
     one = {"hidden_amax": [1]}
-    wanted, kept = origin.wanted, origin.sequences * (KEPT_PER_SEQUENCE + 1)
+    wanted = origin.wanted
+    kept = origin.sequences * (KEPT_PER_SEQUENCE + 1) if wanted.tokens else 0
     for group in model.family.groups if wanted.inputs else ():
         width = model.dimension(model.family.linear(group.linears[0]).in_features)
         shapes = {"amax": [origin.sequences, width], "tokens": [kept, width], "weight": [kept]}
-        if wanted.gram:
-            shapes |= {"gram": [width, width], "magnitude": [width]}
+        shapes |= {"gram": [width, width]} if wanted.gram else {}
+        shapes |= {"magnitude": [width]} if wanted.magnitude else {}
         one |= {f"{group.name}.{name}": shape for name, shape in shapes.items()}
     if wanted.outputs:
         one |= {"output_amax": [sum(rows_of(model).values())], "stream_amax": [len(model.family.norms)]}
@@ -246,4 +247,4 @@ def saving(place: Partial, model: Model, origin: Origin) -> Iterator[Save]:
         yield partial(write_layer, file, model)
         file.close()
     finally:
-        file.file.close()
+        file.abandon()

@@ -40,7 +40,9 @@ class LayerStatistics:
         """What one algorithm wants of statistics that were gathered for several: the same as if gathered for it."""
         inputs = self.inputs if wanted.inputs else {}
         if not wanted.gram:
-            inputs = {name: replace(of, gram=None, magnitude=None) for name, of in inputs.items()}
+            inputs = {name: replace(of, gram=None) for name, of in inputs.items()}
+        if not wanted.magnitude:
+            inputs = {name: replace(of, magnitude=None) for name, of in inputs.items()}
         seen = replace(self, inputs=inputs)
         if not wanted.outputs:
             seen = replace(seen, output_amax={}, stream_amax={})

@@ -48,7 +48,7 @@ class Calibration:
     ):
         self.model, self.wanted, self.seed = model, wanted, seed
         self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device, scaled=not walks)
-        self.hidden = embedding(ids).to(device, fast_dtype(device))
+        self.hidden = embedding.to(device)(ids.to(device)).to(fast_dtype(device))
         self.batch = max(1, BATCH_TOKENS[device.type] // ids.shape[1])
 
     def layer(self, tensors: Tensors, on_tokens: Callable[[int], None] = lambda tokens: None) -> LayerStatistics:
@@ -75,7 +75,8 @@ class Calibration:
     def largest_logit(self, norm: Tensors, head: torch.Tensor, enough: float) -> float:
         """The largest |logit|, or a bound on it that is not above ``enough``: the longest norm's output times the
         longest row of ``head`` [vocab_size, hidden_size]; logits themselves take as long as some layers."""
-        rows, bound = torch.linalg.vector_norm(head.float(), dim=1).max(), 0.0
+        lengths = [torch.linalg.vector_norm(piece.float(), dim=1).max() for piece in head.split(HEAD_ROWS)]
+        rows, bound = torch.stack(lengths).max(), 0.0
         for normed in (one.float() for one in self.normed(norm)):
             longest = float(torch.linalg.vector_norm(normed, dim=1).max() * rows)
             if not longest <= enough:

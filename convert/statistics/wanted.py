@@ -11,7 +11,8 @@ class Wanted:
 
     Attributes:
         tokens: a sample of whole input rows, with the ranges.
-        gram: Gram matrices and mean magnitudes.
+        gram: Gram matrices.
+        magnitude: the mean |x| of each channel.
         ranges: the largest |x| of each channel.
         outputs: the largest |output| of each linear's channels, and of what each norm reads.
         cache: ranges of keys and values, and of the queries that meet them.
@@ -19,13 +20,14 @@ class Wanted:
 
     tokens: bool = False
     gram: bool = False
+    magnitude: bool = False
     ranges: bool = False
     outputs: bool = False
     cache: bool = False
 
     @property
     def inputs(self) -> bool:
-        return self.tokens or self.gram or self.ranges
+        return self.tokens or self.gram or self.magnitude or self.ranges
 
     def __or__(self, other: Wanted) -> Wanted:
         """What either of two algorithms reads."""
@@ -38,4 +40,4 @@ class Wanted:
         return [name for name in mine if theirs[name] and not mine[name]]
 
 
-EVERYTHING = Wanted(tokens=True, gram=True, ranges=True, outputs=True, cache=True)
+EVERYTHING = Wanted(tokens=True, gram=True, magnitude=True, ranges=True, outputs=True, cache=True)

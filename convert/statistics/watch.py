@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -44,7 +45,7 @@ class Watch:
     def input(self, group: Group, x: torch.Tensor) -> None:
         """Some sequences' input of a group, [batch, tokens, in]."""
         if self.wanted.inputs:
-            self.inputs.setdefault(group.name, _InputWatcher(self.kept, self.wanted.gram))(x)
+            self.inputs.setdefault(group.name, _InputWatcher(self.kept, self.wanted))(x)
 
     def all_came(self, group: Group) -> None:
         """No more tokens will come to a group."""
@@ -71,43 +72,42 @@ class Watch:
 class _InputWatcher:
     """Accumulates the statistics of one linear input over the batches of a pass."""
 
-    def __init__(self, kept: torch.Tensor, gram: bool):
+    def __init__(self, kept: torch.Tensor, wanted: Wanted):
         self.kept = kept  # [sequences, KEPT_PER_SEQUENCE] token positions
-        self.wants_gram = gram
+        self.wanted = wanted
         self.gram: torch.Tensor | None = None
-        self.magnitude: torch.Tensor | float = 0.0
+        self.magnitude: torch.Tensor | None = None
         self.seen = 0
         self.amax: list[torch.Tensor] = []
         self.tokens: list[torch.Tensor] = []
 
     def __call__(self, x: torch.Tensor) -> None:
         batch, _, width = x.shape
-        size = x.abs()
-        self.amax.append(size.amax(1).float())
-        largest = size.amax(2).argmax(1, keepdim=True)
-        positions = torch.cat((self.kept[self.seen : self.seen + batch], largest), 1)
-        rows = positions[..., None].expand(-1, -1, width)
-        self.tokens.append(x.gather(1, rows).reshape(-1, width).float())
+        size = x if x.is_cuda else x.abs()  # a GPU finds the largest |x| without
+        self.amax.append(largest(size, 1).float())
+        if self.wanted.tokens:
+            positions = self.kept[self.seen : self.seen + batch]
+            positions = torch.cat((positions, largest(size, 2).argmax(1, keepdim=True)), 1)
+            self.tokens.append(x.gather(1, positions[..., None].expand(-1, -1, width)).reshape(-1, width).float())
         self.seen += batch
-        if self.wants_gram:
+        if self.wanted.gram:
             rows = x.reshape(-1, width)
             if self.gram is None:
                 self.gram = rows.new_zeros(width, width, dtype=torch.float32)
             add_inputs(self.gram, rows)
-            self.magnitude = size.sum((0, 1), dtype=torch.float32) + self.magnitude
+        if self.wanted.magnitude:
+            total = (size.abs() if size.is_cuda else size).sum((0, 1), dtype=torch.float32)
+            self.magnitude = total if self.magnitude is None else total + self.magnitude
 
     def statistics(self, tokens_per_sequence: int) -> InputStatistics:
-        kept = self.kept.shape[1]
+        kept, count, amax = self.kept.shape[1], self.seen * tokens_per_sequence, torch.cat(self.amax)
         stands_for = torch.full((self.seen, kept + 1), (tokens_per_sequence - 1) / kept)
         stands_for[:, -1] = 1
-        amax, tokens = torch.cat(self.amax), torch.cat(self.tokens)
-        weight = stands_for.flatten().to(tokens.device)
-        if not self.wants_gram:
-            return InputStatistics(amax, tokens, weight)
-        assert self.gram is not None
-        assert isinstance(self.magnitude, torch.Tensor)
-        count = self.seen * tokens_per_sequence
-        return InputStatistics(amax, tokens, weight, mirror(self.gram).div_(count), self.magnitude / count)
+        tokens, weight = amax.new_zeros(0, amax.shape[1]), amax.new_zeros(0)
+        if self.wanted.tokens:
+            tokens, weight = torch.cat(self.tokens), stands_for.flatten().to(amax.device)
+        gram = None if self.gram is None else mirror(self.gram).div_(count)
+        return InputStatistics(amax, tokens, weight, gram, None if self.magnitude is None else self.magnitude / count)
 
 
 def _see_output(outputs: dict[str, torch.Tensor], part: str, y: torch.Tensor) -> None:
@@ -119,5 +119,13 @@ def _see_stream(stream: dict[str, float], norm: str, x: torch.Tensor) -> None:
 
 
 def _running_amax(so_far: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    amax = x.abs().flatten(0, -2).amax(0).float()
+    rows = x.flatten(0, -2)
+    amax = largest(rows if rows.is_cuda else rows.abs(), 0).float()
     return amax if so_far is None else torch.maximum(so_far, amax)
+
+
+def largest(size: torch.Tensor, axis: int) -> torch.Tensor:
+    """The largest of sizes along an axis; on a GPU of what may be negative too, whose reductions take the size as they
+    go. Exact either way."""
+    found: torch.Tensor = torch.linalg.vector_norm(size, math.inf, axis) if size.is_cuda else size.amax(axis)
+    return found

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from ....plugins.lazy import torch
 from ...errors import InputError
+from ...numbers.finite import finite
 from ...numbers.nibbles import unpack_rows
 from ...numbers.quantized import QuantizedLinear
 
@@ -205,7 +206,7 @@ def _quantized(
 ) -> Quantized:
     """Unsigned fields made signed, with the group of each channel read or counted off."""
     half, in_features, groups = 2 ** (bits - 1), unsigned.shape[1], scale.shape[1]
-    if not scale.isfinite().all():
+    if not finite(scale):
         raise InputError(f"{name}: scales hold NaN or infinity")
     group_of = torch.arange(in_features) // -(-in_features // groups)
     stored = None if index is None else tensors.get(index)

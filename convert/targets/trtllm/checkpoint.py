@@ -41,9 +41,10 @@ class Checkpoint(Stated):
         """What a layer's files hold, by name inside the layer."""
         return layer_tensors(self.model, self.precision.layer(index), self.engine, self.precision.kv_cache)
 
-    def read(self, rank: int, name: str) -> torch.Tensor:
+    def read(self, rank: int, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
         """One tensor of a rank's file, as it is stored."""
-        return self.shard(rank).read(name)
+        pinned = torch.device(device).type == "cuda"
+        return self.shard(rank).read(name, pinned=pinned).to(device, non_blocking=pinned)
 
     def shard(self, rank: int) -> Shard:
         """A rank's file, opened again only where another has its name."""
@@ -52,7 +53,7 @@ class Checkpoint(Stated):
             shard = self.shards[rank] = Shard(self.rank_file(rank))
         return shard
 
-    def layer(self, index: int) -> dict[str, torch.Tensor]:
+    def layer(self, index: int, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """A layer's whole tensors, by TensorRT-LLM name inside the layer.
 
         Raises:
@@ -61,10 +62,11 @@ class Checkpoint(Stated):
         stage = next(number for number, layers in enumerate(self.stages) if index in layers)
         prefix = LAYER.format(i=index - self.stages[stage].start)
         ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
-        return {
-            name: self.join(spec, [spec.storage.read(self.read(rank, prefix + name)) for rank in ranks], prefix + name)
-            for name, spec in self.tensors(index).items()
-        }
+        tensors = {}
+        for name, spec in self.tensors(index).items():
+            pieces = [spec.storage.read(self.read(rank, prefix + name, device)) for rank in ranks]
+            tensors[name] = self.join(spec, pieces, prefix + name)
+        return tensors
 
     def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
         """Undo ``ranks.cut``: put every piece's channels back in their place."""
@@ -80,7 +82,7 @@ class Checkpoint(Stated):
             return pieces[0]
         axis = spec.axes.index(spec.cut_axis)
         whole = pieces[0].new_zeros(spec.shape(self.model))
-        places = [spec.places(self.model, len(pieces), tp_rank) for tp_rank in range(len(pieces))]
+        places = [spec.places(self.model, len(pieces), rank).to(whole.device) for rank in range(len(pieces))]
         for place, piece in zip(places, pieces, strict=True):
             whole.index_copy_(axis, place, piece)
         if not all(torch.equal(whole.index_select(axis, p), x) for p, x in zip(places, pieces, strict=True)):
@@ -118,7 +120,7 @@ class Checkpoint(Stated):
             raise InputError(f"{self.folder}: ranks disagree about {name}")
         return first
 
-    def head(self) -> torch.Tensor:
+    def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """[vocab_size, hidden_size], padding rows removed."""
         ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
-        return torch.cat([self.read(rank, "lm_head.weight") for rank in ranks])[: self.model.vocab_size]
+        return torch.cat([self.read(rank, "lm_head.weight", device) for rank in ranks])[: self.model.vocab_size]

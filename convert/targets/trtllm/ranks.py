@@ -126,7 +126,8 @@ def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank:
         return torch.zeros_like(tensor)
     if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
         return tensor
-    return tensor.index_select(spec.axes.index(spec.cut_axis), spec.places(model, tp_size, tp_rank))
+    places = spec.places(model, tp_size, tp_rank).to(tensor.device)
+    return tensor.index_select(spec.axes.index(spec.cut_axis), places)
 
 
 def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:

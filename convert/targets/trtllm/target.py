@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ....plugins.lazy import torch
 from ...errors import InputError
 from ...models.ends import Embedding
+from ...numbers.finite import finite
 from ...numbers.quantized import QuantizedLinear
 from ...quantize.precision import Precision
 from ...quantize.scheme import LayerSchemes, Scheme
@@ -102,7 +103,7 @@ def to_dtype(tensor: torch.Tensor, dtype: str, name: str, way: str = WIDER) -> t
         way: what to do where the dtype is too narrow.
     """
     cast = tensor.to(getattr(torch, dtype))
-    if cast.is_floating_point() and cast.element_size() > 1 and not torch.isfinite(cast).all():
+    if cast.element_size() > 1 and not finite(cast):
         largest = float(tensor.abs().max())
         if math.isfinite(largest) and dtype == "float16":
             raise InputError(f"{name} does not fit float16 (it reaches {largest:.3g}); {way}")

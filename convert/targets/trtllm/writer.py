@@ -40,7 +40,7 @@ class RankFiles:
             for rank in range(mapping.world_size):
                 tensors = rank_tensors(target.precision, mapping, rank, target.engine)
                 files.append(TensorFile(folder / f"rank{rank}.safetensors", tensors))
-                opened.callback(files[-1].file.close)
+                opened.callback(files[-1].abandon)
             yield RankFiles(files, target, mapping)
 
     def write_rotary_tables(self) -> None:
@@ -66,9 +66,9 @@ class RankFiles:
         stage = next(number for number, layers in enumerate(stages) if index in layers)
         prefix, specs = LAYER.format(i=index - stages[stage].start), self.target.tensors(index)
         for name, tensor in tensors.items():
-            spec, whole = specs[name], tensor.cpu()
+            spec = specs[name]
             for tp_rank, file in enumerate(self.files[stage * ranks : (stage + 1) * ranks]):
-                piece = spec.storage.store(cut(whole, spec, self.model, ranks, tp_rank))
+                piece = spec.storage.store(cut(tensor, spec, self.model, ranks, tp_rank))
                 file.write(prefix + name, piece)
 
     def write_head(self, norm: Tensors, head: torch.Tensor) -> None:

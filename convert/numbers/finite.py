@@ -1,0 +1,19 @@
+"""Whether numbers are numbers: NaN and infinities show in the extremes, which are found without a mask of the whole."""
+
+from __future__ import annotations
+
+from ...plugins.lazy import torch
+
+# Of which PyTorch finds no extremes until they are wider.
+NARROW = ("float8_e4m3fn", "float8_e5m2")
+AT_ONCE = 1 << 22
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether every number of a tensor of any dtype is finite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if str(tensor.dtype).removeprefix("torch.") in NARROW:
+        return all(finite(piece.float()) for piece in tensor.reshape(-1).split(AT_ONCE))
+    extremes = torch.stack(torch.aminmax(tensor))  # one NaN makes both of them NaN
+    return bool(torch.isfinite(extremes).all())
