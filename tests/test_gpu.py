@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from enginesmith.convert.errors import InputError
+from enginesmith.convert.files import behind
+from enginesmith.convert.files.tensors import TensorFile
+from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.models.forward import LayerForward
+from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
-from enginesmith.convert.prove.verify import measure
+from enginesmith.convert.prove.verify import measure, structure_problems
+from enginesmith.convert.quantize.precision import Precision
+from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.statistics import calibrate
+from enginesmith.convert.statistics.wanted import EVERYTHING
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
+from enginesmith.convert.targets.trtllm.formats.base import Engine
+from enginesmith.convert.targets.trtllm.ranks import MODEL_DTYPE, Mapping, cut
+from enginesmith.convert.targets.trtllm.storage import PLAIN
+from enginesmith.convert.targets.trtllm.target import Target
 from enginesmith.plugins import few_tokens, fp8, int8, quantize_per_token
 
-from .conftest import ALGORITHMS
+from .conftest import ALGORITHMS, TINY
 from .test_formats import FORMATS, WIDE, group_size
 
 pytestmark = pytest.mark.gpu
@@ -97,3 +114,78 @@ def test_gptq_is_the_same_with_and_without_its_kernel(
     monkeypatch.setattr(gptq, "compiled", lambda: gptq.one_by_one)
     without = gptq.gptq(weight, gram, grid, act_order=True).values
     assert float((with_kernel != without).float().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("quant", [None, *SCHEMES])
+def test_what_a_gpu_packs_is_packed_as_on_the_cpu(quant: str | None, tmp_path: Path) -> None:
+    """A layer's tensors, as a GPU and a CPU write them for two ranks, and as both read them again."""
+    model = read_model({**TINY, **WIDE, "attention_bias": True})
+    scheme, engine = scheme_of(quant, group_size(quant or "W8A16")), Engine("float16")
+    target, mapping = Target(Precision(model, scheme), engine), Mapping(tp_size=2)
+    draw, tensors = torch.Generator().manual_seed(0), {}
+    for name, spec in target.tensors(0).items():
+        stored = engine.dtype if spec.dtype == MODEL_DTYPE else spec.dtype
+        dtype = getattr(torch, stored if spec.storage is PLAIN else "int8")
+        tensors[name] = torch.randint(-8, 8, spec.shape(model), generator=draw).to(dtype)
+    for name, tensor in tensors.items():
+        spec = target.tensors(0)[name]
+        for rank in range(mapping.tp_size):
+            ours, theirs = (cut(whole, spec, model, mapping.tp_size, rank) for whole in (tensor, tensor.cuda()))
+            packed = spec.storage.store(theirs)
+            assert torch.equal(spec.storage.store(ours).view(torch.uint8), packed.cpu().view(torch.uint8)), name
+            assert torch.equal(spec.storage.read(packed).cpu().float(), ours.float()), name
+
+
+def test_a_file_holds_what_a_gpu_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than may wait for the disk, beside what comes from the CPU."""
+    monkeypatch.setattr(behind, "MOST_WAITING", 3000)
+    made = {f"t{i}": torch.randn(i + 1, 100, generator=torch.Generator().manual_seed(i)) for i in range(20)}
+    file = TensorFile(tmp_path / "a", {name: (list(tensor.shape), "float32") for name, tensor in made.items()})
+    for number, (name, tensor) in enumerate(made.items()):
+        file.fill(name, iter(tensor.split(3)) if number % 3 == 0 else iter(tensor.cuda().split(2)))
+    file.close()
+    assert all(torch.equal(tensor, made[name]) for name, tensor in load_file(tmp_path / "a").items())
+
+
+def test_a_file_that_is_given_up_is_closed(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "a", {"t": ([1000, 1000], "float32")})
+    file.write("t", torch.randn(1000, 1000, device="cuda"))
+    file.abandon()
+    assert file.file.closed
+
+
+@pytest.mark.parametrize("options", [{"tp_size": 2, "pp_size": 2}, {"kv_cache": "INT8"}, {"kv_cache": "FP8"}], ids=str)
+@pytest.mark.parametrize("quant", ["W4A16_GPTQ", "W4A16_AWQ"])
+def test_ranks_and_caches(
+    quant: str, options: dict[str, Any], tiny: Callable[..., Path], converted: Callable[..., Checkpoint]
+) -> None:
+    model = tiny(**WIDE | {"hidden_size": 256, "num_key_value_heads": 4})
+    checkpoint = converted(model, quant=quant, group_size=64, device="cuda", **options)
+    assert structure_problems(checkpoint) == []
+    assert measure(checkpoint, model, str(model.parent / "ids.safetensors"), 4, 24, device="cuda").kl < 0.4
+
+
+def test_tokens_find_room_or_come_again(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]) -> None:
+    source = Source(tiny(**WIDE))
+    seen = []
+    for share in (0.5, 0.0):
+        monkeypatch.setattr(calibrate, "WAITING_SHARE", share)
+        forward = LayerForward(source.model, 24, torch.float32, torch.device("cuda"))
+        hidden = torch.randn(5, 24, 128, generator=torch.Generator().manual_seed(0)).cuda()
+        layer = Layer.of(source.layer(0, "cuda"), source.model)
+        walk = calibrate.Walk(forward, layer, hidden, EVERYTHING, 0, 2)
+        assert len(list(walk.groups())) == 4
+        seen.append((hidden, walk.seen.inputs["mlp.proj"].gram_matrix(), walk.seen.inputs["mlp.proj"].amax))
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_nan_is_found_on_a_gpu(tiny: Callable[..., Path]) -> None:
+    model = tiny()
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(weights, model / "model.safetensors")
+    source = Source(model)
+    assert source.layer(0, "cuda")
+    with pytest.raises(InputError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        source.layer(1, "cuda")
