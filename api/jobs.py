@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -101,7 +102,13 @@ def verify(
         reference: the Hugging Face folder that it was made of; None checks the structure alone.
         on_progress: called with (layer, phase).
     """
-    from .convert.prove.verify import accuracy_failures, measure_beside, reference_of, structure_problems
+    from .convert.prove.verify import (
+        accuracy_failures,
+        check_same_files,
+        measure_beside,
+        reference_of,
+        structure_problems,
+    )
     from .convert.targets.trtllm.checkpoint import Checkpoint
 
     options = kind(options or VerifyOptions(), VerifyOptions)
@@ -109,13 +116,17 @@ def verify(
     reference = None if reference is None else path_of(reference, "reference")
     checkpoint, accuracy = Checkpoint(path_of(checkpoint_dir, "checkpoint_dir")), None
     source = None
-    if reference is not None:
-        try:
-            source = reference_of(checkpoint, reference, *how)
-        except InputError:  # at once, unless files are wrong: then that is the verdict
-            if not structure_problems(checkpoint, values=False):
-                raise
-    problems = structure_problems(checkpoint)
+    with ThreadPoolExecutor(1) as beside:
+        if reference is not None:
+            try:
+                source = reference_of(checkpoint, reference, *how)
+            except InputError:  # at once, unless files are wrong: then that is the verdict
+                if not structure_problems(checkpoint, values=False):
+                    raise
+        changed = beside.submit(checkpoint.manifest.problems)
+        if source is not None:
+            check_same_files(checkpoint, source)
+        problems = structure_problems(checkpoint, changed=changed.result)
     if source is not None and not problems:
         accuracy = measure_beside(checkpoint, source, *how, on_progress)
     return Verdict(problems, accuracy, problems + accuracy_failures(accuracy, options.max_ppl_increase))

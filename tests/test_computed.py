@@ -42,7 +42,7 @@ def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[Targe
     quantizer = Quantizer(how)
     tensors = quantizer.source_layer(source, 0, CPU)
     ids = load_file(folder.parent / "ids.safetensors")["input_ids"]
-    calibration = Calibration(source.model, ids, quantizer.embedding(source), quantizer.wanted, CPU, 0)
+    calibration = Calibration(source.model, ids, quantizer.embedding(source, CPU), quantizer.wanted, CPU, 0)
     statistics = calibration.layer(tensors)
     return target, quantizer.quantize(0, tensors, statistics, target.computed)
 

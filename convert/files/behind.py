@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-# Bytes that may wait for the disk.
-MOST_WAITING = 1 << 30
+# Bytes that may wait for the disk, and after how many it is told to keep what it has: at the end that takes seconds.
+MOST_WAITING, SYNCED = 1 << 30, 1 << 30
 
 
 class Behind:
@@ -21,7 +21,7 @@ class Behind:
 
     def __init__(self, descriptor: int):
         self.descriptor, self.waiting, self.bytes = descriptor, deque[tuple[int, Future[None]]](), 0
-        self.writer = ThreadPoolExecutor(1, "write-behind")
+        self.writer, self.since = ThreadPoolExecutor(1, "write-behind"), 0
 
     def put(self, tensor: torch.Tensor, at: int) -> None:
         """Write a CUDA tensor's bytes from a place on; waits where too much is on its way.
@@ -41,6 +41,10 @@ class Behind:
         while left:
             count = os.pwrite(self.descriptor, left, at)
             left, at = left[count:], at + count
+        self.since += len(data)
+        if self.since >= SYNCED:
+            os.fdatasync(self.descriptor)
+            self.since = 0
 
     def await_one(self) -> None:
         size, done = self.waiting.popleft()

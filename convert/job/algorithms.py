@@ -84,7 +84,7 @@ def of_algorithm(name: str, options: ConvertOptions, source: Source) -> tuple[Qu
     """How one algorithm quantizes, and for what, its settings and kernels checked."""
     with naming(name):
         own = replace(options, **settings_of(name))
-        own = replace(own, quant=None, exclude=()) if own.quant == NONE else own
+        own = replace(own, exclude=()) if own.quant is None else own
         check_options(own)
         how = quantization_of(own, source)
         target = Target(how.precision, Engine(how.dtype, own.sm))

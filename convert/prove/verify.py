@@ -33,22 +33,23 @@ OnProgress = Callable[[int, str], None]
 Read = Callable[[str], "torch.Tensor"]
 
 
-def structure_problems(checkpoint: Checkpoint, values: bool = True) -> list[str]:
+def structure_problems(
+    checkpoint: Checkpoint, values: bool = True, changed: Callable[[], list[str]] | None = None
+) -> list[str]:
     """Everything wrong with a checkpoint's files; an empty list means that each rank holds exactly the tensors
     that config.json implies, with their shapes, dtypes and values that they may have, and that files are the ones the
     manifest recorded.
 
     Args:
         values: False reads no more than the headers of files.
+        changed: finds files that are not the recorded ones, where somebody has begun to hash them.
     """
+    problems = rank_files_problems(checkpoint, values)
     if not values:
-        return rank_files_problems(checkpoint, values)
-    with ThreadPoolExecutor() as pool:
-        changed = pool.submit(checkpoint.manifest.problems)  # which reads every file once more
-        problems = rank_files_problems(checkpoint, values)
-        if not problems:
-            problems += rank_disagreements(checkpoint)
-        return problems + changed.result()
+        return problems
+    if not problems:
+        problems += rank_disagreements(checkpoint)
+    return problems + (changed or checkpoint.manifest.problems)()
 
 
 def rank_files_problems(checkpoint: Checkpoint, values: bool) -> list[str]:
@@ -160,7 +161,7 @@ def reference_of(
     checkpoint: Checkpoint, reference: str | Path, text: str, chunks: int, length: int, device: str
 ) -> Source:
     """The source model to measure a checkpoint beside, once nothing that is asked for is refused without looking at
-    weights or a text; files that a manifest recorded are hashed.
+    weights or a text.
 
     Raises:
         InputError: the reference is another model, or the text or device cannot be used.
@@ -168,7 +169,6 @@ def reference_of(
     check_device(device)
     source = Source(reference, "--reference")
     check_same_model(checkpoint, source)
-    check_same_files(checkpoint, source)
     window = checkpoint.sliding_window
     if window is not None and length > window:
         raise InputError(f"--seq_len {length} is longer than the sliding window of {window} tokens; give at most that")
@@ -192,6 +192,7 @@ def measure(
         InputError: the reference is another model, or the text or device cannot be used.
     """
     source = reference_of(checkpoint, reference, text, chunks, length, device)
+    check_same_files(checkpoint, source)
     return measure_beside(checkpoint, source, text, chunks, length, device, on_progress)
 
 

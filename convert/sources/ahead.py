@@ -17,7 +17,8 @@ class Ahead:
     """
 
     def __init__(self, where: Mapping[str, Found]):
-        self.where, self.coming = where, dict[str, Future[torch.Tensor]]()
+        self.where = where
+        self.coming: dict[str, Future[torch.Tensor]] = {}
         self.reader = ThreadPoolExecutor(1, "read-ahead")
 
     def begin(self, names: Iterable[str]) -> None:
