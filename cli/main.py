@@ -11,6 +11,7 @@ from importlib import import_module
 import click
 
 from ..convert.errors import LINE, InputError, printable
+from .allocator import keep_freed_memory
 from .streams import Interrupts, OutputLost, standard_streams
 
 # Exit codes; 1, a check that failed, is given by the commands that check.
@@ -60,6 +61,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command; every error is one line on standard error, and has an exit code of its own kind."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    keep_freed_memory()
     with standard_streams(), Interrupts() as interrupts, warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")

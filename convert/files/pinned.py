@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import InputError, printable
 from .disk import LARGEST_JSON, decoded, open_regular
 
 # Read at once while hashing.
-BLOCK = 1 << 20
+BLOCK = 1 << 22
 # git-lfs and git-xet leave such a file where the content was not fetched.
 POINTERS = (b"version https://git-lfs", b"# xet version")
 # What a download begins with that got an error, or a login, instead.
@@ -85,12 +86,20 @@ class Pinned:
         self.check_same()
 
     def sha256(self) -> str:
-        """Of the whole file."""
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK))
-        for start in range(0, self.size, BLOCK):
-            piece = buffer[: min(BLOCK, self.size - start)]
+        """Of the whole file; a block is read while the one before is hashed."""
+        digest, free = hashlib.sha256(), [memoryview(bytearray(min(BLOCK, self.size))) for _ in range(2)]
+
+        def block(start: int) -> memoryview:
+            piece = free[start // BLOCK % 2][: self.size - start]
             self.read_into(piece, start)
-            digest.update(piece)
+            return piece
+
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(block, 0)
+            for start in range(0, self.size, BLOCK):
+                piece = coming.result()
+                coming = reader.submit(block, min(start + BLOCK, self.size))
+                digest.update(piece)
         return digest.hexdigest()
 
     def check_same(self) -> None:

@@ -20,6 +20,8 @@ from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.formats.base import Activation, Format
 from .runtime import Runtime, Tensors
 
+# Tokens whose logits are compared at once: what is made of them on the way is as large as they are.
+COMPARED = 128
 # Output rows of a linear that its rounding error is measured on, at most.
 SAMPLED_ROWS = 256
 
@@ -133,13 +135,15 @@ class Execution:
         device, (chunks, length) = self.runtime.device, reference.ids.shape
         norm, head = {suffix: tensor.to(device) for suffix, tensor in norm.items()}, head.to(device).float()
         true_norm, true_head = reference.head()
-        totals = torch.zeros(4, dtype=torch.float64)
+        totals, model = torch.zeros(4, dtype=torch.float64), reference.source.model
+        wanted, got = (head.new_empty(length, len(head)) for _ in range(2))
         for chunk in range(chunks):
-            model = reference.source.model
             last = engine_norm(model.family.final_norm, reference.hidden[chunk], true_norm, model.norm_epsilon)
-            wanted = last @ true_head.t()
-            got = self.runtime.logits(self.hidden[chunk], norm, head)
-            totals += compare_logits(wanted, got, reference.ids[chunk].to(device)).cpu()
+            torch.mm(last, true_head.t(), out=wanted)
+            self.runtime.logits(self.hidden[chunk], norm, head, got)
+            pieces = (x.split(COMPARED) for x in (wanted[:-1], got[:-1], reference.ids[chunk, 1:].to(device)))
+            for piece in zip(*pieces, strict=True):
+                totals += compare_logits(*piece).cpu()
         self.look_for_overflow("behind the last layer")
         count = chunks * (length - 1)
         nll, our_nll, kl, same = (totals / count).tolist()
@@ -221,11 +225,11 @@ def exponential(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def compare_logits(wanted: torch.Tensor, got: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Sums over the predicted tokens of one sequence: both negative log-likelihoods, KL(wanted || got), and
-    equal most likely tokens. Logits are [tokens, vocab_size]; returns float64 [4]."""
-    p, q = functional.log_softmax(wanted[:-1], -1), functional.log_softmax(got[:-1], -1)
-    target = ids[1:, None]
+def compare_logits(wanted: torch.Tensor, got: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sums over predicted tokens: both negative log-likelihoods, KL(wanted || got), and equal most likely tokens.
+    Logits are [tokens, vocab_size], targets [tokens]; returns float64 [4]."""
+    p, q = functional.log_softmax(wanted, -1), functional.log_softmax(got, -1)
+    target = targets[:, None]
     return torch.stack(
         [
             -p.gather(1, target).sum(dtype=torch.float64),

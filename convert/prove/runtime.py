@@ -112,16 +112,19 @@ class Runtime:
         y = form.product(own, read)
         return self.held(f"the output of {name}", y if "bias" not in own or form.adds_bias else y + own["bias"])
 
-    def logits(self, hidden: torch.Tensor, norm: Tensors, head: torch.Tensor) -> torch.Tensor:
+    def logits(
+        self, hidden: torch.Tensor, norm: Tensors, head: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """[tokens, hidden_size] -> float32 [tokens, vocab_size], by the final norm and a float32 output projection.
 
         Args:
             norm: the final norm's tensors, "weight" and "bias" where it has one.
+            out: where they are put, if not in memory of their own.
         """
         final = engine_norm(self.model.family.final_norm, hidden, norm, self.model.norm_epsilon)
         y = self.held("the last norm's output", final)
-        logits = y.float() @ head.t()
-        self.held("a logit", logits.abs().amax().to(self.dtype))
+        logits = torch.mm(y.float(), head.t(), out=out)
+        self.held("a logit", torch.stack(torch.aminmax(logits)).to(self.dtype))
         return logits
 
 
