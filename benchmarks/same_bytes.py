@@ -121,6 +121,10 @@ def cases(made: dict[str, Path]) -> dict[str, list[str]]:
         "gptq everywhere": ["--quant", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "--rounding", "gptq"],
         "symmetric": ["--quant", "W4A16_GPTQ", "--symmetric", "--sm", "90", "--group_size", "64"],
         "propagated": ["--quant", "W4A16_AWQ", "--propagate", "quantized"],
+        "W4A16_GPTQ on float": ["--quant", "W4A16_GPTQ", "--propagate", "float", "--group_size", "64"],
+        "W8A16_GPTQ on float": ["--quant", "W8A16_GPTQ", "--propagate", "float", "--group_size", "64"],
+        "AWQ rounded by GPTQ on float": ["--quant", "W4A16_AWQ", "--rounding", "gptq", "--propagate", "float"],
+        "W8A16 rounded by GPTQ on float": ["--quant", "W8A16", "--rounding", "gptq", "--propagate", "float"],
     }.items():
         found[name] = [str(made["llama"]), *words]
     return found
