@@ -92,7 +92,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise
     except NO_YAML as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not readable as YAML ({reason})") from None
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" in line {mark.line + 1}; a pattern that begins with * needs quotes"
+        raise InputError(f"{path}: not readable as YAML ({reason}{where})") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: holds no mapping of {', '.join(SECTIONS)}")
     return document

@@ -106,7 +106,7 @@ CONVERT += [
 VERIFY = [
     Start(f"verify {words}", code, said)
     for words, code, said in (
-        ("missing", 2, "missing/config.json: no such file"),
+        ("missing", 2, "missing is not a folder"),
         ("unknown", 2, "SomeForCausalLM"),
         ("algorithm", 2, "NVFP4"),
         ("float32", 2, "float32"),

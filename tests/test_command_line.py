@@ -201,3 +201,13 @@ def test_upstream_flags_name_an_algorithm(per_token: bool, per_channel: bool) ->
     scheme = SCHEMES[algorithm(per_token, per_channel)]
     assert kind_of(scheme) is SmoothQuant
     assert (not scheme.static, scheme.granularity == CHANNEL) == (per_token, per_channel)
+
+
+def test_a_checkpoint_is_no_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    said = run("convert", "--model_dir", tiny_checkpoint, "--output_dir", tmp_path / "out", expect=2).stderr
+    assert "is a TensorRT-LLM checkpoint, not a Hugging Face model" in said
+
+
+def test_names_that_find_no_room_are_in_the_help(tmp_path: Path) -> None:
+    said = run("convert", "--model_dir", tmp_path, "--output_dir", tmp_path / "out", "--quant", "INT3", expect=2).stderr
+    assert said.rstrip().endswith("; --help lists them all")

@@ -61,7 +61,7 @@ def stated_ends(path: Path, vocab_size: int) -> list[int]:
     good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids)
     if not good or len(ids) > MOST_ENDS:
         raise InputError(
-            f"{path}: eos_token_id is {shown(value)}; an id, or at most {MOST_ENDS}, below the engine's vocabulary of "
-            f"{vocab_size} is needed"
+            f"{path}: eos_token_id is {shown(value)}; an id, or a list of at most {MOST_ENDS}, each below the engine's "
+            f"vocabulary of {vocab_size} is needed"
         )
     return list(dict.fromkeys(ids))

@@ -97,7 +97,9 @@ class Option:
             return same
         words = [str(word) for word in (self.rule.none, *self.rule.words) if word is not None]
         close = difflib.get_close_matches(str(value)[:80].upper(), words, 1) if isinstance(value, str) else []
-        hint = f"did you mean {close[0]}?" if close else f"use one of: {printable(', '.join(words), LISTED)}"
+        listed = ", ".join(words)
+        more = "; --help lists them all" if len(listed) > LISTED else ""
+        hint = f"did you mean {close[0]}?" if close else f"use one of: {printable(listed, LISTED)}{more}"
         raise InputError(f"{where} is {shown(value)}; {hint}")
 
     def fits(self, value: Any) -> bool:

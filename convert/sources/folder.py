@@ -53,12 +53,16 @@ class Source:
     def __init__(self, folder: str | Path, flag: str = "--model_dir"):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InputError(f"{flag}: {shown_path(self.folder)} is not a folder")
+            raise InputError(f"{flag}: {shown_path(self.folder)} is not a folder; nothing is downloaded")
         self.notes: list[str] = []
         if not is_there(self.folder / "config.json"):
             raise InputError(f"{flag}: {shown_path(self.folder)}: no config.json; {state_of(self.folder)}")
         self.config_file = Pinned(self.folder / "config.json")
         self.config = parse_json(self.config_file.text(), self.config_file.path)
+        if "architecture" in self.config and "architectures" not in self.config:
+            raise InputError(
+                f"{flag}: {shown_path(self.folder)} is a TensorRT-LLM checkpoint, not a Hugging Face model"
+            )
         self.model: Model = read_model(self.config)
         if self.config.get(self.model.family.key("max_position_embeddings")) is None:
             self.note(f"max_position_embeddings {self.model.max_position_embeddings}, transformers' default")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, printable
-from ...files.disk import read_json
+from ...files.disk import read_json, shown_path
 from ...files.reader import LARGEST, Reader
 from ...models.dimensions import Model, Sizes, family_of
 from ...models.families import FAMILIES
@@ -51,6 +51,8 @@ class Stated:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{shown_path(self.folder)} is not a folder")
         self.config = config = read_json(self.folder / CONFIG)
         said = Reader(config)
         for key in REQUIRED:
