@@ -125,7 +125,8 @@ def test_verify_refuses_another_model(inputs: list[object], tmp_path: Path, tiny
     words = run("verify", out, "--reference", inputs[1], expect=2).stderr
     assert "--reference: vocab_size is 103, the checkpoint's is 101" in words
     tiny(rms_norm_eps=1e-3)
-    assert "config.json is not the file" in run("verify", out, "--reference", inputs[1], expect=2).stderr
+    held = ["--text", tmp_path / "ids.safetensors", "--seq_len", 24, "--chunks", 4]
+    assert "config.json is not the file" in run("verify", out, "--reference", inputs[1], *held, expect=2).stderr
     assert "--reference: /nowhere is not a folder" in run("verify", out, "--reference", "/nowhere", expect=2).stderr
 
 
