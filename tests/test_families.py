@@ -103,6 +103,9 @@ def test_norms_of_heads_need_a_release_that_has_them(tmp_path: Path) -> None:
         ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, "windows on some layers"),
         ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"]}, "windows on some layers"),
         ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias must be false"),
+        ({"architectures": ["GPTBigCodeForCausalLM"], "multi_query": False}, "multi_query must be true"),
+        ({"architectures": ["GPTBigCodeForCausalLM"], "activation_function": "gelu"}, "activation_function 'gelu'"),
+        ({"architectures": ["Starcoder2ForCausalLM"], "use_bias": False}, "use_bias must be true"),
         *(({"architectures": [name], "is_causal": False}, "is_causal is false; engines attend") for name in FAMILY),
         (
             {"architectures": ["GPT2LMHeadModel"], "n_embd": 10, "hidden_size": 10},

@@ -17,7 +17,7 @@ from enginesmith.convert.targets.trtllm.ranks import Mapping
 
 from .conftest import DATA
 
-ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral", "qwen2", "gpt2")
+ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral", "qwen2", "gpt2", "gpt_bigcode", "starcoder2")
 
 
 def cases() -> list[Any]:

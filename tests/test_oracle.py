@@ -29,6 +29,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "MistralForCausalLM": [{"sliding_window": None}],
     "Qwen2ForCausalLM": [{}, {"tie_word_embeddings": True}],
     "Qwen3ForCausalLM": [{"head_dim": 24}, {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 4}],
+    "GPTBigCodeForCausalLM": [{}, {"n_inner": 80, "tie_word_embeddings": False, "activation_function": "gelu_new"}],
+    "Starcoder2ForCausalLM": [{}, {"num_key_value_heads": 4, "tie_word_embeddings": False, "sliding_window": None}],
     "GPT2LMHeadModel": [{}, {"n_inner": 80, "tie_word_embeddings": False, "activation_function": "gelu_pytorch_tanh"}],
 }
 

@@ -108,7 +108,7 @@ def read_model(config: dict[str, Any]) -> Model:
         )
     positions = size("max_position_embeddings", family.defaults["max_position_embeddings"])
     base, scaling = read_rope(config, positions) if family.positions == ROTARY else (1e4, None)
-    model = Model(
+    stated = dict[str, Any](
         architecture=architecture,
         family=family,
         dtype=said.text_or_none("dtype") or said.text_or_none("torch_dtype"),
@@ -125,8 +125,8 @@ def read_model(config: dict[str, Any]) -> Model:
         rotary_base=base,
         rotary_scaling=scaling,
         tied=said.flag("tie_word_embeddings", family.tied),
-        **family.read(said),
     )
+    model = Model(**(stated | family.read(said)))
     check_heads(model)
     return model
 

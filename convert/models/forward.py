@@ -26,7 +26,8 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 # By TensorRT-LLM's names.
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": functional.silu, "gelu_new": gelu}
+GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": functional.silu} | dict.fromkeys(GELUS, gelu)
 
 
 class LayerForward:
