@@ -18,6 +18,7 @@ from enginesmith.convert.statistics import calibrate
 from enginesmith.convert.statistics.calibrate import Walk, calibrate_layer
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.statistics.wanted import EVERYTHING
+from enginesmith.convert.statistics.watch import largest
 
 from .conftest import write_model
 from .test_oracle import random_model
@@ -140,3 +141,12 @@ def test_a_layer_with_scaled_queries_computes_what_the_source_does(tmp_path: Pat
     walk = Walk(forward_of(source, scaled=False), quantizer.float_layer(source.layer(0)), walked, EVERYTHING, 0, 2)
     assert len(list(walk.groups())) == 4
     torch.testing.assert_close(walked, passed, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("odd", [0.0, float("inf"), -float("inf"), float("nan"), -float("nan"), -1e-7])
+def test_the_largest_size_along_an_axis(odd: float, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[1, 2, 3] = odd
+    for axis in (0, 1, 2):
+        torch.testing.assert_close(largest(x, axis), x.abs().amax(axis), rtol=0, atol=0, equal_nan=True)

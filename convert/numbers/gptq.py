@@ -109,12 +109,13 @@ def one_by_one(w: torch.Tensor, u: torch.Tensor, scale: torch.Tensor, offset: to
         w_j - q_j of each channel when it was reached, float32 [channels, out].
     """
     errors = torch.empty_like(w)
-    for j in range(len(w)):
-        from_offset = w[j] - offset[j]
-        k = (from_offset / scale[j]).round_().clamp_(grid.low, grid.high)
-        torch.addcmul(from_offset, k, scale[j], value=-1, out=errors[j])
-        w[j:].addr_(u[j, j:], errors[j], alpha=-1)
-        w[j] = k
+    rows = zip(w.unbind(), scale.unbind(), offset.unbind(), errors.unbind(), strict=True)
+    for j, (row, step, start, error) in enumerate(rows):
+        from_offset = row - start
+        k = (from_offset / step).round_().clamp_(grid.low, grid.high)
+        torch.addcmul(from_offset, k, step, value=-1, out=error)
+        w[j + 1 :].addr_(u[j, j + 1 :], error, alpha=-1)
+        row.copy_(k)
     return errors
 
 

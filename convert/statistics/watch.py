@@ -14,6 +14,8 @@ from ..numbers.inputs import InputStatistics
 from .layer import LayerStatistics
 from .wanted import Wanted
 
+# The integers as wide as a floating-point number of so many bytes, and all of their bits but the sign.
+SIZES = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF)}
 # Tokens kept of every calibration sequence, beside the one with the largest activation.
 KEPT_PER_SEQUENCE = 4
 
@@ -83,11 +85,10 @@ class _InputWatcher:
 
     def __call__(self, x: torch.Tensor) -> None:
         batch, _, width = x.shape
-        size = x if x.is_cuda else x.abs()  # a GPU finds the largest |x| without
-        self.amax.append(largest(size, 1).float())
+        self.amax.append(largest(x, 1).float())
         if self.wanted.tokens:
             positions = self.kept[self.seen : self.seen + batch]
-            positions = torch.cat((positions, largest(size, 2).argmax(1, keepdim=True)), 1)
+            positions = torch.cat((positions, largest(x, 2).argmax(1, keepdim=True)), 1)
             self.tokens.append(x.gather(1, positions[..., None].expand(-1, -1, width)).reshape(-1, width).float())
         self.seen += batch
         if self.wanted.gram:
@@ -96,7 +97,7 @@ class _InputWatcher:
                 self.gram = rows.new_zeros(width, width, dtype=torch.float32)
             add_inputs(self.gram, rows)
         if self.wanted.magnitude:
-            total = (size.abs() if size.is_cuda else size).sum((0, 1), dtype=torch.float32)
+            total = x.abs().sum((0, 1), dtype=torch.float32)
             self.magnitude = total if self.magnitude is None else total + self.magnitude
 
     def statistics(self, tokens_per_sequence: int) -> InputStatistics:
@@ -119,13 +120,15 @@ def _see_stream(stream: dict[str, float], norm: str, x: torch.Tensor) -> None:
 
 
 def _running_amax(so_far: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    rows = x.flatten(0, -2)
-    amax = largest(rows if rows.is_cuda else rows.abs(), 0).float()
+    amax = largest(x, 1).amax(0).float()
     return amax if so_far is None else torch.maximum(so_far, amax)
 
 
-def largest(size: torch.Tensor, axis: int) -> torch.Tensor:
-    """The largest of sizes along an axis; on a GPU of what may be negative too, whose reductions take the size as they
-    go. Exact either way."""
-    found: torch.Tensor = torch.linalg.vector_norm(size, math.inf, axis) if size.is_cuda else size.amax(axis)
-    return found
+def largest(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """The largest |x| along an axis, exact. On a CPU integers find it: without the sign, the bits of floating-point
+    numbers are in the order of their sizes, NaN beyond infinity."""
+    if x.is_cuda:
+        found: torch.Tensor = torch.linalg.vector_norm(x, math.inf, axis)
+        return found
+    integers, bits = SIZES[x.element_size()]
+    return (x.view(integers) & bits).amax(axis).view(x.dtype)
