@@ -64,7 +64,7 @@ UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ",
 @option_of(
     ConvertOptions,
     "propagate",
-    help="Later layers are calibrated behind float or quantized ones; auto: quantized where GPTQ rounds, "
+    help="Linears are calibrated behind float or quantized ones; auto: quantized where GPTQ rounds, "
     "but float with --stats and --save_stats.",
 )
 @option_of(

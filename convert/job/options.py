@@ -31,9 +31,9 @@ class ConvertOptions(Options):
         group_size: input channels that share a scale, for AWQ and GPTQ; None: 128, or the most that a folder which
             is quantized already can keep.
         sm: the GPU generation that W8A16, W4A16 and GPTQ integers are arranged for.
-        propagate: "float": later layers are calibrated on the source's hidden states; "quantized": on those of the
-            layers quantized before, for weight-only schemes; "auto": quantized where GPTQ rounds and no file of
-            statistics is read or made.
+        propagate: "float": every linear is calibrated on what it reads in the source; "quantized": on what it reads
+            behind the linears quantized before it, for weight-only schemes; "auto": quantized where GPTQ rounds and no
+            file of statistics is read or made.
         requantize: quantize the dequantized weights of a folder that is quantized already, instead of repacking it.
         exclude: shell patterns of linears, or modules, that stay in floating point.
         quant_layer: PATTERN=ALGO each: linears that are quantized otherwise; see precision.mixed.
