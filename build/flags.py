@@ -5,7 +5,7 @@ Source: the argument parsers of TensorRT-LLM 0.16 and 1.0 to 1.2 (tensorrt_llm/c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -198,13 +198,12 @@ REFUSED = {
 }
 
 
-def accepted(given: Any, before: str, also: Collection[str] = ()) -> dict[str, Any]:
+def accepted(given: Any, before: str) -> dict[str, Any]:
     """trtllm-build's flags with the values that they mean, each under its first name.
 
     Args:
         given: flags by name, words joined by - or _.
         before: what stands before a name in messages ("--", "recipe.yaml: build.").
-        also: further names to suggest for a misspelt one.
 
     Raises:
         InputError: no mapping, a name that is no flag, or a value that it does not take.
@@ -218,7 +217,7 @@ def accepted(given: Any, before: str, also: Collection[str] = ()) -> dict[str, A
             raise InputError(f"{before}{name}: {REFUSED[name]}")
         flag = BY_NAME.get(name)
         if flag is None:
-            raise InputError(f"{before}{printable(str(said), 60)} is no flag{meant(name, (*BY_NAME, *also))}")
+            raise InputError(f"{before}{printable(str(said), 60)} is no flag{meant(name, BY_NAME)}")
         if flag.name in flags:
             raise InputError(f"{before}{name} and {before}{flag.name} are one flag; give one")
         flags[flag.name] = flag.accepted(value, f"{before}{name}")

@@ -93,8 +93,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except NO_YAML as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" in line {mark.line + 1}; a pattern that begins with * needs quotes"
-        raise InputError(f"{path}: not readable as YAML ({reason}{where})") from None
+        where = "" if mark is None else f" in line {mark.line + 1}"
+        hint = "; a pattern that begins with * needs quotes" if "alias" in reason else ""
+        raise InputError(f"{path}: not readable as YAML ({reason}{where}{hint})") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: holds no mapping of {', '.join(SECTIONS)}")
     return document

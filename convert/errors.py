@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Characters of one value from a file, and of a whole line on a terminal.
@@ -10,6 +12,15 @@ SHOWN, LINE = 60, 400
 
 class InputError(ValueError):
     """Bad usage or bad input; one line that names the file, tensor or flag (exit code 2)."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """What is refused inside is told with the name of what it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
 
 
 def shown(value: Any) -> str:

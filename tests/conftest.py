@@ -152,3 +152,11 @@ def plain(made: Path) -> Path:
 def bytewise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level tokenizer with a chat template, which adds no token to a prompt."""
     return write_tokenizer(tmp_path_factory.mktemp("bytewise"), "byte_level", chat=True)
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["shared_values", "own_values"])
+def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A layer written out in full (``by_hand.Layer``), whose heads share values or have their own."""
+    from .by_hand import float_layer, model_folder
+
+    return float_layer(model_folder(tmp_path_factory.mktemp("model") / "hf", request.param))

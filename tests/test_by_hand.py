@@ -38,23 +38,15 @@ from .by_hand import (
     balanced,
     channel_amax,
     common,
-    float_layer,
     fused,
     grams,
     group_of,
     known,
-    model_folder,
     quantized,
     statistics_of,
     stored,
 )
 from .conftest import TINY
-
-
-@pytest.fixture(scope="module", params=[2, 4], ids=["shared_values", "own_values"])
-def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Layer:
-    return float_layer(model_folder(tmp_path_factory.mktemp("model") / "hf", request.param))
-
 
 # What calibration sees.
 

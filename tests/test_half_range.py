@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.prove.execution import Accuracy
 from enginesmith.convert.prove.verify import accuracy_failures, measure
 from enginesmith.convert.quantize.layer import half_range
 from enginesmith.convert.quantize.quantization import HALF_RANGE
@@ -199,3 +202,9 @@ def test_smoothing_and_rotation_alone_can_leave_the_range(tiny: Callable[..., Pa
     layer.factors["mlp.proj"] = layer.smoothers["mlp.proj"] = torch.full((96,), 1e-6)
     with pytest.raises(InputError, match=r"an input of mlp\.proj, smoothed, reaches"):
         half_range.check(layer, seen)
+
+
+def test_a_divergence_that_is_no_number_fails() -> None:
+    passing = Accuracy(tokens=9, perplexity=2.0, reference_perplexity=2.0, kl=0.0, top1=1.0)
+    assert accuracy_failures(passing, 0.0) == []
+    assert accuracy_failures(replace(passing, kl=math.nan), None) == ["the divergence from the source is no number"]

@@ -367,7 +367,8 @@ def test_bad_recipes_are_refused(changes: dict[str, Any], reason: str, recipe: C
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a: [1", "not readable as YAML"),
+        ("a: [1", r"not readable as YAML \(.* in line 1\)$"),
+        ("a: b\nexclude: [*.mlp]", r"in line 2; a pattern that begins with \* needs quotes\)$"),
         ("- 1", "holds no mapping"),
         ("a: !!python/object/apply:os.system ['true']", "not readable as YAML"),
         ("a: 1\na: 2", "'a' is given twice"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from ..device import check_device
-from ..errors import InputError
+from ..errors import InputError, naming
 from ..quantize.quantization import Quantization
 from ..sources.folder import Source
 from ..sources.text import check_length, check_text
@@ -49,17 +48,7 @@ class CheckedComparison:
         self.text, self.chunks, self.length = text, chunks, length
         check_length(self.source.model, length, "--seq_len")
         check_text(text, chunks, length, "--text")
-        if self.calibrates:
-            check_calibration(options, self.source.model)
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """What is refused inside is told with the algorithm's name."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+        check_calibration(options, self.source.model if self.calibrates else None)
 
 
 def check_names(algorithms: list[str]) -> None:

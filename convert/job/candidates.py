@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..errors import naming
 from ..models.layer import Tensors
 from ..models.rotary import rotary_frequencies
 from ..prove.execution import Execution
@@ -18,7 +19,6 @@ from ..statistics.layer import LayerStatistics
 from ..statistics.stream import Calibration, check_range
 from ..statistics.wanted import Wanted
 from ..targets.trtllm.target import Target
-from .algorithms import naming
 
 # (layer, phase, tokens done in that layer)
 OnProgress = Callable[[int, str, int], None]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..device import pick_device
+from ..errors import naming
 from ..files.disk import ITEM_SIZE
 from ..files.tensors import prod
 from ..prove.execution import Accuracy, Reference, held_out
@@ -25,7 +26,7 @@ from ..targets.trtllm.layout import rank_tensors
 from ..targets.trtllm.quant_config import NO_GROUPS
 from ..targets.trtllm.ranks import Mapping
 from ..targets.trtllm.target import Target
-from .algorithms import CheckedComparison, naming
+from .algorithms import CheckedComparison
 from .calibration import read_calibration
 from .candidates import Candidate, OnProgress, Stream, stream_of
 from .options import ConvertOptions

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 
-from ..errors import InputError
+from ..errors import naming
 from ..models.dimensions import Model
 from ..models.ends import Embedding
 from ..models.layer import Layer, Tensors
@@ -56,7 +55,7 @@ class Quantizer:
         layer = self.float_layer(source)
         seen = of_scaled_queries(statistics.only(self.wanted), self.model)
         schemes, dtype, cache = self.precision.layer(index), getattr(torch, self.dtype), self.precision.kv_cache
-        with naming_layer(index):
+        with naming(f"layer {index}"):
             return quantize_layer(layer, seen, schemes, self.how.choices, dtype, computed, cache, ready)
 
     def quantize_walking(
@@ -70,7 +69,7 @@ class Quantizer:
         """The same, on what its quantized linears compute; calibration tokens are behind the layer afterwards."""
         layer, precision = self.float_layer(source), self.precision
         walk, dtype = calibration.walk(layer, on_tokens), getattr(torch, self.dtype)
-        with naming_layer(index):
+        with naming(f"layer {index}"):
             return quantize_walking(
                 layer, walk, precision.layer(index), self.how.choices, dtype, computed, precision.kv_cache
             )
@@ -111,12 +110,3 @@ def of_scaled_queries(statistics: LayerStatistics, model: Model) -> LayerStatist
     outputs = {part: y * (own if part == query else 1) for part, y in statistics.output_amax.items()}
     queries = None if statistics.query_amax is None else statistics.query_amax * scaling
     return replace(statistics, output_amax=outputs, query_amax=queries)
-
-
-@contextmanager
-def naming_layer(index: int) -> Iterator[None]:
-    """What is refused inside is told with the layer's number."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"layer {index}: {error}") from None

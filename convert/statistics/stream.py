@@ -17,9 +17,9 @@ from .calibrate import Walk, calibrate_layer
 from .layer import LayerStatistics
 from .wanted import Wanted
 
-# Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
 # Rows of the output projection that tokens are multiplied with at once.
 HEAD_ROWS = 8192
+# Calibration tokens in one forward pass: large enough for the matrix units, small enough for the cache.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 

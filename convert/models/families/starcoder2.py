@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ..family import COLUMNS, HEADS, LAYER, ROWS, Family, Group, Linear, Norm
-from .gpt2 import NO_LAYER_NORM, QSERVE
+from ..family import LAYER
+from .gpt2 import GPT2
 from .gpt2 import config as gpt_config
-from .llama import KEY, QUERY, VALUE
+from .llama import LLAMA
 
 
 def read(said: Reader) -> dict[str, Any]:
@@ -24,43 +25,23 @@ def config(model: Any) -> dict[str, Any]:
     return gpt_config(model) | {"gpt_variant": "starcoder2"} | rotary
 
 
-STARCODER2 = Family(
+QKV, DENSE, *_ = LLAMA.linears
+FC, PROJ = GPT2.linears[2:]
+STARCODER2 = replace(
+    LLAMA,
     architectures=("Starcoder2ForCausalLM",),
     spellings=("starcoder2",),
-    embedding="model.embed_tokens.weight",
-    final_norm=Norm("ln_f", "model.norm", LAYER),
-    head="lm_head.weight",
-    layer="model.layers.{i}.",
-    norms=(
-        Norm("input_layernorm", "input_layernorm", LAYER),
-        Norm("post_layernorm", "post_attention_layernorm", LAYER),
-    ),
-    linears=(
-        Linear(
-            "attention.qkv",
-            (QUERY, KEY, VALUE),
-            HEADS,
-            ("query_size", "kv_size", "kv_size"),
-            "hidden_size",
-            "attn_bias",
-        ),
-        Linear("attention.dense", ("self_attn.o_proj",), COLUMNS, ("hidden_size",), "query_size", "attn_bias"),
-        Linear("mlp.fc", ("mlp.c_fc",), ROWS, ("intermediate_size",), "hidden_size", "mlp_bias"),
-        Linear("mlp.proj", ("mlp.c_proj",), COLUMNS, ("hidden_size",), "intermediate_size", "mlp_bias"),
-    ),
-    groups=(
-        Group("attention.qkv", ("attention.qkv",), norm="input_layernorm"),
-        Group("attention.dense", ("attention.dense",), feeder=VALUE),
-        Group("mlp.fc", ("mlp.fc",), norm="post_layernorm"),
-        Group("mlp.proj", ("mlp.proj",)),
-    ),
-    ignored=("rotary_emb.inv_freq", "self_attn.rotary_emb.inv_freq"),
+    final_norm=replace(LLAMA.final_norm, kind=LAYER),
+    norms=tuple(replace(norm, kind=LAYER) for norm in LLAMA.norms),
+    linears=(QKV, DENSE, FC, PROJ),
+    groups=(*LLAMA.groups[:2], *GPT2.groups[2:]),
     keys={"norm_epsilon": "norm_epsilon", "head_size": "head_dim"},
     defaults={"max_position_embeddings": 4096, "num_key_value_heads": 2},
     activations={"gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"},
     norm_epsilon=1e-5,
     tied=True,
+    reduce_fusion=False,
     read=read,
     config=config,
-    refused=dict.fromkeys(("FP8_PER_CHANNEL_PER_TOKEN", *QSERVE), NO_LAYER_NORM),
+    refused=GPT2.refused,
 )
