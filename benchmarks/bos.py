@@ -44,7 +44,7 @@ def ranges(model: str, calib: Path) -> dict[str, float]:
     embedding = source.embedding()
     calibration = Calibration(source.model, ids, embedding, Wanted(ranges=True), torch.device("cpu"), 0)
     for index in range(source.model.num_hidden_layers):
-        for name, inputs in calibration.layer(source.layer(index)).inputs.items():
+        for name, inputs in calibration.layer(index, source.layer(index)).inputs.items():
             found[f"{index}.{name}"] = float(inputs.amax.max())
     return found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from . import fp8, int8
 from .identity import Plugin
 from .lazy import torch
@@ -15,10 +18,79 @@ PLUGIN = Plugin(
 )
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the NeoX order (channel i pairs with i + d/2). x: [..., tokens, d]; cos, sin: [tokens, d]."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+@dataclass(frozen=True)
+class Heads:
+    """What an attention computes.
+
+    Attributes:
+        heads, kv_heads, size: of queries, of keys and values, and channels of each.
+        scale: what scores q k' are multiplied by.
+        cap: scores become cap * tanh(score / cap).
+        window: tokens that each token attends to, itself among them; None for all before it.
+        slopes: ALiBi's, float32 [heads]: scores fall by slope * distance (Press et al. 2021, "Train Short, Test Long").
+        interleaved: the rotary embedding turns channel 2i with 2i + 1; otherwise i with i + d/2.
+        causal: tokens attend to those before them alone.
+    """
+
+    heads: int
+    kv_heads: int
+    size: int
+    scale: float
+    cap: float | None = None
+    window: int | None = None
+    slopes: torch.Tensor | None = None
+    interleaved: bool = False
+    causal: bool = True
+
+    def plain(self, tokens: int) -> bool:
+        """Whether nothing but causality is added to scores of so many tokens."""
+        return self.slopes is None and (self.window is None or tokens <= self.window)
+
+    def bias(self, tokens: int, device: torch.device) -> torch.Tensor:
+        """What is added to scaled scores, float32 [1 or heads, tokens, tokens]; -inf where nothing is seen."""
+        place = torch.arange(tokens, device=device)
+        distance = (place[:, None] - place)[None]
+        bias = torch.zeros_like(distance, dtype=torch.float32)
+        if self.slopes is not None:
+            bias = -self.slopes.to(device)[:, None, None] * distance
+        hidden = distance < 0 if self.causal else torch.zeros_like(distance, dtype=torch.bool)
+        if self.window is not None:
+            hidden = hidden | (distance >= self.window)
+        return bias.masked_fill(hidden, -math.inf)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+    """Rotary embedding: channel i pairs with i + r/2, or 2i with 2i + 1; channels behind the first r stay.
+
+    Args:
+        x: [..., tokens, d].
+        cos, sin: [tokens, r], each angle twice, where its channels are.
+    """
+    rotated = cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return torch.cat((rotate(x[..., :rotated], cos, sin, interleaved), x[..., rotated:]), -1)
+    if interleaved:
+        crossed = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    else:
+        first, second = x.chunk(2, -1)
+        crossed = torch.cat((-second, first), -1)
+    return x * cos + crossed * sin
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torch.Tensor:
+    """softmax(scale q k' + bias) v; q: [batch, heads, tokens, d]; k, v: [batch, kv heads, tokens, d]. q's shape."""
+    tokens, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    if of.cap is not None:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        scores = of.cap * torch.tanh(q @ k.transpose(2, 3) * (of.scale / of.cap))
+        weights = (scores.float() + of.bias(tokens, q.device)).softmax(-1)
+        return weights.to(v.dtype) @ v
+    mask = None if of.plain(tokens) else of.bias(tokens, q.device).to(q.dtype)
+    causal = mask is None and of.causal and tokens > 1
+    attended: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=causal, scale=of.scale, enable_gqa=grouped
+    )
+    return attended
 
 
 def cached(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
@@ -32,34 +104,31 @@ def reference(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    heads: int,
-    kv_heads: int,
+    of: Heads,
     kv_cache: tuple[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Causal attention over whole sequences, every key and value read back from the cache.
+    """Attention over whole sequences, every key and value read back from the cache.
 
     An engine's context phase attends to keys and values before they are quantized; generation reads the
     cache. Here all reads come from the cache, which is what generated tokens see.
 
     Args:
         qkv: [batch, tokens, (heads + 2 * kv_heads) * d] in the engine's dtype.
-        cos, sin: float32 [tokens, d].
+        cos, sin: float32 [tokens, r], as for ``rotate``.
         kv_cache: (kind, float32 [1] scale) of a quantized cache.
 
     Returns:
         [batch, tokens, heads * d] in qkv's dtype.
     """
     batch, tokens, _ = qkv.shape
-    d = cos.shape[-1]
     q, k, v = (
-        part.float().view(batch, tokens, -1, d).transpose(1, 2)
-        for part in qkv.split([heads * d, kv_heads * d, kv_heads * d], -1)
+        part.float().view(batch, tokens, -1, of.size).transpose(1, 2)
+        for part in qkv.split([of.heads * of.size, of.kv_heads * of.size, of.kv_heads * of.size], -1)
     )
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k = rotate(q, cos, sin, of.interleaved), rotate(k, cos, sin, of.interleaved)
     q, k = q.to(qkv.dtype).float(), k.to(qkv.dtype).float()
     if kv_cache is not None:
         kind, scale = kv_cache
         k, v = cached(k, scale, kind), cached(v, scale, kind)
-    k, v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
-    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return attended.transpose(1, 2).reshape(batch, tokens, heads * d).to(qkv.dtype)
+    k, v = (x.repeat_interleave(of.heads // of.kv_heads, 1) for x in (k, v))
+    return attend(q, k, v, of).transpose(1, 2).reshape(batch, tokens, -1).to(qkv.dtype)

@@ -16,7 +16,7 @@ PLUGIN = Plugin(
 WARP, MOST_THREADS = 32, 1024
 
 
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias, in float32, stored in x's dtype.
 
     The network asks for the variance as mean(x^2) - mean^2. Where the mean is many deviations from 0 most of its digits
@@ -24,7 +24,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
     Args:
         x: [tokens, hidden], hidden even.
-        weight, bias: [hidden].
+        weight, bias: [hidden]; a missing bias is 0.
     """
     y, width = x.float(), x.shape[-1]
     first, second = y[:, 0::2], y[:, 1::2]
@@ -32,7 +32,8 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
     mean = block_sum(first + second, width) / count
     mean_square = block_sum(fma(first, first, second * second), width) / count
     factor = torch.rsqrt(fma(-mean, mean, mean_square) + eps)
-    return fma((y - mean) * factor, weight, bias.float()).to(x.dtype)
+    added = torch.zeros_like(weight) if bias is None else bias
+    return fma((y - mean) * factor, weight, added.float()).to(x.dtype)
 
 
 def block_sum(terms: torch.Tensor, hidden: int) -> torch.Tensor:

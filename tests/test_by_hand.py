@@ -55,7 +55,7 @@ from .conftest import TINY
 def test_statistics_are_those_of_a_layer_written_out(batch: int, layer: Layer) -> None:
     model = Source(layer.folder).model
     forward = LayerForward(model, 24, torch.float32, torch.device("cpu"))
-    forward.load(layer.source)
+    forward.load(0, layer.source)
     seen, expected = calibrate_layer(forward, layer.hidden.clone(), EVERYTHING, 0, batch), statistics_of(layer)
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
     assert seen.inputs.keys() == expected.inputs.keys()

@@ -63,10 +63,10 @@ def test_a_walk_through_a_layer_that_stays_is_a_pass(
     monkeypatch.setattr(calibrate, "WAITING_BYTES", waiting)
     passed, walked, done = tokens(source), tokens(source), list[int]()
     forward = forward_of(source)
-    forward.load(source.layer(0))
+    forward.load(0, source.layer(0))
     seen = calibrate_layer(forward, passed, EVERYTHING, 0, 2, done.append)
     assert done == [48, 48, 24]
-    walk = Walk(forward_of(source), Layer.of(source.layer(0), source.model), walked, EVERYTHING, 0, 2, done.append)
+    walk = Walk(forward_of(source), 0, Layer.of(source.layer(0), source.model), walked, EVERYTHING, 0, 2, done.append)
     groups = list(walk.groups())
     assert groups == list(source.model.family.groups)
     assert sum(done) == 2 * 5 * 24
@@ -83,7 +83,7 @@ def test_linears_see_what_the_quantized_ones_before_them_compute(
     have not."""
     monkeypatch.setattr(calibrate, "WAITING_BYTES", waiting)
     layer, hidden, draw = Layer.of(source.layer(0), source.model), tokens(source), torch.Generator().manual_seed(1)
-    walk = Walk(forward_of(source), layer, hidden, EVERYTHING, 0, 2)
+    walk = Walk(forward_of(source), 0, layer, hidden, EVERYTHING, 0, 2)
     family, changed = source.model.family, Layer.of(source.layer(0), source.model)
     for group in walk.groups():
         expected, known = pass_through(source, changed), walk.seen.inputs[group.name]
@@ -101,7 +101,7 @@ def test_linears_see_what_the_quantized_ones_before_them_compute(
 
 def pass_through(source: Source, layer: Layer, hidden: torch.Tensor | None = None) -> LayerStatistics:
     forward = forward_of(source)
-    forward.load(layer.computed())
+    forward.load(0, layer.computed())
     return calibrate_layer(forward, tokens(source) if hidden is None else hidden, EVERYTHING, 0, 2)
 
 
@@ -109,7 +109,7 @@ def test_inputs_that_are_divided_later_are_seen_undivided(source: Source) -> Non
     """AWQ divides an input in its norm, or at run time: a layer that computes the same is walked through the same."""
     layer, hidden, expected = Layer.of(source.layer(0), source.model), tokens(source), tokens(source)
     seen = pass_through(source, layer, expected)
-    walk = Walk(forward_of(source), layer, hidden, EVERYTHING, 0, 2)
+    walk = Walk(forward_of(source), 0, layer, hidden, EVERYTHING, 0, 2)
     for group in walk.groups():
         s = torch.rand(layer.weights[source.model.family.parts(group)[0]].shape[1]) + 0.5
         layer.scale_input(group, s)
@@ -121,7 +121,7 @@ def test_inputs_that_are_divided_later_are_seen_undivided(source: Source) -> Non
 def test_ranges_of_a_cache_are_known_before_the_first_group_changes(source: Source) -> None:
     layer = Layer.of(source.layer(0), source.model)
     seen = pass_through(source, layer)
-    walk = Walk(forward_of(source), layer, tokens(source), EVERYTHING, 0, 2)
+    walk = Walk(forward_of(source), 0, layer, tokens(source), EVERYTHING, 0, 2)
     for group in walk.groups():
         for part in source.model.family.parts(group):
             layer.weights[part] = layer.weights[part] * 2
@@ -136,9 +136,9 @@ def test_a_layer_with_scaled_queries_computes_what_the_source_does(tmp_path: Pat
     quantizer = Quantizer(quantization_of(ConvertOptions(str(model), "", quant="W8A16"), source))
     passed, walked, forward = tokens(source), tokens(source), forward_of(source)
     assert forward.attention_scaling > 1.1
-    forward.load(source.layer(0))
+    forward.load(0, source.layer(0))
     calibrate_layer(forward, passed, EVERYTHING, 0, 2)
-    walk = Walk(forward_of(source, scaled=False), quantizer.float_layer(source.layer(0)), walked, EVERYTHING, 0, 2)
+    walk = Walk(forward_of(source, scaled=False), 0, quantizer.float_layer(source.layer(0)), walked, EVERYTHING, 0, 2)
     assert len(list(walk.groups())) == 4
     torch.testing.assert_close(walked, passed, rtol=1e-3, atol=1e-4)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from enginesmith.build.checkpoint_folder import CheckpointFolder
@@ -21,25 +24,29 @@ from enginesmith.convert.models.families.gpt2 import GPT2
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats import SCHEMES
+from enginesmith.convert.targets.trtllm.honoured import left_out
 
 from .command import run
 from .conftest import assert_same_layers
-from .test_oracle import random_model
+from .family_models import MODELS, WIDE, random_model, write_family
 
-SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
-NEW = [name for family in FAMILIES[2:] for name in family.architectures]
-FAMILY = {name: family for family in FAMILIES for name in family.architectures}
+FAMILY = {family.title: family for family in FAMILIES}
+# Llama under other names, and what is built of the same pieces as another.
+ALIKE = ("InternLM", "InternLM2, InternLM2.5", "EXAONE 3, 3.5", "Qwen", "Baichuan 1 7B", "Baichuan 1 13B")
+SOME = (None, "W4A16_AWQ", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN")
+CASES = [(title, algo) for title in MODELS for algo in (SOME if title in ALIKE else [None, *SCHEMES])][2 * 16 :]
 # Mean KL against the float32 source, a few times what was seen.
 MOST_KL = {None: 1e-5, "W8A16": 1e-3, "W8A16_GPTQ": 1e-3, "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": 0.01}
 
 
-@pytest.fixture(scope="module", params=NEW)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    random_model(folder / "hf", request.param, SIZES)
-    ids = torch.randint(101, (8, 24), generator=torch.Generator().manual_seed(1))
-    save_file({"input_ids": ids}, folder / "ids.safetensors")
-    return folder / "hf"
+def test_every_family_has_a_model() -> None:
+    assert MODELS.keys() == FAMILY.keys()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's model; made once."""
+    return cache(lambda title: write_family(tmp_path_factory.mktemp("family") / "hf", title))
 
 
 def converted(model: Path, folder: Path, **options: Any) -> Checkpoint:
@@ -48,13 +55,12 @@ def converted(model: Path, folder: Path, **options: Any) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def family_of(model: Path) -> Any:
-    return FAMILY[json.loads((model / "config.json").read_text())["architectures"][0]]
-
-
-@pytest.mark.parametrize("algo", [None, *SCHEMES])
-def test_what_is_written_computes_what_the_source_does(algo: str | None, model: Path, tmp_path: Path) -> None:
-    if algo in family_of(model).refused:
+@pytest.mark.parametrize(("title", "algo"), CASES)
+def test_what_is_written_computes_what_the_source_does(
+    title: str, algo: str | None, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, family = models(title), FAMILY[title]
+    if algo in left_out(family):
         with pytest.raises(InputError, match=f"{algo}: not for"):
             converted(model, tmp_path / "ck", quant=algo)
         assert not (tmp_path / "ck").exists()
@@ -69,10 +75,23 @@ def test_what_is_written_computes_what_the_source_does(algo: str | None, model: 
     assert accuracy.beyond is None
 
 
+@pytest.mark.parametrize("title", [family.title for family in FAMILIES])
+def test_stages(title: str, models: Callable[[str], Path], tmp_path: Path) -> None:
+    """Layers on two pipeline stages are those of one; where an engine has no stages, they are refused."""
+    model = models(title)
+    if not FAMILY[title].pipelined:
+        with pytest.raises(InputError, match=r"--pp_size 2: engines of \w+ have one stage; use --tp_size"):
+            converted(model, tmp_path / "staged", quant="W8A16", pp_size=2)
+        return
+    staged = converted(model, tmp_path / "staged", quant="W8A16", tp_size=2, pp_size=2)
+    assert structure_problems(staged) == []
+    assert_same_layers(converted(model, tmp_path / "ck", quant="W8A16"), staged)
+
+
 @pytest.mark.parametrize("algo", ["W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN"])
 def test_layer_norms_are_quantized_by_their_own_plugin(algo: str, tmp_path: Path) -> None:
     folder = tmp_path / "gpt2"
-    random_model(folder / "hf", GPT2.architectures[0], SIZES)
+    random_model(folder / "hf", GPT2.architectures[0], WIDE)
     save_file({"input_ids": torch.arange(96).view(4, 24)}, folder / "ids.safetensors")
     converted(folder / "hf", tmp_path / "ck", quant=algo)
     found = totals(rank_nodes(CheckpointFolder(tmp_path / "ck"), 0))
@@ -84,7 +103,7 @@ def test_layer_norms_are_quantized_by_their_own_plugin(algo: str, tmp_path: Path
 
 
 def test_norms_of_heads_need_a_release_that_has_them(tmp_path: Path) -> None:
-    random_model(tmp_path / "hf", "Qwen3ForCausalLM", SIZES)
+    random_model(tmp_path / "hf", "Qwen3ForCausalLM", WIDE)
     converted_ids = {"input_ids": torch.arange(96).view(4, 24)}
     save_file(converted_ids, tmp_path / "ids.safetensors")
     converted(tmp_path / "hf", tmp_path / "ck", quant="W8A16")
@@ -106,7 +125,11 @@ def test_norms_of_heads_need_a_release_that_has_them(tmp_path: Path) -> None:
         ({"architectures": ["GPTBigCodeForCausalLM"], "multi_query": False}, "multi_query must be true"),
         ({"architectures": ["GPTBigCodeForCausalLM"], "activation_function": "gelu"}, "activation_function 'gelu'"),
         ({"architectures": ["Starcoder2ForCausalLM"], "use_bias": False}, "use_bias must be true"),
-        *(({"architectures": [name], "is_causal": False}, "is_causal is false; engines attend") for name in FAMILY),
+        *(
+            ({"architectures": [name], "is_causal": False}, "is_causal is false; engines attend")
+            for family in FAMILIES
+            for name in family.architectures
+        ),
         (
             {"architectures": ["GPT2LMHeadModel"], "n_embd": 10, "hidden_size": 10},
             "n_embd 10 is no multiple of n_head 4$",
@@ -123,7 +146,7 @@ def test_what_an_engine_would_not_compute_is_refused(config: dict[str, Any], wor
 
 @pytest.mark.parametrize("algo", [name for name in SCHEMES if name.startswith("W8A8_SQ")])
 def test_layer_norms_are_not_rotated(algo: str, tmp_path: Path) -> None:
-    random_model(tmp_path / "hf", GPT2.architectures[0], SIZES)
+    random_model(tmp_path / "hf", GPT2.architectures[0], WIDE)
     save_file({"input_ids": torch.arange(96).view(4, 24)}, tmp_path / "ids.safetensors")
     with pytest.raises(InputError, match="--rotate: norms of GPT2LMHeadModel"):
         converted(tmp_path / "hf", tmp_path / "ck", quant=algo, rotate=True)
@@ -131,17 +154,19 @@ def test_layer_norms_are_not_rotated(algo: str, tmp_path: Path) -> None:
 
 def test_yarn_scales_the_norm_of_queries_where_there_is_one(tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e3, "original_max_position_embeddings": 8}
-    random_model(tmp_path / "hf", "Qwen3ForCausalLM", SIZES | {"rope_parameters": yarn, "head_dim": 32})
+    random_model(tmp_path / "hf", "Qwen3ForCausalLM", WIDE | {"rope_parameters": yarn, "head_dim": 32})
     save_file({"input_ids": torch.arange(96).view(4, 24)}, tmp_path / "ids.safetensors")
     checkpoint = converted(tmp_path / "hf", tmp_path / "ck", quant=None)
     accuracy = measure(checkpoint, tmp_path / "hf", str(tmp_path / "ids.safetensors"), 4, 24)
     assert accuracy.kl < MOST_KL[None]
 
 
-@pytest.mark.parametrize("architecture", FAMILY)
-def test_a_tied_embedding_is_read_back(architecture: str, tmp_path: Path) -> None:
-    random_model(tmp_path / "hf", architecture, SIZES | {"tie_word_embeddings": True})
-    save_file({"input_ids": torch.arange(96).view(4, 24)}, tmp_path / "ids.safetensors")
+TIED = [name for name, (kind, _) in MODELS.items() if hasattr(transformers, kind)]
+
+
+@pytest.mark.parametrize("title", TIED)
+def test_a_tied_embedding_is_read_back(title: str, tmp_path: Path) -> None:
+    write_family(tmp_path / "hf", title, tie_word_embeddings=True)
     checkpoint = converted(tmp_path / "hf", tmp_path / "ck", quant="W8A16")
     assert structure_problems(checkpoint) == []
     assert measure(checkpoint, tmp_path / "hf", str(tmp_path / "ids.safetensors"), 4, 24).kl < MOST_KL["W8A16"]
@@ -152,7 +177,7 @@ def test_a_tied_embedding_is_read_back(architecture: str, tmp_path: Path) -> Non
 
 def gpt2(folder: Path, **config: Any) -> Path:
     """A random GPT-2 whose config.json says something besides."""
-    random_model(folder / "hf", GPT2.architectures[0], SIZES)
+    random_model(folder / "hf", GPT2.architectures[0], WIDE)
     save_file({"input_ids": torch.arange(96).view(4, 24)}, folder / "ids.safetensors")
     say(folder / "hf", **config)
     return folder / "hf"
@@ -220,7 +245,7 @@ def test_gpt2_that_is_quantized_already_is_not_read(tmp_path: Path) -> None:
 
 
 def test_biases_of_qwen2_are_not_left_away(tmp_path: Path) -> None:
-    random_model(tmp_path / "hf", "Qwen2ForCausalLM", SIZES)
+    random_model(tmp_path / "hf", "Qwen2ForCausalLM", WIDE)
     weights = load_file(tmp_path / "hf/model.safetensors")
     for name in [name for name in weights if name.endswith("_proj.bias")]:
         del weights[name]
@@ -233,8 +258,11 @@ def test_biases_of_qwen2_are_not_left_away(tmp_path: Path) -> None:
 def test_families_are_listed() -> None:
     said = run("families").stdout
     for family in FAMILIES:
-        assert f"{', '.join(family.architectures)}: TensorRT-LLM {family.since}" in said
+        assert f"{family.title} ({', '.join(family.architectures)}): TensorRT-LLM {family.since} to 1.2.1" in said
     told = json.loads(run("families", "--json").stdout)
-    assert {name: entry["refused"] for entry in told for name in entry["architectures"]} == {
-        name: dict(family.refused) for name, family in FAMILY.items()
-    }
+    assert {entry["title"]: entry["refused"] for entry in told} == {f.title: left_out(f) for f in FAMILIES}
+
+
+def test_the_readme_has_the_table() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert run("families", "--markdown").stdout in readme

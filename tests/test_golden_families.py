@@ -39,4 +39,13 @@ def test_equals_upstream(folder: Path, case: dict[str, Any], tmp_path: Path) -> 
             assert ours[name].dtype == tensor.dtype, name
             assert torch.equal(ours[name], tensor), name
     written = json.loads((tmp_path / "ck" / "config.json").read_text())
-    assert written == json.loads((theirs / "config.json").read_text())
+    said = json.loads((theirs / "config.json").read_text())
+    assert within(written, said)
+    assert set(written) == set(said) or "moe_tp_size" not in said["mapping"]  # which a script wrote, not the class
+
+
+def within(written: dict[str, Any], said: dict[str, Any]) -> bool:
+    """Whether everything that upstream's file says is in ours; its scripts leave out what the class fills in."""
+    return all(
+        within(written[key], value) if isinstance(value, dict) else written[key] == value for key, value in said.items()
+    )

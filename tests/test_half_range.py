@@ -172,7 +172,7 @@ def test_smoothing_that_makes_room_is_seen(tmp_path: Path) -> None:
 def test_every_place_of_a_layer_is_looked_at(tiny: Callable[..., Path]) -> None:
     source = Source(tiny(torch_dtype="bfloat16"))
     layer, forward = Layer.of(source.layer(0), source.model), LayerForward(source.model, 8, torch.float32, CPU)
-    forward.load(source.layer(0))
+    forward.load(0, source.layer(0))
     seen = calibrate_layer(forward, torch.randn(2, 8, 64), HALF_RANGE, 0, 2)
     named = {what for _, what in half_range.places(layer, seen)}
     family = source.model.family
@@ -192,7 +192,7 @@ def test_rotation_turns_two_channels_into_one() -> None:
 def test_smoothing_and_rotation_alone_can_leave_the_range(tiny: Callable[..., Path]) -> None:
     source = Source(tiny(torch_dtype="bfloat16"))
     layer, forward = Layer.of(source.layer(0), source.model), LayerForward(source.model, 8, torch.float32, CPU)
-    forward.load(source.layer(0))
+    forward.load(0, source.layer(0))
     seen = calibrate_layer(forward, torch.randn(2, 8, 64), HALF_RANGE, 0, 2)
     query = source.model.family.attention[0]
     seen.output_amax[query] = torch.full_like(seen.output_amax[query], 6e4)

@@ -77,8 +77,8 @@ def test_smoothing_leaves_a_float_layer_unchanged(algo: str, kv_heads: int, fold
     model = read_model(config)
     x = torch.randn(2, 16, model.hidden_size, generator=torch.Generator().manual_seed(seed))
     plain, smoothed = LayerForward(model, 16, torch.float32, CPU), Divided(model, 16, torch.float32, CPU)
-    plain.load(source)
-    smoothed.load(after)
+    plain.load(0, source)
+    smoothed.load(0, after)
     smoothed.smoothers = smoothers
     torch.testing.assert_close(smoothed(x), plain(x), rtol=1e-3, atol=1e-3)
 
@@ -101,8 +101,8 @@ def test_rotation_leaves_a_float_layer_unchanged() -> None:
     source = {n[len(prefix) :]: t for n, t in random_weights(config).items() if n.startswith(prefix)}
     rotation = Rotation(model.hidden_size, 0)
     plain, rotated = (LayerForward(model, 16, torch.float32, CPU) for _ in range(2))
-    plain.load(source)
-    rotated.load(rotation.layer(source, model))
+    plain.load(0, source)
+    rotated.load(0, rotation.layer(source, model))
     x = torch.randn(2, 16, model.hidden_size)
     turned = rotation.rotate(x.view(-1, model.hidden_size)).view_as(x)
     torch.testing.assert_close(rotation.restore(rotated(turned)), plain(x), rtol=1e-3, atol=1e-3)
@@ -128,7 +128,7 @@ def test_shards_put_together_equal_one_rank(
             assert torch.equal(one[name], many[name]), name
     assert torch.equal(whole.embedding().tokens, shards.embedding().tokens)
     assert torch.equal(whole.final_norm()["weight"], shards.final_norm()["weight"])
-    assert torch.equal(whole.head(), shards.head())
+    assert torch.equal(whole.head().weight, shards.head().weight)
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -158,15 +158,14 @@ def test_norm_and_attention_references_equal_transformers() -> None:
     forward = LayerForward(model, 16, torch.float32, CPU)
     prefix = model.family.layer.format(i=0)
     weights = random_weights(TINY | {"torch_dtype": "float32"})
-    forward.load({n[len(prefix) :]: t for n, t in weights.items() if n.startswith(prefix)})
+    forward.load(0, {n[len(prefix) :]: t for n, t in weights.items() if n.startswith(prefix)})
     x = torch.randn(2, 16, model.hidden_size)
     norm, qkv = model.family.norms[0], model.family.linears[0]
     weight = forward.tensors[f"{norm.tensor}.weight"]
     normed = rmsnorm_quantization.rms_norm(x.view(-1, model.hidden_size), weight, model.norm_epsilon)
     torch.testing.assert_close(normed.view_as(x), forward.norm(norm, x))
     made = forward.linear(qkv, x)
-    heads = model.num_attention_heads, model.num_key_value_heads
-    ours = gpt_attention.reference(torch.cat(made, -1), forward.cos, forward.sin, *heads)
+    ours = gpt_attention.reference(torch.cat(made, -1), forward.cos, forward.sin, forward.heads)
     torch.testing.assert_close(ours, forward.attend(made), rtol=1e-4, atol=1e-4)
 
 

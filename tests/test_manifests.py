@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from enginesmith.convert.errors import InputError
+from enginesmith.convert.files.reader import Reader
 from enginesmith.convert.models.dimensions import Model, family_of, read_model
+from enginesmith.convert.models.family import Family
 from enginesmith.convert.quantize.precision import Precision
+from enginesmith.convert.targets.trtllm import honoured
 from enginesmith.convert.targets.trtllm.config import checkpoint_config
 from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
 from enginesmith.convert.targets.trtllm.formats.base import Engine
-from enginesmith.convert.targets.trtllm.layout import rank_tensors
+from enginesmith.convert.targets.trtllm.honoured import left_out
+from enginesmith.convert.targets.trtllm.layout import embedding_axis, rank_tensors
 from enginesmith.convert.targets.trtllm.ranks import Mapping
 
 from .conftest import DATA
 
-ARCHITECTURES = ("llama", "llama-mha", "llama31", "mistral", "qwen2", "gpt2", "gpt_bigcode", "starcoder2")
+MANIFESTS = sorted(path for path in DATA.glob("*.json"))
+
+
+def family_of_manifest(manifest: dict[str, Any]) -> Family:
+    return family_of(manifest["architecture"], Reader(manifest["hf_config"]))
 
 
 def cases() -> list[Any]:
+    """What upstream accepts, and this project too."""
     found = []
-    for architecture in ARCHITECTURES:
-        manifest = json.loads((DATA / f"{architecture}.json").read_text())
-        refused = family_of(manifest["architecture"]).refused
+    for path in MANIFESTS:
+        manifest = json.loads(path.read_text())
+        family = family_of_manifest(manifest)
         for case in manifest["cases"]:
-            if case["algo"] == "none" or (case["algo"] in SCHEMES and case["algo"] not in refused):
-                label = f"{architecture}-{case['algo']}-{case['kv']}-{case['map']}"
-                found.append(pytest.param(manifest, case, id=label))
+            staged = manifest["mappings"][case["map"]]["pp"] > 1 and not family.pipelined
+            known = case["algo"] == "none" or (case["algo"] in SCHEMES and case["algo"] not in left_out(family))
+            if known and not staged:
+                found.append(pytest.param(manifest, case, id=f"{path.stem}-{case['algo']}-{case['kv']}-{case['map']}"))
     return found
 
 
 def model_of(manifest: dict[str, Any], layers: int) -> Model:
     """The manifest's model, with another depth."""
-    key = family_of(manifest["architecture"]).keys.get("num_hidden_layers", "num_hidden_layers")
-    return read_model(manifest["hf_config"] | {key: layers})
+    return read_model(manifest["hf_config"] | {family_of_manifest(manifest).key("num_hidden_layers"): layers})
 
 
 def declared(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
@@ -74,7 +85,8 @@ def test_rank_tensors(manifest: dict[str, Any], case: dict[str, Any]) -> None:
     precision = Precision(model, scheme_of(algo), kv_cache=cache)
     mapping = Mapping(place["tp"], place["pp"])
     mapping.check(model)
-    assert rank_tensors(precision, mapping, place["rank"], Engine("float16")) == declared(manifest, case)
+    axis = embedding_axis(model, mapping)
+    assert rank_tensors(precision, mapping, place["rank"], Engine("float16"), axis) == declared(manifest, case)
 
 
 @pytest.mark.parametrize(("manifest", "case"), cases())
@@ -88,3 +100,18 @@ def test_config(manifest: dict[str, Any], case: dict[str, Any]) -> None:
     algo, cache = (None if value == "none" else value for value in (case["algo"], case["kv"]))
     precision = Precision(model, scheme_of(algo), kv_cache=cache)
     assert checkpoint_config(precision, Mapping(place["tp"], place["pp"]), "float16", 0.5) == theirs
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_what_upstream_does_not_build_is_refused(path: Path) -> None:
+    """Stages of a class that has one, algorithms of a class that has not."""
+    manifest = json.loads(path.read_text())
+    model, family = model_of(manifest, 4), family_of_manifest(manifest)
+    errors = {(case["algo"], manifest["mappings"][case["map"]]["pp"]) for case in manifest["cases"] if "error" in case}
+    assert all(algo in left_out(family) or (pp > 1 and not family.pipelined) for algo, pp in errors)
+    for algo in left_out(family):
+        with pytest.raises(InputError, match=f"{algo}: not for {model.architecture}: "):
+            honoured.check(Precision(model, scheme_of(algo)))
+    if not family.pipelined:
+        with pytest.raises(InputError, match=r"--pp_size 2: engines of \w+ have one stage"):
+            Mapping(1, 2).check(model)

@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
-from enginesmith.convert.models.ends import engine_norm
 from enginesmith.convert.models.families import FAMILIES
 from enginesmith.convert.prove.execution import Reference
 from enginesmith.convert.sources.folder import Source
+
+from .family_models import random_model
 
 CPU = torch.device("cpu")
 SIZES = {
     "vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
+TINY_HEADS = {"num_key_value_heads": 1, "head_dim": 24}
+FALSE = {"tie_word_embeddings": False}
 CASES: dict[str, list[dict[str, Any]]] = {
     "LlamaForCausalLM": [
         {},
@@ -26,48 +28,70 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"tie_word_embeddings": True, "num_key_value_heads": 4},
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e3}, "num_key_value_heads": 1},
     ],
-    "MistralForCausalLM": [{"sliding_window": None}],
+    "MistralForCausalLM": [{"sliding_window": None}, {"sliding_window": 7, "head_dim": 24}],
     "Qwen2ForCausalLM": [{}, {"tie_word_embeddings": True}],
     "Qwen3ForCausalLM": [{"head_dim": 24}, {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 4}],
-    "GPTBigCodeForCausalLM": [{}, {"n_inner": 80, "tie_word_embeddings": False, "activation_function": "gelu_new"}],
-    "Starcoder2ForCausalLM": [{}, {"num_key_value_heads": 4, "tie_word_embeddings": False, "sliding_window": None}],
-    "GPT2LMHeadModel": [{}, {"n_inner": 80, "tie_word_embeddings": False, "activation_function": "gelu_pytorch_tanh"}],
+    "GemmaForCausalLM": [TINY_HEADS, {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}],
+    "Gemma2ForCausalLM": [
+        {"head_dim": 24, "query_pre_attn_scalar": 30, "sliding_window": 7},
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ],
+    "GPTBigCodeForCausalLM": [{}, {"n_inner": 80, "activation_function": "gelu_new", **FALSE}],
+    "Starcoder2ForCausalLM": [{}, {"num_key_value_heads": 4, "sliding_window": None, **FALSE}],
+    "GPT2LMHeadModel": [{}, {"n_inner": 80, "activation_function": "gelu_pytorch_tanh", **FALSE}],
+    "OPTForCausalLM": [{"ffn_dim": 96, "word_embed_proj_dim": 64}, {"ffn_dim": 256, "activation_function": "gelu"}],
+    "BloomForCausalLM": [{}, {"num_attention_heads": 6, "hidden_size": 48, **FALSE}],
+    "GPTNeoXForCausalLM": [
+        {"intermediate_size": 256},
+        {
+            "intermediate_size": 256,
+            "attention_bias": False,
+            "hidden_act": "gelu_new",
+            "rope_parameters": {"rope_theta": 5e3, "partial_rotary_factor": 0.5, "rope_type": "default"},
+        },
+    ],
+    "GPTJForCausalLM": [{"rotary_dim": 8}, {"rotary_dim": 16, "activation_function": "gelu"}],
+    "PhiForCausalLM": [
+        {"num_key_value_heads": 4},
+        {
+            "num_key_value_heads": 4,
+            "hidden_act": "gelu",
+            "rope_parameters": {"rope_theta": 5e3, "partial_rotary_factor": 0.25, "rope_type": "default"},
+        },
+    ],
+    "MptForCausalLM": [
+        {"d_model": 64, "n_heads": 4, "n_layers": 3},
+        {"d_model": 48, "n_heads": 6, "n_layers": 2},
+    ],
+    "NemotronForCausalLM": [{"head_dim": 24}, {"attention_bias": True, "mlp_bias": True, "head_dim": 16}],
 }
-
-
-def random_model(folder: Path, architecture: str, changes: dict[str, Any]) -> Any:
-    """A random float32 model of transformers, saved; its norms and biases are not what they start as."""
-    torch.manual_seed(0)
-    kind = getattr(transformers, architecture)
-    model = kind(kind.config_class(**SIZES | changes)).eval()
-    for name, weight in model.named_parameters():
-        if "norm" in name or "ln_" in name or name.endswith("bias"):
-            weight.data += torch.randn_like(weight) * 0.3
-    model.save_pretrained(folder)
-    return model
+# Classes whose code is not transformers'.
+REMOTE = (
+    "QWenLMHeadModel", "InternLMForCausalLM", "InternLM2ForCausalLM", "BaichuanForCausalLM", "BaiChuanForCausalLM",
+    "ExaoneForCausalLM", "MPTForCausalLM",
+)  # fmt: skip
 
 
 def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     """What the family's description makes of a folder, [sequences, tokens, vocab_size]."""
     source = Source(folder)
-    reference, family = Reference(source, ids, CPU), source.model.family
+    reference = Reference(source, ids, CPU)
     for index in range(source.model.num_hidden_layers):
-        reference.layer(source.layer(index))
-    norm, head = reference.head()
-    hidden = reference.hidden.flatten(0, 1)
-    made = engine_norm(family.final_norm, hidden, norm, source.model.norm_epsilon) @ head.t()
+        reference.layer(index, source.layer(index))
+    head = reference.head()
+    made = head.logits(head.normed(reference.hidden.flatten(0, 1)))
     return made.view(*ids.shape, -1)
 
 
 def test_every_family_has_a_case() -> None:
-    assert CASES.keys() == {name for family in FAMILIES for name in family.architectures}
+    assert {*CASES, *REMOTE} == {name for family in FAMILIES for name in family.architectures}
 
 
 @pytest.mark.parametrize(
     ("architecture", "changes"), [(name, changes) for name, cases in CASES.items() for changes in cases]
 )
 def test_logits_are_transformers(architecture: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    model = random_model(tmp_path, architecture, changes)
+    model = random_model(tmp_path, architecture, SIZES | changes)
     ids = torch.randint(SIZES["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         theirs = model(ids).logits

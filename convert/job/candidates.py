@@ -62,7 +62,7 @@ class Stream:
         statistics = LayerStatistics({})
         if self.calibration is not None:
             on_progress(index, "calibrate", 0)
-            statistics = self.calibration.layer(tensors, lambda tokens: on_progress(index, "calibrate", tokens))
+            statistics = self.calibration.layer(index, tensors, lambda tokens: on_progress(index, "calibrate", tokens))
             check_range(statistics.hidden_amax, quantizer.dtype, index)
         on_progress(index, "quantize", 0)
         for candidate in self.candidates:

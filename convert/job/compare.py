@@ -147,7 +147,7 @@ def compare_checked(checked: CheckedComparison, on_progress: OnProgress) -> Comp
     outliers: Outliers | None = None
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "source", 0)
-        reference.layer(source.layer(index, device))
+        reference.layer(index, source.layer(index, device))
         statistics = [stream.layer(source, index, reference.hidden, on_progress) for stream in streams]
         outliers = wider(outliers, index, streams, statistics)
     on_progress(source.model.num_hidden_layers, "logits", 0)
@@ -194,8 +194,8 @@ def spread(amax: torch.Tensor) -> float:
 def finished(candidate: Candidate, source: Source, reference: Reference) -> Result:
     """Behind the last layer: an algorithm's size and accuracy."""
     with naming(candidate.name):
-        norm, head = candidate.quantizer.head(source, candidate.execution.runtime.device)
-        accuracy = candidate.execution.accuracy(reference, *candidate.target.head(norm, head))
+        head = candidate.quantizer.head(source, candidate.execution.runtime.device)
+        accuracy = candidate.execution.accuracy(reference, candidate.target.head(head))
     return Result(candidate.name, size_of(candidate.target), accuracy)
 
 

@@ -161,11 +161,11 @@ class Job:
                 on_progress(index, "write", 0)
                 files.write_layer(index, tensors)
             on_progress(self.model.num_hidden_layers, "head", 0)
-            norm, head = self.target.head(*self.quantizer.head(self.source, self.device))
+            head = self.target.head(self.quantizer.head(self.source, self.device))
             if calibration is not None and self.quantizer.dtype == "float16":
-                half_range.check_one("the last norm's output", calibration.largest_normed(norm))
-                half_range.check_one("a logit", calibration.largest_logit(norm, head, half_range.LARGEST))
-            files.write_head(norm, head)
+                half_range.check_one("the last norm's output", calibration.largest_normed(head))
+                half_range.check_one("a logit", calibration.largest_logit(head, half_range.LARGEST))
+            files.write_head(head)
             files.finish(written)
         return report
 
@@ -201,7 +201,7 @@ class Job:
         statistics = LayerStatistics({})
         if calibration is not None:
             on_progress(index, "calibrate", 0)
-            statistics = calibration.layer(source, lambda tokens: on_progress(index, "calibrate", tokens))
+            statistics = calibration.layer(index, source, lambda tokens: on_progress(index, "calibrate", tokens))
         elif self.saved is not None:
             statistics = self.saved.layer(index)
         check_range(statistics.hidden_amax, self.quantizer.dtype, index)

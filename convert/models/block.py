@@ -1,7 +1,10 @@
 """How a decoder layer is put together: one description, run with whatever functions a caller brings.
 
-    h = x + dense(attend(qkv(norm(x))))        behind the attention
-    y = h + proj(product(fc(norm(h)), ...))    behind the MLP
+    sequential    h = x + attention(norm(x))                  y = h + mlp(norm(h))
+    parallel      y = x + attention(norm(x)) + mlp(norm(x))   of one norm, or of two
+    sandwiched    h = x + norm(attention(norm(x)))            y = h + norm(mlp(norm(h)))
+
+    attention(x) = dense(attend(qkv(x)))                      mlp(x) = proj(product(fc(x), ...))
 
 ``forward`` runs it with float functions, the checkpoint runtime with what plugins compute. It runs in steps, so that
 linears may become something else while their input waits.
@@ -14,11 +17,12 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from .family import Family, Linear, Norm
+from .family import PARALLEL, SANDWICHED, SEQUENTIAL, Family, Linear, Norm
 
 # What a linear reads, and what it makes: a tensor, or more where a caller keeps more.
 Read = TypeVar("Read")
 Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class Functions(Protocol[Read, Made]):
@@ -34,16 +38,20 @@ class Functions(Protocol[Read, Made]):
         """Attention over queries, keys and values, [batch, tokens, query_size]."""
 
     def product(self, made: list[Made]) -> torch.Tensor:
-        """The MLP's function of its first linear, times what its second one makes where there is one."""
+        """The MLP's function of one logical linear, times what the other makes where there is one."""
 
     def read(self, linear: Linear, x: torch.Tensor) -> Read:
         """What a linear makes of an input that no norm makes."""
+
+    def normed(self, norm: Norm, made: Made) -> Made:
+        """A norm of what a linear makes."""
 
     def add(self, linear: Linear, x: torch.Tensor, made: Made) -> torch.Tensor:
         """The residual behind a linear."""
 
 
 Steps = Generator[Read, None, torch.Tensor]
+Half = Generator[Read, None, Result]
 
 
 def steps(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:
@@ -51,18 +59,62 @@ def steps(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> 
 
     It stops before every group of linears, in the order of ``Family.groups``, and yields what they read.
     """
+    return {SEQUENTIAL: sequential, PARALLEL: parallel, SANDWICHED: sandwiched}[family.arrangement](
+        family, functions, x
+    )
+
+
+def sequential(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:
+    """The MLP reads what attention has made."""
     before_attention, before_mlp = family.norms
-    qkv, dense, *mlp, proj = family.linears
-    read = functions.norm(before_attention, x)
+    made = yield from attention(family, functions, functions.norm(before_attention, x))
+    x = functions.add(family.linears[1], x, made)
+    made = yield from mlp(family, functions, functions.norm(before_mlp, x))
+    return functions.add(family.linears[-1], x, made)
+
+
+def sandwiched(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:
+    """The same, with a norm behind each half too."""
+    before_attention, behind_attention, before_mlp, behind_mlp = family.norms
+    made = yield from attention(family, functions, functions.norm(before_attention, x))
+    x = functions.add(family.linears[1], x, functions.normed(behind_attention, made))
+    made = yield from mlp(family, functions, functions.norm(before_mlp, x))
+    return functions.add(family.linears[-1], x, functions.normed(behind_mlp, made))
+
+
+def parallel(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:
+    """Both read the layer's input; behind one norm they read the same, and stop for it once."""
+    first, *second = family.norms
+    read = functions.norm(first, x)
+    attended = yield from attention(family, functions, read)
+    if second:
+        made = yield from mlp(family, functions, functions.norm(second[0], x))
+    else:
+        made = yield from behind_product(family, functions, read)
+    return functions.add(family.linears[-1], functions.add(family.linears[1], x, attended), made)
+
+
+def attention(family: Family, functions: Functions[Read, Made], read: Read) -> Half[Read, Made]:
+    """Stops before the linears that make queries, keys and values, and before the one behind them."""
+    qkv, dense, *_ = family.linears
     yield read
     read = functions.read(dense, functions.attend(functions.linear(qkv, read)))
     yield read
-    x = functions.add(dense, x, functions.linear(dense, read))
-    read = functions.norm(before_mlp, x)
+    return functions.linear(dense, read)
+
+
+def mlp(family: Family, functions: Functions[Read, Made], read: Read) -> Half[Read, Made]:
+    """Stops before its first linears and before its last."""
     yield read
-    read = functions.read(proj, functions.product([functions.linear(linear, read) for linear in mlp]))
+    return (yield from behind_product(family, functions, read))
+
+
+def behind_product(family: Family, functions: Functions[Read, Made], read: Read) -> Half[Read, Made]:
+    """The MLP once its input has come."""
+    proj = family.linears[-1]
+    read = functions.read(proj, functions.product([functions.linear(linear, read) for linear in family.mlp]))
     yield read
-    return functions.add(proj, x, functions.linear(proj, read))
+    return functions.linear(proj, read)
 
 
 def finished(layer: Steps[Read]) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 from ..errors import InputError, shown
 from ..files.reader import LARGEST, Reader
 from .families import FAMILIES
-from .family import LEARNED, ROTARY, Family
-from .rope import TABLED_ROPE_TYPES, attention_factor, check_rope, read_rope
+from .family import Family
+from .rope import TABLED_ROPE_TYPES, Rope, attention_factor, check_rope, read_rope
 
 MOST_LAYERS = 10_000
 
@@ -33,8 +33,14 @@ class Model(Sizes):
 
     Attributes:
         dtype: the dtype the config states (torch_dtype or dtype), or None.
+        hidden_act: TensorRT-LLM's name of the MLP's function; activation is Hugging Face's.
         rotary_scaling: the rope scaling dictionary with a ``rope_type``, or None for plain rope.
-        sliding_window: attention window in tokens, or None.
+        rotary_dim: channels of a head that are turned.
+        sliding_window: attention window in tokens, or None; every ``window_pattern``-th layer has none.
+        q_scaling: attention's scores are divided by it, beside sqrt(head_size).
+        attention_cap, logit_cap: scores and logits become cap * tanh(x / cap).
+        embedding_scale, logit_scale: what the embedding and logits are multiplied by.
+        alibi_bias_max: the exponent of ALiBi's last slope.
     """
 
     architecture: str
@@ -43,12 +49,26 @@ class Model(Sizes):
     max_position_embeddings: int
     norm_epsilon: float
     hidden_act: str
+    activation: str
     rotary_base: float
     rotary_scaling: dict[str, Any] | None
+    rotary_dim: int
     tied: bool
     attn_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
+    window_pattern: int | None = None
+    q_scaling: float = 1.0
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    alibi_bias_max: float = 8.0
+
+    @property
+    def engine_class(self) -> str:
+        """TensorRT-LLM's class."""
+        return self.family.written or self.architecture
 
     @property
     def query_size(self) -> int:
@@ -61,13 +81,18 @@ class Model(Sizes):
     @property
     def brings_rotary_tables(self) -> bool:
         scaling = self.rotary_scaling
-        return self.family.positions == ROTARY and scaling is not None and scaling["rope_type"] in TABLED_ROPE_TYPES
+        return self.family.rotary and scaling is not None and scaling["rope_type"] in TABLED_ROPE_TYPES
 
     @property
     def attention_scaling(self) -> float:
         """What cos and sin of the rotary embedding are multiplied by; 1 but for YaRN."""
-        scaling = self.rotary_scaling if self.family.positions == ROTARY else None
+        scaling = self.rotary_scaling if self.family.rotary else None
         return attention_factor(scaling) if scaling is not None and scaling["rope_type"] == "yarn" else 1.0
+
+    def window_of(self, layer: int) -> int | None:
+        """The attention window of one layer in tokens, or None."""
+        whole = self.window_pattern is not None and (layer + 1) % self.window_pattern == 0
+        return None if whole else self.sliding_window
 
     def dimension(self, name: str) -> int:
         return int(getattr(self, name))
@@ -89,7 +114,7 @@ def read_model(config: dict[str, Any]) -> Model:
         InputError: an architecture, activation, rope type or value that this version cannot convert.
     """
     said, architecture = Reader(config), architecture_of(config)
-    family = family_of(architecture)
+    family = family_of(architecture, said)
 
     def size(name: str, default: int | None = None, largest: int = LARGEST) -> int:
         key = family.key(name)
@@ -107,39 +132,44 @@ def read_model(config: dict[str, Any]) -> Model:
             f"{family.key('num_attention_heads')} {heads}{way}"
         )
     positions = size("max_position_embeddings", family.defaults["max_position_embeddings"])
-    base, scaling = read_rope(config, positions) if family.positions == ROTARY else (1e4, None)
+    rope = read_rope(config, positions, family.keys, family.rope) if family.rotary else Rope()
+    head_size = size("head_size", hidden // heads)
+    function = activation_of(said, family)
     stated = dict[str, Any](
         architecture=architecture,
         family=family,
         dtype=said.text_or_none("dtype") or said.text_or_none("torch_dtype"),
         hidden_size=hidden,
-        intermediate_size=size("intermediate_size", 4 * hidden if family.positions == LEARNED else None),
+        intermediate_size=size("intermediate_size", 4 * hidden if family.four_times_unsaid else None),
         num_hidden_layers=size("num_hidden_layers", largest=MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=size("num_key_value_heads", heads),
-        head_size=size("head_size", hidden // heads),
+        head_size=head_size,
         vocab_size=size("vocab_size"),
         max_position_embeddings=positions,
         norm_epsilon=float(said.number(family.key("norm_epsilon"), family.norm_epsilon, largest=1.0)),
-        hidden_act=activation_of(said, family),
-        rotary_base=base,
-        rotary_scaling=scaling,
+        hidden_act=family.activations[function],
+        activation=function,
+        rotary_base=rope.theta,
+        rotary_scaling=rope.scaling,
+        rotary_dim=int(head_size * rope.fraction),
         tied=said.flag("tie_word_embeddings", family.tied),
     )
     model = Model(**(stated | family.read(said)))
     check_heads(model)
+    check_rest(model)
     return model
 
 
 def activation_of(said: Reader, family: Family) -> str:
-    """TensorRT-LLM's name of the MLP's function."""
+    """Hugging Face's name of the MLP's function."""
     key = family.key("hidden_act")
     name, first = said.values.get(key), next(iter(family.activations))
     if name is None:
-        return family.activations[first]
+        return first
     if not isinstance(name, str) or name not in family.activations:
         raise InputError(f"config.json: {key} {shown(name)} is not supported; supported: {first}")
-    return family.activations[name]
+    return name
 
 
 def architecture_of(config: dict[str, Any]) -> str:
@@ -158,15 +188,26 @@ def architecture_of(config: dict[str, Any]) -> str:
             f"config.json: {shown(name)} holds its text model in text_config; save that by itself "
             "(model.language_model.save_pretrained) and give its folder"
         )
-    return next(known for known in family_of(name).architectures if known == name)
+    return next(known for family in families_of(name) for known in family.architectures if known == name)
 
 
-def family_of(architecture: Any) -> Family:
-    family = next((f for f in FAMILIES if architecture in f.architectures), None)
-    if family is None:
+def family_of(architecture: Any, said: Reader) -> Family:
+    """The family of a class; where several have it, the one that a config.json describes."""
+    families = families_of(architecture)
+    return next((family for family in families if family.when(said)), families[0])
+
+
+def families_of(architecture: Any) -> list[Family]:
+    """The families that have a class.
+
+    Raises:
+        InputError: none has.
+    """
+    families = [f for f in FAMILIES if architecture in f.architectures]
+    if not families:
         known = ", ".join(name for f in FAMILIES for name in f.architectures)
         raise InputError(f"config.json: architecture {shown(architecture)} is not supported; supported: {known}")
-    return family
+    return families
 
 
 def check_heads(model: Model) -> None:
@@ -176,6 +217,26 @@ def check_heads(model: Model) -> None:
     if heads != kv_heads and "num_key_value_heads" in model.family.implied:
         raise InputError(f"config.json: num_key_value_heads must be {heads}: {model.architecture} shares no keys")
     if model.head_size % 2:
-        why = "the rotary embedding needs pairs" if model.family.positions == ROTARY else "kernels take even ones"
+        why = "the rotary embedding needs pairs" if model.family.rotary else "kernels take even ones"
         raise InputError(f"config.json: head size {model.head_size} is odd; {why}")
-    check_rope(model.rotary_base, model.rotary_scaling, model.head_size, model.max_position_embeddings)
+    if model.family.rotary and (model.rotary_dim % 2 or not 0 < model.rotary_dim <= model.head_size):
+        raise InputError(
+            f"config.json: {model.rotary_dim} of {model.head_size} channels of a head are turned; the rotary embedding "
+            "needs pairs"
+        )
+    check_rope(model.rotary_base, model.rotary_scaling, model.rotary_dim, model.max_position_embeddings)
+
+
+def check_rest(model: Model) -> None:
+    """Raise InputError for what the engine of the family does not know."""
+    family, hidden, width = model.family, model.hidden_size, model.intermediate_size
+    if model.rotary_dim < model.head_size and family.rotary and not family.partly_turned:
+        fraction = model.rotary_dim / model.head_size
+        raise InputError(f"config.json: partial_rotary_factor {fraction:g} is not supported; supported: 1.0")
+    if model.rotary_scaling is not None and not family.scales_rope:
+        raise InputError(f"config.json: rope scaling is not supported: the engine of {model.architecture} has none")
+    if family.four_times and width != 4 * hidden:
+        raise InputError(
+            f"config.json: {family.key('intermediate_size')} {width} must be {4 * hidden}: the engine of "
+            f"{model.architecture} knows no other width than 4 {family.key('hidden_size')}"
+        )

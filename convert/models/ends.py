@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ...plugins import layernorm_quantization, rmsnorm_quantization
 from ...plugins.lazy import torch
+from .dimensions import Model
 from .family import LAYER, Norm
+
+Change = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -15,25 +18,80 @@ class Embedding:
     """Token ids to hidden states.
 
     Attributes:
+        model: says what is done with what is looked up.
         tokens: [vocab_size, hidden_size].
         positions: learned ones, [positions, hidden_size]; None where a family has none.
+        norm: "weight" and "bias" of a norm behind, [hidden_size]; empty where a family has none.
     """
 
+    model: Model
     tokens: torch.Tensor
     positions: torch.Tensor | None = None
+    norm: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens] -> [sequences, tokens, hidden_size]."""
+        family = self.model.family
         hidden = torch.nn.functional.embedding(ids, self.tokens)
-        return hidden if self.positions is None else hidden + self.positions[: ids.shape[1]]
+        if self.model.embedding_scale != 1:
+            hidden = hidden * torch.tensor(self.model.embedding_scale, dtype=hidden.dtype)
+        if self.positions is not None:
+            hidden = hidden + self.positions[family.first_position :][: ids.shape[1]]
+        if family.embedding_norm is not None:
+            flat = hidden.view(-1, hidden.shape[-1])
+            hidden = engine_norm(family.embedding_norm, flat, self.norm, self.model.norm_epsilon).view(hidden.shape)
+        return hidden
 
     def to(self, device: str | torch.device) -> Embedding:
         """The same on a device."""
         return self.map(lambda table: table.to(device))
 
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Embedding:
-        """The same with both tables changed."""
-        return Embedding(change(self.tokens), None if self.positions is None else change(self.positions))
+    def map(self, change: Change) -> Embedding:
+        """The same with all tensors changed."""
+        positions = None if self.positions is None else change(self.positions)
+        norm = {suffix: change(tensor) for suffix, tensor in self.norm.items()}
+        return replace(self, tokens=change(self.tokens), positions=positions, norm=norm)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hidden states behind the last layer to logits.
+
+    Attributes:
+        model: says what is done with logits.
+        norm: "weight" of the last norm, and "bias" where it has one, [hidden_size].
+        weight: the output projection, [vocab_size, hidden_size].
+        bias: [vocab_size]; None where a family has none.
+    """
+
+    model: Model
+    norm: Mapping[str, torch.Tensor]
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden_size] behind the last norm."""
+        return engine_norm(self.model.family.final_norm, hidden, self.norm, self.model.norm_epsilon)
+
+    def logits(self, normed: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[tokens, hidden_size] behind the last norm -> [tokens, vocab_size] in the weight's dtype.
+
+        Args:
+            out: where they are put, if not in memory of their own.
+        """
+        logits = torch.mm(normed.to(self.weight.dtype), self.weight.t(), out=out)
+        if self.bias is not None:
+            logits += self.bias
+        if self.model.logit_scale != 1:
+            logits *= self.model.logit_scale
+        cap = self.model.logit_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def map(self, change: Change) -> Head:
+        """The same with all tensors changed."""
+        norm = {suffix: change(tensor) for suffix, tensor in self.norm.items()}
+        bias = None if self.bias is None else change(self.bias)
+        return replace(self, norm=norm, weight=change(self.weight), bias=bias)
 
 
 def engine_norm(norm: Norm, x: torch.Tensor, own: Mapping[str, torch.Tensor], epsilon: float) -> torch.Tensor:
@@ -44,5 +102,5 @@ def engine_norm(norm: Norm, x: torch.Tensor, own: Mapping[str, torch.Tensor], ep
         own: "weight" and, where the norm has one, "bias", [hidden_size].
     """
     if norm.kind == LAYER:
-        return layernorm_quantization.layer_norm(x, own["weight"], own["bias"], epsilon)
+        return layernorm_quantization.layer_norm(x, own["weight"], own.get("bias"), epsilon)
     return rmsnorm_quantization.rms_norm(x, own["weight"], epsilon)

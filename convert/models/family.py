@@ -6,15 +6,23 @@ a layer computes, tensor layout, smoothing groups, sharding, the runtime) is der
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from ..files.reader import Reader
+from .rope import Rope
 
+Part = TypeVar("Part")
 HEADS, ROWS, COLUMNS = "heads", "rows", "columns"
 RMS, LAYER = "rms", "layer"
-ROTARY, LEARNED = "rotary", "learned"
+# What tells positions apart: channels of heads that are turned, i with i + d/2 or 2i with 2i + 1; a row added to each
+# token's; or scores that fall with the distance, before or behind their scaling.
+ROTARY, INTERLEAVED, LEARNED, ALIBI, SCALED_ALIBI = "rotary", "interleaved", "learned", "alibi", "scaled alibi"
+# How attention and MLP are put together: see ``block``.
+SEQUENTIAL, PARALLEL, SANDWICHED = "sequential", "parallel", "sandwiched"
+# How the rows of a module that makes queries, keys and values follow each other.
+STACKED, GROUPED = "stacked", "grouped"
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,18 @@ class Norm:
         name: TensorRT-LLM's name inside a layer.
         tensor: Hugging Face's.
         kind: RMS (x / rms(x) * weight) or LAYER ((x - mean) / deviation * weight + bias).
+        biased: a LAYER has a bias.
     """
 
     name: str
     tensor: str
     kind: str = RMS
+    biased: bool = True
 
     @property
     def suffixes(self) -> tuple[str, ...]:
         """The last names of its tensors."""
-        return ("weight", "bias") if self.kind == LAYER else ("weight",)
+        return ("weight", "bias") if self.kind == LAYER and self.biased else ("weight",)
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,15 @@ class View:
 
     Attributes:
         tensor: the module that holds it, named inside the layer.
-        piece: which of the linears that the module stacks, in the order of ``Linear.parts``; None for all of it.
+        piece: which of the linears that the module stacks; None for all of it.
         transposed: it is stored [in, out].
+        order: STACKED one behind the other; or GROUPED by heads of keys: the queries that meet one, its key, its value.
     """
 
     tensor: str
     piece: int | None = None
     transposed: bool = False
+    order: str = STACKED
 
 
 @dataclass(frozen=True)
@@ -94,16 +106,33 @@ class Family:
     """A family of decoders.
 
     Attributes:
-        architectures: Hugging Face's classes; TensorRT-LLM's have the same names.
+        title: what people call its models.
+        architectures: Hugging Face's classes; TensorRT-LLM's have the same names, but where ``written`` says otherwise.
         embedding, head: full names of the tensors; layer: the prefix of a layer's.
         final_norm: the norm before the output projection, by its full name.
+        arrangement: SEQUENTIAL, PARALLEL or SANDWICHED.
         norms: of a layer, in the order in which they are computed.
         linears: qkv and dense of the attention, then those of the MLP, the last of which makes its output.
         spellings: what config.json calls it besides: old class names, model_type.
         ignored: endings of names that files may hold and nothing reads.
         views: logical linears that are not a whole Hugging Face linear of the same name.
-        positions: ROTARY, or LEARNED from the tensor ``position_embedding``, a row a position.
+        when: whether it is this family that a config.json (of a model or a checkpoint) describes, where several have
+            one class.
+        positions: ROTARY, INTERLEAVED, ALIBI, SCALED_ALIBI, or LEARNED from the tensor ``position_embedding``, a row a
+            position, from the row ``first_position`` on.
+        embedding_norm: a norm of what the embedding makes, by its full name.
+        biased: its linears have biases, where a checkpoint does not say.
+        norm_offset: what is added to every norm's stored weight.
         query_key_norms: norms of every head's query and key before they are rotated, of one weight for all heads.
+        activated: the logical linear of the MLP that goes through its function; the first one if not said.
+        head_bias: full name of the output projection's bias.
+        normalized_head: the output projection's rows are divided by their lengths.
+        one_all_reduce: an engine sums attention and MLP before the ranks are summed.
+        pipelined: its engine can be cut into stages.
+        four_times: its engine knows no other width of the MLP than four times the hidden size.
+        rope: what transformers takes where config.json does not say.
+        partly_turned, scales_rope: its engine turns a part of each head, and scales frequencies.
+        shares_embedding: its engine has no output projection but the embedding.
         keys: config.json's names of the sizes, by ours, where they are not ours.
         implied: sizes that follow from others, and that config.json does not state.
         defaults: what transformers takes for a key that config.json does not have, by our name.
@@ -112,11 +141,15 @@ class Family:
         tied: the embedding is the output projection, where config.json does not say.
         read: what else config.json says: fields of ``Model``; raises InputError for what cannot be converted.
         config: keys of a checkpoint's config.json that are this family's own; of a ``Model``.
+        stated: the inverse: fields of ``Model`` that a checkpoint's config.json says, or that all of the family have.
+        written: TensorRT-LLM's class.
+        tested: real weights that were converted and measured.
         since: the first TensorRT-LLM release whose engines know it.
         reduce_fusion: an engine may fuse its all-reduce with the norm behind it.
         refused: algorithms whose engine does not compute this family, and why.
     """
 
+    title: str
     architectures: tuple[str, ...]
     embedding: str
     final_norm: Norm
@@ -128,10 +161,27 @@ class Family:
     ignored: tuple[str, ...]
     read: Callable[[Reader], dict[str, Any]]
     config: Callable[[Any], dict[str, Any]]
+    stated: Callable[[Reader], dict[str, Any]] = lambda said: {}
     spellings: tuple[str, ...] = ()
+    when: Callable[[Reader], bool] = lambda said: True
     views: Mapping[str, View] = field(default_factory=dict)
+    arrangement: str = SEQUENTIAL
     positions: str = ROTARY
     position_embedding: str | None = None
+    first_position: int = 0
+    embedding_norm: Norm | None = None
+    biased: bool = False
+    norm_offset: float = 0.0
+    activated: str | None = None
+    head_bias: str | None = None
+    normalized_head: bool = False
+    one_all_reduce: bool = False
+    pipelined: bool = True
+    four_times: bool = False
+    shares_embedding: bool = False
+    rope: Rope = field(default_factory=Rope)
+    partly_turned: bool = False
+    scales_rope: bool = True
     query_key_norms: tuple[Norm, Norm] | None = None
     keys: Mapping[str, str] = field(default_factory=lambda: {"norm_epsilon": "rms_norm_eps", "head_size": "head_dim"})
     implied: tuple[str, ...] = ()
@@ -139,6 +189,8 @@ class Family:
     activations: Mapping[str, str] = field(default_factory=lambda: {"silu": "silu", "swish": "silu"})
     norm_epsilon: float = 1e-6
     tied: bool = False
+    written: str | None = None
+    tested: tuple[str, ...] = ()
     since: str = "0.16.0"
     reduce_fusion: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -168,10 +220,37 @@ class Family:
     def group_of(self, linear: str) -> Group:
         return next(group for group in self.groups if linear in group.linears)
 
+    def activated_first(self, made: list[Part]) -> list[Part]:
+        """What the MLP's logical linears make, in their order, with that in front which goes through its function."""
+        parts = [part for linear in self.mlp for part in linear.parts]
+        first = parts.index(self.activated) if self.activated else 0
+        return [made[first], *made[:first], *made[first + 1 :]]
+
+    @property
+    def rotary(self) -> bool:
+        """Whether queries and keys are turned."""
+        return self.positions in (ROTARY, INTERLEAVED)
+
+    @property
+    def four_times_unsaid(self) -> bool:
+        """Whether the MLP is four times as wide as the hidden states where config.json does not say."""
+        return self.four_times or not self.rotary
+
+    @property
+    def alibi(self) -> bool:
+        """Whether scores fall with the distance."""
+        return self.positions in (ALIBI, SCALED_ALIBI)
+
+    @property
+    def mlp(self) -> tuple[Linear, ...]:
+        """The linears of the MLP but the last."""
+        return self.linears[2:-1]
+
     @property
     def rotates(self) -> bool:
         """Whether its norms, and what else reads the residual stream, commute with a rotation of it."""
-        return all(norm.kind == RMS for norm in (*self.norms, self.final_norm)) and self.position_embedding is None
+        plain = all(norm.kind == RMS for norm in (*self.norms, self.final_norm)) and self.arrangement == SEQUENTIAL
+        return plain and self.positions != LEARNED and self.embedding_norm is None and not self.shares_embedding
 
     @property
     def attention(self) -> tuple[str, str, str]:
@@ -186,3 +265,28 @@ class Family:
     def group_of_part(self, part: str) -> Group:
         """The group that holds a logical linear."""
         return self.group_of(self.linear_of_part(part).name)
+
+
+def renamed(family: Family, *parts: Sequence[str]) -> Family:
+    """A family whose logical linears have other names, each a whole module; parts: of each of its linears."""
+    names = dict[str | None, str]()
+    for linear, own in zip(family.linears, parts, strict=True):
+        names |= dict(zip(linear.parts, own, strict=True))
+    linears = (replace(linear, parts=tuple(own)) for linear, own in zip(family.linears, parts, strict=True))
+    groups = (replace(group, feeder=names.get(group.feeder)) for group in family.groups)
+    return replace(family, linears=tuple(linears), groups=tuple(groups), views={})
+
+
+def stacked(module: str, parts: Sequence[str], order: str = STACKED) -> dict[str, View]:
+    """The views of logical linears that a module holds in this order."""
+    return {part: View(module, piece, order=order) for piece, part in enumerate(parts)}
+
+
+def unbiased(linears: Iterable[Linear]) -> tuple[Linear, ...]:
+    """Linears that never have a bias."""
+    return tuple(replace(linear, bias=None) for linear in linears)
+
+
+def behind(groups: Iterable[Group], norms: Mapping[str, str]) -> tuple[Group, ...]:
+    """Groups of linears that read other norms: new names by old ones."""
+    return tuple(replace(group, norm=norms.get(group.norm or "", group.norm)) for group in groups)

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from ...plugins import gpt_attention
 from . import block
+from .attention import heads_of
 from .dimensions import Model
-from .family import LAYER, ROTARY, Linear, Norm
+from .family import LAYER, Linear, Norm
 from .rotary import rotary_frequencies, rotary_tables
 
 Tensors = dict[str, torch.Tensor]
@@ -21,13 +22,33 @@ MAKES, NORMS = "makes", "norms"
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """x Phi(x) by its tanh approximation, which engines take for every GELU."""
+    """x Phi(x) by its tanh approximation."""
     return functional.gelu(x, approximate="tanh")
 
 
-# By TensorRT-LLM's names.
-GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": functional.silu} | dict.fromkeys(GELUS, gelu)
+def squared_relu(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)^2."""
+    return functional.relu(x).square()
+
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+# By Hugging Face's names, and by TensorRT-LLM's, who approximates every GELU.
+ACTIVATIONS: dict[str, Function] = {
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), gelu),
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "relu": functional.relu,
+    "relu2": squared_relu,
+    "gelu": functional.gelu,
+}
+ENGINE_ACTIVATIONS: dict[str, Function] = {
+    **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"), gelu),
+    "silu": functional.silu,
+    "swiglu": functional.silu,
+    "geglu": gelu,
+    "relu": functional.relu,
+    "squared-relu": squared_relu,
+}
 
 
 class LayerForward:
@@ -51,12 +72,13 @@ class LayerForward:
         frequencies, scaling = rotary_frequencies(model)
         self.attention_scaling = scaling if scaled else 1.0
         self.cos, self.sin = (
-            (table.to(device) * self.attention_scaling).to(dtype) for table in rotary_tables(frequencies, tokens)
+            (table.to(device) * self.attention_scaling).to(dtype) for table in rotary_tables(model, frequencies, tokens)
         )
 
-    def load(self, tensors: Tensors) -> None:
-        """Take a layer's weights, by logical linear and norm, as a source gives them."""
+    def load(self, index: int, tensors: Tensors) -> None:
+        """Become the layer of this number: take its weights, by logical linear and norm, as a source gives them."""
         self.tensors = {}
+        self.heads = heads_of(self.model, index)
         self.replace(tensors)
 
     def replace(self, tensors: Tensors) -> None:
@@ -95,22 +117,20 @@ class LayerForward:
         return functional.linear(read, self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias"))
 
     def attend(self, qkv: list[torch.Tensor]) -> torch.Tensor:
-        model = self.model
-        q, k, v = (part.unflatten(-1, (-1, model.head_size)).transpose(1, 2) for part in qkv)
+        q, k, v = (part.unflatten(-1, (-1, self.model.head_size)).transpose(1, 2) for part in qkv)
         q, k = self.turned(self.head_normed(q, 0)), self.turned(self.head_normed(k, 1))
-        grouped = model.num_attention_heads != model.num_key_value_heads
-        attended: torch.Tensor = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=q.shape[2] > 1, scale=model.head_size**-0.5, enable_gqa=grouped
-        )
-        return attended.transpose(1, 2).flatten(2)
+        return gpt_attention.attend(q, k, v, self.heads).transpose(1, 2).flatten(2)
 
     def product(self, made: list[list[torch.Tensor]]) -> torch.Tensor:
-        (first,), *others = made
-        y = ACTIVATIONS[self.model.hidden_act](first)
-        return y * others[0][0] if others else y
+        activated, *other = self.family.activated_first([part for linear in made for part in linear])
+        y = ACTIVATIONS[self.model.activation](activated)
+        return y * other[0] if other else y
 
     def read(self, linear: Linear, x: torch.Tensor) -> torch.Tensor:
         return x
+
+    def normed(self, norm: Norm, made: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [normed(norm, x, self.tensors, self.model.norm_epsilon) for x in made]
 
     def add(self, linear: Linear, x: torch.Tensor, made: list[torch.Tensor]) -> torch.Tensor:
         return x + made[0]
@@ -122,7 +142,7 @@ class LayerForward:
 
     def turned(self, x: torch.Tensor) -> torch.Tensor:
         """Queries or keys [..., tokens, head_size] behind the rotary embedding."""
-        return gpt_attention.rotate(x, self.cos, self.sin) if self.family.positions == ROTARY else x
+        return gpt_attention.rotate(x, self.cos, self.sin, self.heads.interleaved) if self.family.rotary else x
 
     def before_rotation(self, query: torch.Tensor) -> torch.Tensor:
         """Queries [batch, tokens, query_size] behind their norm. Same shape."""
@@ -131,9 +151,9 @@ class LayerForward:
     def rotate(self, key: torch.Tensor) -> torch.Tensor:
         """Keys [batch, tokens, kv_size] as a KV cache holds them: normed and rotated, but not scaled. Same shape."""
         heads = self.head_normed(key.unflatten(-1, (-1, self.model.head_size)), 1)
-        if self.family.positions == ROTARY:
+        if self.family.rotary:
             cos, sin = (table[: key.shape[1], None, :] / self.attention_scaling for table in (self.cos, self.sin))
-            heads = gpt_attention.rotate(heads, cos, sin)
+            heads = gpt_attention.rotate(heads, cos, sin, self.heads.interleaved)
         return heads.flatten(-2)
 
 
@@ -141,7 +161,8 @@ def normed(norm: Norm, x: torch.Tensor, tensors: Mapping[str, torch.Tensor], eps
     """A norm over the last axis, computed in float32 and kept in x's dtype."""
     weight = tensors[f"{norm.tensor}.weight"]
     if norm.kind == LAYER:
-        centred: torch.Tensor = functional.layer_norm(x, weight.shape, weight, tensors[f"{norm.tensor}.bias"], epsilon)
+        bias = tensors.get(f"{norm.tensor}.bias")
+        centred: torch.Tensor = functional.layer_norm(x, weight.shape, weight, bias, epsilon)
         return centred
     y = x.float()
     scaled: torch.Tensor = weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ...plugins.lazy import torch
@@ -19,30 +20,53 @@ POSITIONS_AT_ONCE = 65536
 YARN_NUMBERS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 
 
-def read_rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling): scaling is None for plain rope, else a dictionary with ``rope_type`` and every number that
-    type reads, defaults written out, since TensorRT-LLM's defaults are not transformers'; what a type does not read
-    is left out."""
-    said = Reader(config)
+@dataclass(frozen=True)
+class Rope:
+    """What a configuration says of rotary embeddings.
+
+    Attributes:
+        theta: the base of frequencies.
+        scaling: None for plain ones, else a dictionary with ``rope_type`` and every number that type reads, defaults
+            written out, since TensorRT-LLM's defaults are not transformers'; what a type does not read is left out.
+        fraction: of a head's channels, the first, that are turned.
+    """
+
+    theta: float = 1e4
+    scaling: dict[str, Any] | None = None
+    fraction: float = 1.0
+
+
+def read_rope(
+    config: dict[str, Any], positions: int, keys: Mapping[str, str] | None = None, usual: Rope = Rope()
+) -> Rope:
+    """What config.json says, in either style.
+
+    Args:
+        positions: max_position_embeddings.
+        keys: config.json's names of rope_theta and partial_rotary_factor, where they are others.
+        usual: what a family takes where nothing is said.
+    """
+    said, keys = Reader(config), keys or {}
     old = said.section("rope_scaling")
     section = old if old.values else said.section("rope_parameters")  # transformers' order
     kind = section.text_or_none("rope_type") or section.text_or_none("type")
-    theta = (section if section.has("rope_theta") else said).number("rope_theta", 1e4)
-    fraction = (section if section.has("partial_rotary_factor") else said).number("partial_rotary_factor", 1.0)
-    if fraction != 1.0:
-        raise InputError(f"config.json: partial_rotary_factor {fraction} is not supported; supported: 1.0")
+
+    def number(name: str, default: float) -> float:
+        return float(section.number(name) if section.has(name) else said.number(keys.get(name, name), default))
+
+    theta, fraction = number("rope_theta", usual.theta), number("partial_rotary_factor", usual.fraction)
     if kind is None:
         given = [key for key in section.values if section.has(key)]
         others = [key for key in given if key not in ("rope_theta", "partial_rotary_factor")]
         if others:
             raise InputError(f"config.json: rope scaling has {shown(', '.join(others))} but no rope_type; state one")
     if kind in (None, "default"):
-        return float(theta), None
+        return Rope(theta, None, fraction)
     if kind not in ROPE_TYPES:
         raise InputError(
             f"config.json: rope type {shown(kind)} is not supported; supported: default, {', '.join(ROPE_TYPES)}"
         )
-    return float(theta), {"rope_type": kind, **numbers(str(kind), section, said, positions)}
+    return Rope(theta, {"rope_type": kind, **numbers(str(kind), section, said, positions)}, fraction)
 
 
 def numbers(kind: str, section: Reader, said: Reader, positions: int) -> dict[str, Any]:

@@ -16,15 +16,15 @@ from typing import Any
 
 from ...plugins.lazy import torch
 from .dimensions import Model
-from .family import ROTARY
+from .family import INTERLEAVED
 
 
 def rotary_frequencies(model: Model) -> tuple[torch.Tensor, float]:
-    """Inverse frequencies of the rotary embedding, float32 [head_size / 2], and what cos and sin are multiplied by;
+    """Inverse frequencies of the rotary embedding, float32 [rotary_dim / 2], and what cos and sin are multiplied by;
     zeros, which turn nothing, for a family without."""
-    if model.family.positions != ROTARY:
+    if not model.family.rotary:
         return torch.zeros(model.head_size // 2), 1.0
-    scaling, size = model.rotary_scaling or {"rope_type": "default"}, model.head_size
+    scaling, size = model.rotary_scaling or {"rope_type": "default"}, model.rotary_dim
     plain = 1.0 / powers(model.rotary_base, size)
     kind = scaling["rope_type"]
     if kind == "linear":
@@ -73,10 +73,11 @@ def yarn(base: float, size: int, scaling: dict[str, Any]) -> torch.Tensor:
     return blended
 
 
-def rotary_tables(frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the rotary embedding, float32 [tokens, head_size] each."""
+def rotary_tables(model: Model, frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of the rotary embedding, float32 [tokens, rotary_dim] each, where the channels are that they turn."""
     angles = torch.outer(torch.arange(tokens, device=frequencies.device).float(), frequencies)
-    angles = torch.cat((angles, angles), -1)
+    interleaved = model.family.positions == INTERLEAVED
+    angles = angles.repeat_interleave(2, -1) if interleaved else torch.cat((angles, angles), -1)
     return angles.cos(), angles.sin()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ...plugins.lazy import torch
 from .dimensions import Model
+from .family import STACKED, View
 
 
 def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
@@ -13,9 +14,13 @@ def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
     family, hidden = model.family, model.hidden_size
     shapes = {family.embedding: [model.vocab_size, hidden]}
     if family.position_embedding is not None:
-        shapes[family.position_embedding] = [model.max_position_embeddings, hidden]
-    shapes |= {f"{family.final_norm.tensor}.{suffix}": [hidden] for suffix in family.final_norm.suffixes}
+        shapes[family.position_embedding] = [family.first_position + model.max_position_embeddings, hidden]
+    for norm in (family.embedding_norm, family.final_norm):
+        if norm is not None:
+            shapes |= {f"{norm.tensor}.{suffix}": [hidden] for suffix in norm.suffixes}
     shapes[family.head] = [model.vocab_size, hidden]
+    if family.head_bias is not None:
+        shapes[family.head_bias] = [model.vocab_size]
     layer = layer_shapes(model)
     for i in range(model.num_hidden_layers):
         prefix = family.layer.format(i=i)
@@ -60,7 +65,29 @@ def logical(model: Model, read: Callable[[str], torch.Tensor]) -> dict[str, torc
             for suffix in ("weight", "bias") if model.has_bias(linear.name) else ("weight",):
                 tensor = held[f"{view.tensor}.{suffix}"]
                 tensor = tensor.t() if view.transposed and suffix == "weight" else tensor
-                own = tensor if view.piece is None else tensor.split(sizes)[view.piece]
-                tensors[f"{part}.{suffix}"] = own.contiguous()
+                tensors[f"{part}.{suffix}"] = seen(tensor, view, sizes, model).contiguous()
+    for norm in family.all_norms:
+        for suffix in norm.suffixes:
+            name = f"{norm.tensor}.{suffix}"
+            tensors[name] = shifted(model, suffix, tensors[name])
     stacked = {view.tensor for view in family.views.values() if view.piece is not None}
     return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in stacked}
+
+
+def seen(rows: torch.Tensor, view: View, sizes: list[int], model: Model) -> torch.Tensor:
+    """A logical linear's rows of a module's, [out, ...]; sizes: rows of each that the module stacks."""
+    if view.piece is None:
+        return rows
+    if view.order == STACKED:
+        stacked: torch.Tensor = rows.split(sizes)[view.piece]
+        return stacked
+    heads = rows.unflatten(0, (model.num_key_value_heads, -1, model.head_size))
+    queries = heads.shape[1] - 2
+    own: torch.Tensor = heads.split([queries, 1, 1], 1)[view.piece].flatten(0, 2)
+    return own
+
+
+def shifted(model: Model, suffix: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A norm's tensor as it multiplies; some families store how far it is from 1."""
+    offset = model.family.norm_offset
+    return tensor.float() + offset if offset and suffix == "weight" else tensor

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional
 
 from ...plugins import few_tokens
-from ..models.ends import Embedding, engine_norm
+from ..models.ends import Embedding, Head
 from ..models.forward import LayerForward
 from ..models.rotation import Rotation
 from ..quantize.scheme import LayerSchemes
@@ -69,16 +69,15 @@ class Reference:
         self.forward = LayerForward(source.model, ids.shape[1], torch.float32, device)
         self.hidden = source.embedding(device).map(torch.Tensor.float)(ids.to(device))
 
-    def layer(self, tensors: Tensors) -> None:
+    def layer(self, index: int, tensors: Tensors) -> None:
         """Advance by one layer, of which these are the Hugging Face tensors."""
-        self.forward.load(tensors)
+        self.forward.load(index, tensors)
         for chunk in range(len(self.ids)):
             self.hidden[chunk : chunk + 1] = self.forward(self.hidden[chunk : chunk + 1])
 
-    def head(self) -> tuple[Tensors, torch.Tensor]:
-        """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], float32."""
-        norm = {suffix: tensor.float().to(self.device) for suffix, tensor in self.source.final_norm().items()}
-        return norm, self.source.head(self.device).float()
+    def head(self) -> Head:
+        """What stands behind the last layer, in float32."""
+        return self.source.head(self.device).map(lambda tensor: tensor.float().to(self.device))
 
 
 class Execution:
@@ -109,7 +108,7 @@ class Execution:
         for chunk in range(len(self.hidden)):
             piece = slice(chunk, chunk + 1)
             self.runtime.watch = None if chunk else self.measure_rounding
-            self.hidden[piece] = self.runtime.layer(tensors, schemes, self.hidden[piece])
+            self.hidden[piece] = self.runtime.layer(len(self.errors), tensors, schemes, self.hidden[piece])
             ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
             difference += float((ours - reference[piece]).square().sum())
             energy += float(reference[piece].square().sum())
@@ -130,17 +129,15 @@ class Execution:
             axes = {suffix: spec.axes.index("out") for suffix, spec in specs.items() if "out" in spec.axes}
             self.roundings.append(rounding_errors(form, own, axes, read.x))
 
-    def accuracy(self, reference: Reference, norm: Tensors, head: torch.Tensor) -> Accuracy:
-        """Behind the last layer: the distance of what both predict; norm and head are this model's."""
+    def accuracy(self, reference: Reference, head: Head) -> Accuracy:
+        """Behind the last layer: the distance of what both predict; head is this model's."""
         device, (chunks, length) = self.runtime.device, reference.ids.shape
-        norm, head = {suffix: tensor.to(device) for suffix, tensor in norm.items()}, head.to(device).float()
-        true_norm, true_head = reference.head()
-        totals, model = torch.zeros(4, dtype=torch.float64), reference.source.model
-        wanted, got = (head.new_empty(length, len(head)) for _ in range(2))
+        head = replace(head.map(lambda tensor: tensor.to(device)), weight=head.weight.to(device).float())
+        true_head, totals = reference.head(), torch.zeros(4, dtype=torch.float64)
+        wanted, got = (head.weight.new_empty(length, len(head.weight)) for _ in range(2))
         for chunk in range(chunks):
-            last = engine_norm(model.family.final_norm, reference.hidden[chunk], true_norm, model.norm_epsilon)
-            torch.mm(last, true_head.t(), out=wanted)
-            self.runtime.logits(self.hidden[chunk], norm, head, got)
+            true_head.logits(true_head.normed(reference.hidden[chunk]), wanted)
+            self.runtime.logits(self.hidden[chunk], head, got)
             pieces = (x.split(COMPARED) for x in (wanted[:-1], got[:-1], reference.ids[chunk, 1:].to(device)))
             for piece in zip(*pieces, strict=True):
                 totals += compare_logits(*piece).cpu()
@@ -168,10 +165,10 @@ def side_by_side(
     ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
-        reference.layer(source.layer(index, device))
+        reference.layer(index, source.layer(index, device))
         ours.layer(checkpoint.layer(index, device), checkpoint.precision.layer(index), reference.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
-    return ours.accuracy(reference, checkpoint.final_norm(), checkpoint.head(device))
+    return ours.accuracy(reference, checkpoint.head(device))
 
 
 def rotation_of(checkpoint: Checkpoint) -> Rotation | None:

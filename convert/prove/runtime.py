@@ -8,10 +8,11 @@ import torch
 
 from ...plugins import gpt_attention
 from ..models import block
+from ..models.attention import heads_of
 from ..models.dimensions import Model
-from ..models.ends import engine_norm
+from ..models.ends import Head, engine_norm
 from ..models.family import Group, Linear, Norm
-from ..models.forward import ACTIVATIONS
+from ..models.forward import ENGINE_ACTIVATIONS
 from ..models.rotary import rotary_tables
 from ..numbers.finite import finite
 from ..quantize.scheme import LayerSchemes, Scheme
@@ -53,7 +54,7 @@ class Runtime:
     ):
         self.model, self.engine, self.device, self.kv_cache = model, engine, device, kv_cache
         self.dtype = engine.torch_dtype
-        self.cos, self.sin = (table.to(device) for table in rotary_tables(frequencies, tokens))
+        self.cos, self.sin = (table.to(device) for table in rotary_tables(model, frequencies, tokens))
         self.beyond: dict[str, None] = {}
 
     @staticmethod
@@ -63,9 +64,9 @@ class Runtime:
         cache = checkpoint.precision.kv_cache
         return Runtime(checkpoint.model, checkpoint.engine, frequencies, tokens, device, cache)
 
-    def layer(self, tensors: Tensors, schemes: LayerSchemes, hidden: torch.Tensor) -> torch.Tensor:
+    def layer(self, index: int, tensors: Tensors, schemes: LayerSchemes, hidden: torch.Tensor) -> torch.Tensor:
         """One decoder layer: hidden states [batch, tokens, hidden_size] before it and behind it."""
-        functions = LayerFunctions(self, tensors, schemes, hidden.shape)
+        functions = LayerFunctions(self, index, tensors, schemes, hidden.shape)
         return block.finished(block.steps(self.model.family, functions, hidden))
 
     def held(self, what: str, x: torch.Tensor) -> torch.Tensor:
@@ -76,10 +77,13 @@ class Runtime:
 
     def norm(self, tensors: Tensors, scheme: Scheme, norm: Norm, x: torch.Tensor) -> Activation:
         """A layer norm, its output quantized where the linears behind it want it so."""
-        own = {suffix: tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
-        y = self.held(f"the output of {norm.name}", engine_norm(norm, x, own, self.model.norm_epsilon))
         group = next(group for group in self.model.family.groups if group.norm == norm.name)
-        return self.quantized(tensors, scheme, group, y)
+        return self.quantized(tensors, scheme, group, self.normed(tensors, norm, x))
+
+    def normed(self, tensors: Tensors, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        """A norm over the last axis of x, [tokens, size]."""
+        own = {suffix: tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
+        return self.held(f"the output of {norm.name}", engine_norm(norm, x, own, self.model.norm_epsilon))
 
     def quantized(self, tensors: Tensors, scheme: Scheme, group: Group, x: torch.Tensor) -> Activation:
         """What the linears of a group read of x, their input in the engine's dtype."""
@@ -87,10 +91,9 @@ class Runtime:
         scale = form.input_scale(group)
         return form.quantized(x, None if scale is None else tensors[scale])
 
-    def attention(self, tensors: Tensors, qkv: torch.Tensor) -> torch.Tensor:
+    def attention(self, index: int, tensors: Tensors, qkv: torch.Tensor) -> torch.Tensor:
         cache = None if self.kv_cache is None else (self.kv_cache, tensors[CACHE_SCALE])
-        heads, kv_heads = self.model.num_attention_heads, self.model.num_key_value_heads
-        attended = gpt_attention.reference(qkv, self.cos, self.sin, heads, kv_heads, cache)
+        attended = gpt_attention.reference(qkv, self.cos, self.sin, heads_of(self.model, index), cache)
         return self.held("the output of attention", attended)
 
     def smoothed(self, tensors: Tensors, scheme: Scheme, linear: str, x: torch.Tensor) -> Activation:
@@ -112,18 +115,13 @@ class Runtime:
         y = form.product(own, read)
         return self.held(f"the output of {name}", y if "bias" not in own or form.adds_bias else y + own["bias"])
 
-    def logits(
-        self, hidden: torch.Tensor, norm: Tensors, head: torch.Tensor, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """[tokens, hidden_size] -> float32 [tokens, vocab_size], by the final norm and a float32 output projection.
+    def logits(self, hidden: torch.Tensor, head: Head, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[tokens, hidden_size] -> float32 [tokens, vocab_size]; head: in float32.
 
         Args:
-            norm: the final norm's tensors, "weight" and "bias" where it has one.
             out: where they are put, if not in memory of their own.
         """
-        final = engine_norm(self.model.family.final_norm, hidden, norm, self.model.norm_epsilon)
-        y = self.held("the last norm's output", final)
-        logits = torch.mm(y.float(), head.t(), out=out)
+        logits = head.logits(self.held("the last norm's output", head.normed(hidden)), out)
         self.held("a logit", torch.stack(torch.aminmax(logits)).to(self.dtype))
         return logits
 
@@ -131,8 +129,8 @@ class Runtime:
 class LayerFunctions:
     """A checkpoint's layer as functions of a block; inputs of linears may be quantized, outputs are [tokens, out]."""
 
-    def __init__(self, runtime: Runtime, tensors: Tensors, schemes: LayerSchemes, shape: torch.Size):
-        self.runtime, self.tensors, self.shape = runtime, tensors, shape
+    def __init__(self, runtime: Runtime, index: int, tensors: Tensors, schemes: LayerSchemes, shape: torch.Size):
+        self.runtime, self.index, self.tensors, self.shape = runtime, index, tensors, shape
         family = runtime.model.family
         self.by_norm = {group.norm: schemes[group.name] for group in family.groups if group.norm}
         self.by_linear = {linear: schemes[group.name] for group in family.groups for linear in group.linears}
@@ -144,7 +142,7 @@ class LayerFunctions:
         return self.runtime.linear(self.tensors, self.by_linear[linear.name], linear.name, read)
 
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        return self.runtime.attention(self.tensors, self.head_normed(qkv).view(*self.shape[:2], -1))
+        return self.runtime.attention(self.index, self.tensors, self.head_normed(qkv).view(*self.shape[:2], -1))
 
     def head_normed(self, qkv: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values [tokens, out], the first two behind their norms where the family has such."""
@@ -153,16 +151,20 @@ class LayerFunctions:
             return qkv
         parts = list(qkv.split([model.query_size, model.kv_size, model.kv_size], -1))
         for place, norm in enumerate(model.family.query_key_norms):
-            own = {"weight": self.tensors[f"{norm.name}.weight"]}
-            heads = engine_norm(norm, parts[place].reshape(-1, model.head_size), own, model.norm_epsilon)
-            parts[place] = self.runtime.held(f"the output of {norm.name}", heads).view(parts[place].shape)
+            heads = self.runtime.normed(self.tensors, norm, parts[place].reshape(-1, model.head_size))
+            parts[place] = heads.view(parts[place].shape)
         return torch.cat(parts, -1)
 
     def product(self, made: list[torch.Tensor]) -> torch.Tensor:
-        first, *others = made
-        y = ACTIVATIONS[self.runtime.model.hidden_act](first.float()).to(self.runtime.dtype)
-        last = self.runtime.model.family.linears[-1].name
-        return self.runtime.held(f"the input of {last}", y * others[0] if others else y)
+        model, parts = self.runtime.model, list[torch.Tensor]()
+        for linear, y in zip(model.family.mlp, made, strict=True):
+            parts += y.split(model.out_features(linear.name), -1)
+        activated, *other = model.family.activated_first(parts)
+        y = ENGINE_ACTIVATIONS[model.hidden_act](activated.float()).to(self.runtime.dtype)
+        return self.runtime.held(f"the input of {model.family.linears[-1].name}", y * other[0] if other else y)
+
+    def normed(self, norm: Norm, made: torch.Tensor) -> torch.Tensor:
+        return self.runtime.normed(self.tensors, norm, made)
 
     def read(self, linear: Linear, x: torch.Tensor) -> Activation:
         return self.runtime.smoothed(self.tensors, self.by_linear[linear.name], linear.name, x.view(-1, x.shape[-1]))

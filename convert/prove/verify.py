@@ -141,7 +141,7 @@ def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
 
 def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
     """Raise InputError unless the model that a checkpoint was made from is as large as this source."""
-    for name in ("architecture", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
+    for name in ("engine_class", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
         if ours != theirs:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")

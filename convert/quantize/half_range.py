@@ -9,7 +9,8 @@ from operator import itemgetter
 import torch
 
 from ..errors import InputError
-from ..models.family import ROTARY
+from ..models.dimensions import Model
+from ..models.family import INTERLEAVED
 from ..models.layer import Layer
 from ..statistics.layer import LayerStatistics
 
@@ -46,11 +47,13 @@ def places(layer: Layer, statistics: LayerStatistics) -> Iterator[tuple[float, s
         for part in [part for part in family.parts(group) if part in seen.output_amax]:
             stored = seen.output_amax[part] / layer.folded.get(part, 1.0)
             yield float(stored.max()), f"the output of {part}"
-            if part in family.attention[:2] and family.positions == ROTARY and family.query_key_norms is None:
-                yield float(rotated(stored, layer.model.head_size).max()), f"the output of {part}, rotated,"
+            if part in family.attention[:2] and family.rotary and family.query_key_norms is None:
+                yield float(rotated(stored, layer.model).max()), f"the output of {part}, rotated,"
 
 
-def rotated(amax: torch.Tensor, head_size: int) -> torch.Tensor:
+def rotated(amax: torch.Tensor, model: Model) -> torch.Tensor:
     """As far as the rotary embedding can turn two channels of a head into one. amax: [heads * head_size]."""
-    turned: torch.Tensor = torch.linalg.vector_norm(amax.view(-1, 2, head_size // 2), dim=1)
+    turning = amax.view(-1, model.head_size)[:, : model.rotary_dim]
+    pairs = turning.unflatten(1, (-1, 2) if model.family.positions == INTERLEAVED else (2, -1))
+    turned: torch.Tensor = torch.linalg.vector_norm(pairs, dim=2 if model.family.positions == INTERLEAVED else 1)
     return turned

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import naming
 from ..models.dimensions import Model
-from ..models.ends import Embedding
+from ..models.ends import Embedding, Head
 from ..models.layer import Layer, Tensors
 from ..models.rotary import rotary_frequencies, with_scaled_queries
 from ..models.rotation import Rotation
@@ -68,7 +68,7 @@ class Quantizer:
     ) -> QuantizedLayer:
         """The same, on what its quantized linears compute; calibration tokens are behind the layer afterwards."""
         layer, precision = self.float_layer(source), self.precision
-        walk, dtype = calibration.walk(layer, on_tokens), getattr(torch, self.dtype)
+        walk, dtype = calibration.walk(index, layer, on_tokens), getattr(torch, self.dtype)
         with naming(f"layer {index}"):
             return quantize_walking(
                 layer, walk, precision.layer(index), self.how.choices, dtype, computed, precision.kv_cache
@@ -91,14 +91,14 @@ class Quantizer:
             return source.embedding(device)
         return source.embedding().map(self.rotation.rotate)
 
-    def head(self, source: Source, device: torch.device) -> tuple[Tensors, torch.Tensor]:
-        """The final norm's tensors by last name and the output projection [vocab_size, hidden_size], before they are
-        cast."""
-        norm, head = source.final_norm(), source.head("cpu" if self.rotation else device)
-        if self.rotation is not None:
-            weight = norm["weight"]
-            norm, head = {"weight": torch.ones_like(weight)}, self.rotation.rotate(head.float() * weight.float())
-        return norm, head
+    def head(self, source: Source, device: torch.device) -> Head:
+        """What stands behind the last layer, before it is cast."""
+        head = source.head("cpu" if self.rotation else device)
+        if self.rotation is None:
+            return head
+        norm = head.norm["weight"]
+        rotated = self.rotation.rotate(head.weight.float() * norm.float())
+        return replace(head, norm={"weight": torch.ones_like(norm)}, weight=rotated)
 
 
 def of_scaled_queries(statistics: LayerStatistics, model: Model) -> LayerStatistics:

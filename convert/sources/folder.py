@@ -18,8 +18,9 @@ from ..files.reader import Reader
 from ..files.shard import DTYPES as STORED
 from ..files.shard import Shard
 from ..models.dimensions import Model, read_model
-from ..models.ends import Embedding
-from ..models.shapes import hugging_face_shapes, layer_shapes, logical
+from ..models.ends import Embedding, Head
+from ..models.family import Norm
+from ..models.shapes import hugging_face_shapes, layer_shapes, logical, shifted
 from ..numbers.finite import finite
 from ..numbers.quantized import QuantizedLinear
 from .ahead import Ahead
@@ -193,17 +194,23 @@ class Source:
         if torch.device(device).type == "cuda":
             self.ahead.begin([family.embedding, *self._names_of(0)])
         positions = None if family.position_embedding is None else self.tensor(family.position_embedding, device)
-        return Embedding(self.tensor(family.embedding, device), positions)
+        norm = {} if family.embedding_norm is None else self._norm(family.embedding_norm, device)
+        return Embedding(self.model, self.tensor(family.embedding, device), positions, norm)
 
-    def final_norm(self) -> dict[str, torch.Tensor]:
-        """The last norm's tensors [hidden_size], by last name."""
-        norm = self.model.family.final_norm
-        return {suffix: self.tensor(f"{norm.tensor}.{suffix}") for suffix in norm.suffixes}
-
-    def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
-        """The output projection [vocab_size, hidden_size]; the embedding where the two are tied."""
+    def head(self, device: str | torch.device = "cpu") -> Head:
+        """What stands behind the last layer; the output projection is the embedding where the two are tied."""
         family = self.model.family
-        return self.tensor(family.head if family.head in self.where else family.embedding, device)
+        weight = self.tensor(family.head if family.head in self.where else family.embedding, device)
+        if family.normalized_head:
+            exact = weight if weight.dtype == torch.float16 else weight.float()  # its authors' code, but for bfloat16
+            weight = torch.nn.functional.normalize(exact)
+        bias = None if family.head_bias is None else self.tensor(family.head_bias, device)
+        return Head(self.model, self._norm(family.final_norm, device), weight, bias)
+
+    def _norm(self, norm: Norm, device: str | torch.device) -> dict[str, torch.Tensor]:
+        """A norm's tensors [hidden_size], by last name; it stands outside the layers."""
+        read = {suffix: self.tensor(f"{norm.tensor}.{suffix}", device) for suffix in norm.suffixes}
+        return {suffix: shifted(self.model, suffix, tensor) for suffix, tensor in read.items()}
 
     def paths(self) -> list[Path]:
         """config.json, every weight file, and the files beside them that say how they are quantized."""

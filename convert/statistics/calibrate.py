@@ -59,7 +59,7 @@ class Walk:
     Tokens wait where they are, as far as there is room; others come again from the layer's start.
 
     Args:
-        forward: computes the layer.
+        forward: computes the layer, whose number is index.
         layer: what is quantized: after a group has been yielded, its linears compute with what they are by then.
         hidden: [sequences, tokens, hidden_size], replaced in place behind the last group.
         seed, batch, on_batch: as for ``calibrate_layer``; on_batch counts a share of the tokens at every group.
@@ -72,6 +72,7 @@ class Walk:
     def __init__(
         self,
         forward: LayerForward,
+        index: int,
         layer: Layer,
         hidden: torch.Tensor,
         wanted: Wanted,
@@ -79,7 +80,8 @@ class Walk:
         batch: int,
         on_batch: OnBatch = lambda tokens: None,
     ):
-        self.forward, self.layer, self.pieces, self.on_batch = forward, layer, hidden.split(batch), on_batch
+        self.forward, self.index, self.layer = forward, index, layer
+        self.pieces, self.on_batch = hidden.split(batch), on_batch
         self.watch = Watch(forward, wanted, hidden, seed)
         self.waiting: dict[int, Steps[torch.Tensor]] = {}
         self.room = room(forward) // batch
@@ -90,7 +92,7 @@ class Walk:
 
     def groups(self) -> Iterator[Group]:
         """Every group of linears, once all tokens stand before it."""
-        self.forward.load(self.layer.computed())
+        self.forward.load(self.index, self.layer.computed())
         groups = self.forward.family.groups
         for place, group in enumerate(groups):
             for number, piece in enumerate(self.pieces):

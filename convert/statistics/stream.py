@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from ..device import fast_dtype
 from ..errors import InputError
 from ..models.dimensions import Model
-from ..models.ends import Embedding, engine_norm
+from ..models.ends import Embedding, Head
 from ..models.forward import LayerForward
 from ..models.layer import Layer, Tensors
 from .calibrate import Walk, calibrate_layer
@@ -51,39 +51,36 @@ class Calibration:
         self.hidden = embedding.to(device)(ids.to(device)).to(fast_dtype(device))
         self.batch = max(1, BATCH_TOKENS[device.type] // ids.shape[1])
 
-    def layer(self, tensors: Tensors, on_tokens: Callable[[int], None] = lambda tokens: None) -> LayerStatistics:
+    def layer(
+        self, index: int, tensors: Tensors, on_tokens: Callable[[int], None] = lambda tokens: None
+    ) -> LayerStatistics:
         """The statistics of the next layer, of which these are the Hugging Face tensors."""
-        self.forward.load(tensors)
+        self.forward.load(index, tensors)
         statistics = calibrate_layer(self.forward, self.hidden, self.wanted, self.seed, self.batch, on_tokens)
         statistics.hidden_amax = self.largest()
         return statistics
 
-    def walk(self, layer: Layer, on_tokens: Callable[[int], None] = lambda tokens: None) -> Walk:
+    def walk(self, index: int, layer: Layer, on_tokens: Callable[[int], None] = lambda tokens: None) -> Walk:
         """The next layer, quantized while tokens pass through it."""
-        return Walk(self.forward, layer, self.hidden, self.wanted, self.seed, self.batch, on_tokens)
+        return Walk(self.forward, index, layer, self.hidden, self.wanted, self.seed, self.batch, on_tokens)
 
-    def normed(self, norm: Tensors) -> Iterator[torch.Tensor]:
-        """The output of the model's last norm for each sequence, [tokens, hidden_size]; norm: its tensors."""
-        own = {suffix: tensor.to(self.hidden.device) for suffix, tensor in norm.items()}
-        for one in self.hidden:
-            yield engine_norm(self.model.family.final_norm, one, own, self.model.norm_epsilon)
-
-    def largest_normed(self, norm: Tensors) -> float:
+    def largest_normed(self, head: Head) -> float:
         """The largest |output| of the model's last norm."""
-        return max(float(one.abs().max()) for one in self.normed(norm))
+        return max(float(head.normed(one).abs().max()) for one in self.hidden)
 
-    def largest_logit(self, norm: Tensors, head: torch.Tensor, enough: float) -> float:
+    def largest_logit(self, head: Head, enough: float) -> float:
         """The largest |logit|, or a bound on it that is not above ``enough``: the longest norm's output times the
-        longest row of ``head`` [vocab_size, hidden_size]; logits themselves take as long as some layers."""
-        lengths = [torch.linalg.vector_norm(piece.float(), dim=1).max() for piece in head.split(HEAD_ROWS)]
+        longest row of the output projection, and its largest bias; logits themselves take as long as some layers."""
+        lengths = [torch.linalg.vector_norm(piece.float(), dim=1).max() for piece in head.weight.split(HEAD_ROWS)]
         rows, bound = torch.stack(lengths).max(), 0.0
-        for normed in (one.float() for one in self.normed(norm)):
-            longest = float(torch.linalg.vector_norm(normed, dim=1).max() * rows)
+        added = 0.0 if head.bias is None else float(head.bias.abs().max())
+        for normed in (head.normed(one).float() for one in self.hidden):
+            longest = float(torch.linalg.vector_norm(normed, dim=1).max() * rows) + added
             if not longest <= enough:
-                pieces = head.to(normed.device).split(HEAD_ROWS)
-                longest = max(float((normed @ piece.float().T).abs().max()) for piece in pieces)
+                pieces = head.weight.to(normed.device).split(HEAD_ROWS)
+                longest = max(float((normed @ piece.float().T).abs().max()) for piece in pieces) + added
             bound = max(bound, longest)
-        return bound
+        return bound * head.model.logit_scale
 
     def largest(self) -> float:
         """The largest |hidden state|."""

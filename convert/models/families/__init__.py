@@ -1,12 +1,49 @@
 """Model families, one file each; a family is known once it stands in FAMILIES."""
 
 from ..family import Family
+from .baichuan import BAICHUAN
+from .bloom import BLOOM
+from .exaone import EXAONE
+from .gemma import GEMMA
+from .gemma2 import GEMMA2
 from .gpt2 import GPT2
 from .gpt_bigcode import GPT_BIGCODE
+from .gpt_neox import GPT_NEOX
+from .gptj import GPTJ
+from .internlm import INTERNLM
+from .internlm2 import INTERNLM2
 from .llama import LLAMA
 from .mistral import MISTRAL
+from .mpt import MPT
+from .nemotron import NEMOTRON
+from .opt import OPT
+from .phi import PHI
+from .qwen import QWEN
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .starcoder2 import STARCODER2
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GPT_BIGCODE, STARCODER2)
+# In the order in which they are listed.
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN,
+    QWEN2,
+    QWEN3,
+    GEMMA,
+    GEMMA2,
+    INTERNLM,
+    INTERNLM2,
+    *BAICHUAN,
+    EXAONE,
+    GPT2,
+    GPT_BIGCODE,
+    STARCODER2,
+    OPT,
+    BLOOM,
+    GPT_NEOX,
+    GPTJ,
+    PHI,
+    MPT,
+    NEMOTRON,
+)

@@ -14,13 +14,11 @@ QUERY, KEY, VALUE = "attn.c_attn.query", "attn.c_attn.key", "attn.c_attn.value"
 FIXED = {"scale_attn_weights": True} | dict.fromkeys(
     ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"), False
 )
-QSERVE = ("W4A8_QSERVE_PER_GROUP", "W4A8_QSERVE_PER_CHANNEL")
 KEYS = {
     "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
     "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "norm_epsilon": "layer_norm_epsilon",
     "hidden_act": "activation_function",
 }  # fmt: skip
-NO_LAYER_NORM = "TensorRT-LLM has no LayerNorm for it; use W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN, FP8 or W8A16"
 
 
 def read(said: Reader) -> dict[str, Any]:
@@ -38,6 +36,7 @@ def config(model: Any) -> dict[str, Any]:
 
 
 GPT2 = Family(
+    title="GPT-2",
     architectures=("GPT2LMHeadModel",),
     spellings=("gpt2",),
     embedding="transformer.wte.weight",
@@ -68,7 +67,7 @@ GPT2 = Family(
     activations={"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"},
     norm_epsilon=1e-5,
     tied=True,
+    biased=True,
     read=read,
     config=config,
-    refused=dict.fromkeys(("FP8_PER_CHANNEL_PER_TOKEN", *QSERVE), NO_LAYER_NORM),
 )

@@ -26,6 +26,7 @@ def config(model: Any) -> dict[str, Any]:
 QKV, *OTHERS = GPT2.linears
 GPT_BIGCODE = replace(
     GPT2,
+    title="StarCoder, SantaCoder, Granite code 20B and 34B",
     architectures=("GPTBigCodeForCausalLM",),
     spellings=("gpt_bigcode",),
     linears=(replace(QKV, out_features=("query_size", "kv_size", "kv_size")), *OTHERS),

@@ -44,6 +44,7 @@ def config(model: Any) -> dict[str, Any]:
 
 
 LLAMA = Family(
+    title="Llama, Yi, DeepSeek-LLM, SmolLM",
     architectures=("LlamaForCausalLM",),
     spellings=("LLaMAForCausalLM", "llama"),
     embedding="model.embed_tokens.weight",

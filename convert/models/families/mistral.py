@@ -19,6 +19,7 @@ def read(said: Reader) -> dict[str, Any]:
 
 MISTRAL = replace(
     LLAMA,
+    title="Mistral, Mistral-Nemo",
     architectures=("MistralForCausalLM",),
     spellings=("mistral",),
     defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8},

@@ -11,6 +11,7 @@ from .llama import LLAMA
 from .llama import config as llama_config
 
 # The engine's layer hands these formats' attention an argument that it does not take: no such network can be built.
+NO_ARGUMENT = ("FP8_PER_CHANNEL_PER_TOKEN", "W4A8_QSERVE_PER_GROUP", "W4A8_QSERVE_PER_CHANNEL")
 REFUSED = "TensorRT-LLM cannot build Qwen's attention in it"
 OWN = ("mlp_bias", "attn_bias", "rotary_base", "rotary_scaling", "disable_weight_only_quant_plugin", "moe")
 
@@ -39,16 +40,14 @@ def config(model: Any) -> dict[str, Any]:
 QKV, DENSE, *MLP = LLAMA.linears
 QWEN2 = replace(
     LLAMA,
+    title="Qwen2, Qwen2.5",
     architectures=("Qwen2ForCausalLM",),
     spellings=("qwen2",),
     linears=(QKV, *(replace(linear, bias=None) for linear in (DENSE, *MLP))),
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 32},
     reduce_fusion=False,
+    biased=True,
     read=read,
     config=config,
-    refused={
-        "FP8_PER_CHANNEL_PER_TOKEN": REFUSED,
-        "W4A8_QSERVE_PER_GROUP": REFUSED,
-        "W4A8_QSERVE_PER_CHANNEL": REFUSED,
-    },
+    refused=dict.fromkeys(NO_ARGUMENT, REFUSED),
 )

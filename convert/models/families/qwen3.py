@@ -12,9 +12,6 @@ from .qwen2 import QWEN2
 from .qwen2 import config as qwen2_config
 from .qwen2 import read as qwen2_read
 
-LOST = "its attention drops the norms of queries and keys without a word; use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"
-PLUGINS = ("PER_TENSOR", "PER_CHANNEL_PER_TENSOR", "PER_TENSOR_PER_TOKEN", "PER_CHANNEL_PER_TOKEN")
-
 
 def read(said: Reader) -> dict[str, Any]:
     if said.flag("attention_bias"):
@@ -28,6 +25,7 @@ def config(model: Any) -> dict[str, Any]:
 
 QWEN3 = replace(
     QWEN2,
+    title="Qwen3",
     architectures=("Qwen3ForCausalLM",),
     spellings=("qwen3",),
     defaults={**QWEN2.defaults, "head_dim": 128},
@@ -36,7 +34,7 @@ QWEN3 = replace(
         Norm("attention.k_layernorm", "self_attn.k_norm"),
     ),
     since="1.0.0",
+    biased=False,
     read=read,
     config=config,
-    refused={**QWEN2.refused, **{f"W8A8_SQ_{kind}_PLUGIN": LOST for kind in PLUGINS}},
 )

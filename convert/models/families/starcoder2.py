@@ -29,6 +29,7 @@ QKV, DENSE, *_ = LLAMA.linears
 FC, PROJ = GPT2.linears[2:]
 STARCODER2 = replace(
     LLAMA,
+    title="StarCoder2",
     architectures=("Starcoder2ForCausalLM",),
     spellings=("starcoder2",),
     final_norm=replace(LLAMA.final_norm, kind=LAYER),
@@ -40,8 +41,8 @@ STARCODER2 = replace(
     activations={"gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"},
     norm_epsilon=1e-5,
     tied=True,
+    biased=True,
     reduce_fusion=False,
     read=read,
     config=config,
-    refused=GPT2.refused,
 )

@@ -8,7 +8,7 @@ from ....plugins.lazy import torch
 from ...errors import InputError, shown
 from ...files.shard import Shard
 from ...models.dimensions import Model
-from ...models.ends import Embedding
+from ...models.ends import Embedding, Head
 from ...models.rotary import rotary_frequencies
 from ...quantize.precision import LAYER, Precision
 from .layout import check_kernels, layer_tensors
@@ -90,7 +90,7 @@ class Checkpoint(Stated):
         return whole
 
     def rotary_frequencies(self) -> torch.Tensor:
-        """Inverse frequencies that an engine rotates with, float32 [head_size / 2]: the checkpoint's own table, or
+        """Inverse frequencies that an engine rotates with, float32 [rotary_dim / 2]: the checkpoint's own table, or
         what TensorRT-LLM computes at load."""
         if self.model.brings_rotary_tables:
             return self.read(0, "rotary_inv_freq")
@@ -98,20 +98,31 @@ class Checkpoint(Stated):
 
     def embedding(self) -> Embedding:
         """What stands before the first layer."""
+        ranks, family, positions = range(self.mapping.tp_size), self.model.family, None
+        if family.position_embedding is not None:
+            stored = self.same(ranks, "transformer.position_embedding.weight")
+            positions = torch.cat((stored.new_zeros(family.first_position, stored.shape[1]), stored))
+        suffixes = () if family.embedding_norm is None else family.embedding_norm.suffixes
+        norm = {suffix: self.same(ranks, f"transformer.ln_embed.{suffix}") for suffix in suffixes}
+        return Embedding(self.model, self.tokens(), positions, norm)
+
+    def tokens(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """The table of tokens, [vocab_size, hidden_size]."""
         ranks, name = range(self.mapping.tp_size), "transformer.vocab_embedding.weight"
-        learned = self.model.family.position_embedding is not None
-        positions = self.same(ranks, "transformer.position_embedding.weight") if learned else None
         if self.embedding_axis is None:
-            return Embedding(self.same(ranks, name), positions)
-        pieces = [self.read(rank, name) for rank in ranks]
-        return Embedding(torch.cat(pieces, self.embedding_axis)[: self.model.vocab_size], positions)
+            return self.same(ranks, name).to(device)
+        pieces = [self.read(rank, name, device) for rank in ranks]
+        return torch.cat(pieces, self.embedding_axis)[: self.model.vocab_size]
+
+    @property
+    def last_ranks(self) -> range:
+        """The ranks of the last stage."""
+        return range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
 
     def final_norm(self) -> dict[str, torch.Tensor]:
         """The last norm's tensors [hidden_size], by last name."""
-        ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
-        return {
-            suffix: self.same(ranks, f"transformer.ln_f.{suffix}") for suffix in self.model.family.final_norm.suffixes
-        }
+        suffixes = self.model.family.final_norm.suffixes
+        return {suffix: self.same(self.last_ranks, f"transformer.ln_f.{suffix}") for suffix in suffixes}
 
     def same(self, ranks: range, name: str) -> torch.Tensor:
         """A tensor that these ranks all hold whole."""
@@ -120,7 +131,13 @@ class Checkpoint(Stated):
             raise InputError(f"{self.folder}: ranks disagree about {name}")
         return first
 
-    def head(self, device: str | torch.device = "cpu") -> torch.Tensor:
-        """[vocab_size, hidden_size], padding rows removed."""
-        ranks = range(self.mapping.world_size - self.mapping.tp_size, self.mapping.world_size)
-        return torch.cat([self.read(rank, "lm_head.weight", device) for rank in ranks])[: self.model.vocab_size]
+    def head(self, device: str | torch.device = "cpu") -> Head:
+        """What stands behind the last layer, padding rows removed."""
+        family = self.model.family
+        weight = self.tokens(device) if family.shares_embedding else self.rows("lm_head.weight", device)
+        bias = None if family.head_bias is None else self.rows("lm_head.bias", device)
+        return Head(self.model, self.final_norm(), weight, bias)
+
+    def rows(self, name: str, device: str | torch.device) -> torch.Tensor:
+        """A tensor of the output projection, [vocab_size, ...]."""
+        return torch.cat([self.read(rank, name, device) for rank in self.last_ranks])[: self.model.vocab_size]

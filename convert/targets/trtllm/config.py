@@ -7,22 +7,28 @@ from typing import Any
 from ...errors import InputError
 from ...files.reader import Reader
 from ...models.dimensions import MOST_LAYERS, Model, Sizes, check_heads, family_of
-from ...models.family import LEARNED, ROTARY
+from ...models.family import ALIBI, INTERLEAVED, LEARNED, ROTARY, SCALED_ALIBI
 from ...models.rope import read_rope
 from ...quantize.precision import Precision
 from .keys import check_config
+from .layout import embedding_axis
 from .quant_config import quantization
 from .ranks import Mapping
 
-POSITIONS = {ROTARY: "rope_gpt_neox", LEARNED: "learned_absolute"}
+POSITIONS = {
+    ROTARY: "rope_gpt_neox",
+    INTERLEAVED: "rope_gptj",
+    LEARNED: "learned_absolute",
+    ALIBI: "alibi",
+    SCALED_ALIBI: "alibi_with_scale",
+}
 
 
 def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smoothquant_val: float) -> dict[str, Any]:
     """TensorRT-LLM's config.json, in the key set that releases 0.16 to 1.2.1 read."""
     model = precision.model
     return {
-        **model.family.config(model),
-        "architecture": model.architecture,
+        "architecture": model.engine_class,
         "dtype": dtype,
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
@@ -46,12 +52,13 @@ def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smooth
             "moe_ep_size": 1,
         },
         "quantization": quantization(precision, smoothquant_val, mapping.stages(model.num_hidden_layers)[0]),
-        "use_parallel_embedding": False,
+        "use_parallel_embedding": embedding_axis(model, mapping) is not None,
         "embedding_sharding_dim": 0,
-        "share_embedding_table": False,
+        "share_embedding_table": model.family.shares_embedding,
         "head_size": model.head_size,
         "qk_layernorm": False,
-        "rotary_embedding_dim": model.head_size,
+        "rotary_embedding_dim": model.rotary_dim,
+        **model.family.config(model),
     }
 
 
@@ -83,16 +90,19 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         InputError: an architecture that this version cannot execute, a key that it does not know, or a missing or
             wrong value.
     """
-    said, family = Reader(config), family_of(config.get("architecture"))
-    sizes, positions = read_sizes(said), said.integer("max_position_embeddings")
-    if said.section("rotary_scaling").values and family.positions != ROTARY:
-        raise InputError(f"config.json: rotary_scaling must be null: {config['architecture']} has learned positions")
-    base, scaling = read_rope(
+    said = Reader(config)
+    family = family_of(config.get("architecture"), said)
+    sizes = read_sizes(said)
+    unlimited = family.defaults["max_position_embeddings"] if family.alibi else None
+    positions = said.integer("max_position_embeddings", unlimited)
+    if said.section("rotary_scaling").values and not family.rotary:
+        raise InputError(f"config.json: rotary_scaling must be null: {config['architecture']} has no rotary embedding")
+    rope = read_rope(
         {"rope_theta": said.number("rotary_base", 1e4), "rope_scaling": config.get("rotary_scaling")}, positions
     )
     said.choice("position_embedding_type", (POSITIONS[family.positions],))
-    usual = family.read(Reader({}))
-    model = Model(
+    biased = {linear.bias for linear in family.linears if linear.bias is not None}
+    fields = dict[str, Any](
         architecture=said.text("architecture"),
         family=family,
         dtype=said.text("dtype"),
@@ -100,11 +110,21 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         max_position_embeddings=positions,
         norm_epsilon=float(said.number("norm_epsilon", 1e-5, largest=1.0)),
         hidden_act=said.choice("hidden_act", tuple(dict.fromkeys(family.activations.values()))),
-        rotary_base=base,
-        rotary_scaling=scaling,
+        activation=said.text("hidden_act"),
+        rotary_base=rope.theta,
+        rotary_scaling=rope.scaling,
+        rotary_dim=rotary_dim(said, sizes.head_size),
         tied=False,
-        **{flag: said.flag(flag, usual.get(flag, False)) for flag in ("attn_bias", "mlp_bias")},
+        **{flag: said.flag(flag, said.flag("bias", family.biased)) for flag in biased},
     )
+    model = Model(**(fields | family.stated(said)))
     check_config(said, model)
     check_heads(model)
     return model
+
+
+def rotary_dim(said: Reader, head_size: int) -> int:
+    """The channels of a head that an engine turns."""
+    if said.has("rotary_dim"):
+        return said.integer("rotary_dim", largest=head_size)
+    return int(head_size * said.number("rotary_pct", 1.0, largest=1.0))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 from ...models.dimensions import Model
-from ...models.family import COLUMNS, ROTARY, Group, Linear
+from ...models.family import COLUMNS, Group, Linear
 from ...quantize.precision import LAYER, Precision
 from ...quantize.scheme import LayerSchemes
 from .formats import format_of
@@ -44,8 +44,9 @@ def layer_tensors(model: Model, schemes: LayerSchemes, engine: Engine, kv_cache:
 def linear_tensors(model: Model, form: Format, linear: Linear, group: Group) -> dict[str, Tensor]:
     """What executes one linear, by suffix."""
     tensors = form.tensors(linear, group)
+    adds_everywhere = form.adds_bias or model.family.one_all_reduce
     if model.has_bias(linear.name):
-        tensors["bias"] = Tensor(("out",), MODEL_DTYPE, summed=form.adds_bias and linear.cut == COLUMNS)
+        tensors["bias"] = Tensor(("out",), MODEL_DTYPE, summed=adds_everywhere and linear.cut == COLUMNS)
     size = form.scheme.group_size or 1
     return {suffix: replace(tensor, linear=linear, group_size=size) for suffix, tensor in tensors.items()}
 
@@ -73,10 +74,15 @@ def padded_vocab(model: Model, tp_size: int) -> int:
     return math.ceil(model.vocab_size / tp_size) * tp_size
 
 
+def embedding_axis(model: Model, mapping: Mapping) -> int | None:
+    """The axis along which this project cuts the embedding; None where every rank holds it whole."""
+    return 0 if model.family.shares_embedding and mapping.tp_size > 1 else None
+
+
 def rotary_tables(model: Model) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of the tables that a rank may have; TensorRT-LLM computes those that it has not."""
-    positions, width = model.max_position_embeddings, model.head_size
-    if model.family.positions != ROTARY:
+    positions, width = model.max_position_embeddings, model.rotary_dim
+    if not model.family.rotary:
         return {}
     return {
         FREQUENCIES: ([width // 2], FLOAT32),
@@ -106,6 +112,9 @@ def rank_tensors(
         if model.family.position_embedding is not None:
             table = [model.max_position_embeddings, model.hidden_size]
             tensors["transformer.position_embedding.weight"] = (table, dtype)
+        if model.family.embedding_norm is not None:
+            for suffix in model.family.embedding_norm.suffixes:
+                tensors[f"transformer.ln_embed.{suffix}"] = ([model.hidden_size], dtype)
     # Most layers are alike.
     shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, engine, precision.kv_cache))
     for local, index in enumerate(mapping.stages(model.num_hidden_layers)[stage]):
@@ -115,7 +124,10 @@ def rank_tensors(
         rows = padded_vocab(model, mapping.tp_size) // mapping.tp_size
         for suffix in model.family.final_norm.suffixes:
             tensors[f"transformer.ln_f.{suffix}"] = ([model.hidden_size], dtype)
-        tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
+        if not model.family.shares_embedding:
+            tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
+        if model.family.head_bias is not None:
+            tensors["lm_head.bias"] = ([rows], dtype)
     return tensors
 
 

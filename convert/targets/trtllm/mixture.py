@@ -6,8 +6,9 @@ from ...errors import InputError
 from ...models.family import Group
 from ...quantize.precision import Precision
 from ...quantize.scheme import LayerSchemes
+from . import honoured
 from .formats import kind_of
-from .formats.base import Engine, module_of
+from .formats.base import Engine, module_of, modules_of
 
 MIXED_PRECISION = "MIXED_PRECISION"
 
@@ -27,11 +28,8 @@ def packed_for_sm(precision: Precision, engine: Engine) -> int | None:
 
 
 def check(precision: Precision) -> None:
-    """Raise InputError for what TensorRT-LLM cannot execute: of this family, or as a mixture."""
-    for scheme in precision.schemes:
-        reason = precision.model.family.refused.get(scheme.name or "")
-        if reason is not None:
-            raise InputError(f"{scheme.name}: not for {precision.model.architecture}: {reason}")
+    """Raise InputError for what TensorRT-LLM cannot execute: of this model, or as a mixture."""
+    honoured.check(precision)
     for scheme in precision.schemes if len(precision.schemes) > 1 else ():
         if kind_of(scheme).whole_model:
             raise InputError(
@@ -51,7 +49,7 @@ def check(precision: Precision) -> None:
 
 def beside(precision: Precision, group: Group, schemes: LayerSchemes) -> str | None:
     """A group of the same module that has another scheme."""
-    same = [other.name for other in precision.model.family.groups if module_of(other) == module_of(group)]
+    same = [other.name for other in precision.model.family.groups if modules_of(other) & modules_of(group)]
     return next((name for name in same if schemes[name] != schemes[group.name]), None)
 
 

@@ -58,6 +58,13 @@ class Mapping:
                 f"of them) and intermediate size {model.intermediate_size}; sizes that do: "
                 f"{', '.join(map(str, works))}"
             )
+        if self.pp_size > 1 and not model.family.pipelined:
+            raise InputError(f"--pp_size {self.pp_size}: engines of {model.architecture} have one stage; use --tp_size")
+        if self.tp_size > 1 and model.family.shares_embedding and model.vocab_size % self.tp_size:
+            raise InputError(
+                f"--tp_size {self.tp_size} does not divide vocabulary size {model.vocab_size}: ranks of "
+                f"{model.architecture} share the embedding, which is its output projection"
+            )
         if model.num_hidden_layers % self.pp_size:
             works = [n for n in range(1, model.num_hidden_layers + 1) if model.num_hidden_layers % n == 0]
             raise InputError(
@@ -134,27 +141,28 @@ def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> to
     """The channels of a linear's cut axis that one rank holds, in its order."""
     if linear.cut == COLUMNS:
         return even_share(model.dimension(linear.in_features), tp_size, tp_rank)
-    if linear.cut != HEADS:
-        return even_share(sum(model.out_features(linear.name)), tp_size, tp_rank)
-    pieces, start = [], 0
+    pieces, start, size = [], 0, unit(linear, model)
     for rows in model.out_features(linear.name):
-        heads = rows // model.head_size
+        units = rows // size
         # Fewer heads than ranks: neighbouring ranks repeat a head.
-        share = even_share(heads, tp_size, tp_rank) if heads >= tp_size else torch.tensor([tp_rank * heads // tp_size])
-        channels = share[:, None] * model.head_size + torch.arange(model.head_size)
+        share = even_share(units, tp_size, tp_rank) if units >= tp_size else torch.tensor([tp_rank * units // tp_size])
+        channels = share[:, None] * size + torch.arange(size)
         pieces.append(start + channels.flatten())
         start += rows
     return torch.cat(pieces)
+
+
+def unit(linear: Linear, model: Model) -> int:
+    """Rows of each part that stay together: a head's, or one."""
+    return model.head_size if linear.cut == HEADS else 1
 
 
 def rank_size(linear: Linear, model: Model, tp_size: int) -> int:
     """How many channels of a linear's cut axis each rank holds."""
     if linear.cut == COLUMNS:
         return model.dimension(linear.in_features) // tp_size
-    rows = model.out_features(linear.name)
-    if linear.cut != HEADS:
-        return sum(rows) // tp_size
-    return sum(max(part // model.head_size // tp_size, 1) * model.head_size for part in rows)
+    size = unit(linear, model)
+    return sum(max(rows // size // tp_size, 1) * size for rows in model.out_features(linear.name))
 
 
 def even_share(size: int, parts: int, part: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import InputError, printable
 from ...files.disk import read_json, shown_path
 from ...files.reader import LARGEST, Reader
-from ...models.dimensions import Model, Sizes, family_of
+from ...models.dimensions import Model, Sizes, families_of, family_of
 from ...models.families import FAMILIES
 from ...models.family import Family
 from ...quantize.precision import Precision
@@ -61,7 +61,8 @@ class Stated:
         self.architecture = said.text("architecture")
         self.dtype: str = said.choice("dtype", DTYPES)
         self.logits_dtype: str = said.choice("logits_dtype", DTYPES[::2], "float32")
-        self.family: Family | None = next((f for f in FAMILIES if self.architecture in f.architectures), None)
+        known = any(self.architecture in family.architectures for family in FAMILIES)
+        self.family: Family | None = family_of(self.architecture, said) if known else None
         quantization = said.section("quantization")
         check_quantization(quantization)
         self.algorithm = algorithm_of(quantization, "quant_algo")
@@ -90,7 +91,7 @@ class Stated:
         Raises:
             InputError: a family or an algorithm that this project does not convert, or a mixture that does not work.
         """
-        family_of(self.architecture)
+        families_of(self.architecture)
         assert self.model is not None
         return read_precision(self.folder, self.config, self.model, self.stages)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ....plugins.lazy import torch
 from ...errors import InputError
-from ...models.ends import Embedding
+from ...models.ends import Embedding, Head
+from ...models.family import Norm
 from ...numbers.finite import finite
 from ...numbers.quantized import QuantizedLinear
 from ...quantize.precision import Precision
@@ -21,7 +22,6 @@ from .ranks import MODEL_DTYPE, Mapping, Tensor
 from .storage import PLAIN
 
 if TYPE_CHECKING:
-    from ...models.layer import Tensors
     from ...quantize.layer import QuantizedLayer
 
 WIDER, OTHERWISE = "use --dtype bfloat16", "use another --quant or --exclude the linear"
@@ -83,17 +83,27 @@ class Target:
 
     def embedding(self, embedding: Embedding) -> Embedding:
         """In the engine's dtype."""
-        family, dtype, positions = self.precision.model.family, self.engine.dtype, embedding.positions
-        tokens = to_dtype(embedding.tokens, dtype, family.embedding)
-        if positions is None:
-            return Embedding(tokens)
-        return Embedding(tokens, to_dtype(positions, dtype, str(family.position_embedding)))
+        family, positions = self.precision.model.family, embedding.positions
+        tokens = self.stored(embedding.tokens, family.embedding)
+        if positions is not None:
+            positions = self.stored(positions, str(family.position_embedding))
+        return replace(embedding, tokens=tokens, positions=positions, norm=self.norm(family.embedding_norm, embedding))
 
-    def head(self, norm: Tensors, head: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        """The final norm's tensors, by last name, and the output projection, in the engine's dtype."""
-        family, dtype = self.precision.model.family, self.engine.dtype
-        own = {suffix: to_dtype(of, dtype, f"{family.final_norm.tensor}.{suffix}") for suffix, of in norm.items()}
-        return own, to_dtype(head, dtype, family.head)
+    def head(self, head: Head) -> Head:
+        """In the engine's dtype."""
+        family, bias = self.precision.model.family, head.bias
+        if bias is not None:
+            bias = self.stored(bias, str(family.head_bias))
+        weight = self.stored(head.weight, family.head)
+        return replace(head, weight=weight, bias=bias, norm=self.norm(family.final_norm, head))
+
+    def norm(self, norm: Norm | None, end: Embedding | Head) -> dict[str, torch.Tensor]:
+        """The norm of an end, by last name."""
+        return {suffix: self.stored(of, f"{norm.tensor}.{suffix}") for suffix, of in end.norm.items() if norm}
+
+    def stored(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """A tensor of an end in the engine's dtype."""
+        return to_dtype(tensor, self.engine.dtype, name)
 
 
 def to_dtype(tensor: torch.Tensor, dtype: str, name: str, way: str = WIDER) -> torch.Tensor:

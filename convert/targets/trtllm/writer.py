@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
 from torch.nn import functional
 
 from ...files.tensors import TensorFile
 from ...files.written import Written
-from ...models.ends import Embedding
+from ...models.ends import Embedding, Head
 from ...models.layer import Tensors
 from ...models.rope import rotary_pairs
 from ...models.rotary import rotary_frequencies
 from ...quantize.precision import LAYER
-from .layout import FREQUENCIES, PAIRS, padded_vocab, rank_tensors
+from .layout import FREQUENCIES, PAIRS, embedding_axis, padded_vocab, rank_tensors
 from .ranks import Mapping, cut
 from .target import Target
 
@@ -38,7 +37,8 @@ class RankFiles:
         with ExitStack() as opened:
             files = []
             for rank in range(mapping.world_size):
-                tensors = rank_tensors(target.precision, mapping, rank, target.engine)
+                axis = embedding_axis(target.precision.model, mapping)
+                tensors = rank_tensors(target.precision, mapping, rank, target.engine, axis)
                 files.append(TensorFile(folder / f"rank{rank}.safetensors", tensors))
                 opened.callback(files[-1].abandon)
             yield RankFiles(files, target, mapping)
@@ -55,10 +55,17 @@ class RankFiles:
     def write_embedding(self, embedding: Embedding) -> None:
         """Store what stands before the first layer, in any floating dtype, on the first stage."""
         stored = self.target.embedding(embedding)
-        for file in self.files[: self.mapping.tp_size]:
-            file.write("transformer.vocab_embedding.weight", stored.tokens)
+        for tp_rank, file in enumerate(self.files[: self.mapping.tp_size]):
+            tokens = stored.tokens
+            if embedding_axis(self.model, self.mapping) is not None:
+                tokens = tokens.chunk(self.mapping.tp_size)[tp_rank]
+            file.write("transformer.vocab_embedding.weight", tokens)
             if stored.positions is not None:
-                file.write("transformer.position_embedding.weight", stored.positions)
+                file.write(
+                    "transformer.position_embedding.weight", stored.positions[self.model.family.first_position :]
+                )
+            for suffix, tensor in stored.norm.items():
+                file.write(f"transformer.ln_embed.{suffix}", tensor)
 
     def write_layer(self, index: int, tensors: Tensors) -> None:
         """Cut a layer's whole tensors, by name inside it, over the ranks of its stage and store them."""
@@ -71,15 +78,19 @@ class RankFiles:
                 piece = spec.storage.store(cut(tensor, spec, self.model, ranks, tp_rank))
                 file.write(prefix + name, piece)
 
-    def write_head(self, norm: Tensors, head: torch.Tensor) -> None:
+    def write_head(self, head: Head) -> None:
         """Store the final norm's tensors and each rank's rows of the output projection, zero rows at its end."""
         ranks = self.mapping.tp_size
         share = padded_vocab(self.model, ranks) // ranks
         for tp_rank, file in enumerate(self.files[-ranks:]):
-            rows = head[tp_rank * share : (tp_rank + 1) * share]
-            for suffix, tensor in norm.items():
+            own = slice(tp_rank * share, (tp_rank + 1) * share)
+            for suffix, tensor in head.norm.items():
                 file.write(f"transformer.ln_f.{suffix}", tensor)
-            file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
+            if not self.model.family.shares_embedding:
+                rows = head.weight[own]
+                file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
+            if head.bias is not None:
+                file.write("lm_head.bias", functional.pad(head.bias[own], (0, share - len(head.bias[own]))))
 
     def finish(self, written: Written) -> None:
         """Close the files, each of which must be complete by now."""

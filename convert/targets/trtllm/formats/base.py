@@ -152,5 +152,10 @@ class Format(ABC):
 
 
 def module_of(group: Group) -> str:
-    """The attention or MLP that a group of linears belongs to."""
+    """The attention or MLP that a group of linears belongs to; the first of them."""
     return group.linears[0].split(".")[0]
+
+
+def modules_of(group: Group) -> set[str]:
+    """All of them: behind one norm the linears of both may read one input."""
+    return {linear.split(".")[0] for linear in group.linears}

@@ -1,0 +1,51 @@
+"""Qwen 1: Qwen2 under other names, its queries, keys and values in one module, and twice its width stated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...errors import InputError
+from ...files.reader import Reader
+from ..family import Norm, renamed, stacked
+from .qwen2 import QWEN2
+from .qwen2 import config as qwen2_config
+
+QKV = [f"attn.c_attn.{part}" for part in ("query", "key", "value")]
+GATE, UP, DOWN = "mlp.w2", "mlp.w1", "mlp.c_proj"
+PARTS = (QKV, ("attn.c_proj",), (GATE,), (UP,), (DOWN,))
+
+
+def read(said: Reader) -> dict[str, Any]:
+    if not said.flag("no_bias", True):
+        raise InputError("config.json: no_bias must be true: biases of queries, keys and values alone are known")
+    return {"attn_bias": True, "intermediate_size": said.integer("intermediate_size", 2) // 2}
+
+
+def config(model: Any) -> dict[str, Any]:
+    return qwen2_config(model) | {"qwen_type": "qwen", "intermediate_size": 2 * model.intermediate_size}
+
+
+def stated(said: Reader) -> dict[str, Any]:
+    return {"intermediate_size": said.integer("intermediate_size") // 2}
+
+
+QWEN = replace(
+    renamed(QWEN2, *PARTS),
+    title="Qwen",
+    architectures=("QWenLMHeadModel",),
+    spellings=("qwen",),
+    embedding="transformer.wte.weight",
+    final_norm=Norm("ln_f", "transformer.ln_f"),
+    layer="transformer.h.{i}.",
+    norms=(Norm("input_layernorm", "ln_1"), Norm("post_layernorm", "ln_2")),
+    views=stacked("attn.c_attn", QKV),
+    ignored=("rotary_emb.inv_freq", "attn.masked_bias"),
+    scales_rope=False,
+    keys={"norm_epsilon": "layer_norm_epsilon", "rope_theta": "rotary_emb_base", "head_size": "kv_channels"},
+    implied=("num_key_value_heads",),
+    defaults={"max_position_embeddings": 8192},
+    read=read,
+    config=config,
+    stated=stated,
+)

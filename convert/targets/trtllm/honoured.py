@@ -1,0 +1,94 @@
+"""What of a model TensorRT-LLM computes under each algorithm, and what it would drop without a word.
+
+Most algorithms replace single linears and keep every model whole. SmoothQuant's plugins, FP8 per channel and token, and
+QServe replace whole modules: attention, MLP and norms. Of the old ones' arguments they take only those that both name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ...errors import InputError
+from ...models.dimensions import Model
+from ...models.family import LAYER, SANDWICHED, SCALED_ALIBI, Family
+from ...quantize.precision import Precision
+from .formats.fp8_rowwise import Fp8Rowwise
+from .formats.qserve import QServeChannel, QServeGroup
+from .formats.smoothquant import SmoothQuant
+
+PLUGINS = tuple(str(scheme.name) for scheme in SmoothQuant.schemes)
+ROWWISE = tuple(str(scheme.name) for scheme in Fp8Rowwise.schemes)
+QSERVE = tuple(str(scheme.name) for kind in (QServeGroup, QServeChannel) for scheme in kind.schemes)
+REPLACING = PLUGINS + ROWWISE + QSERVE
+KEPT_BY = "use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"
+
+FamilyRule = tuple[Callable[[Family], bool], tuple[str, ...], str]
+ModelRule = tuple[Callable[[Model], bool], tuple[str, ...], str]
+
+# (of which families, which algorithms, why not)
+FAMILIES: tuple[FamilyRule, ...] = (
+    (
+        lambda family: any(norm.kind == LAYER for norm in family.norms),
+        ROWWISE + QSERVE,
+        "TensorRT-LLM has no LayerNorm for it; use W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN, FP8 or W8A16",
+    ),
+    (
+        lambda family: family.query_key_norms is not None,
+        REPLACING,
+        f"its attention drops the norms of queries and keys without a word; {KEPT_BY}",
+    ),
+    (
+        lambda family: family.arrangement == SANDWICHED,
+        REPLACING,
+        f"TensorRT-LLM quantizes the norms behind attention and MLP too, and cannot add them then; {KEPT_BY}",
+    ),
+    (
+        lambda family: family.positions == SCALED_ALIBI,
+        REPLACING,
+        f"its attention has no ALiBi that is scaled; {KEPT_BY}",
+    ),
+)
+MODELS: tuple[ModelRule, ...] = (
+    (
+        lambda model: model.q_scaling != 1,
+        REPLACING,
+        f"its attention drops the model's own scaling of scores without a word; {KEPT_BY}",
+    ),
+    (
+        lambda model: model.attention_cap is not None,
+        REPLACING,
+        f"its attention drops the soft cap of scores without a word; {KEPT_BY}",
+    ),
+    (
+        lambda model: model.family.alibi and model.alibi_bias_max != 8,
+        REPLACING,
+        f"its attention takes alibi_bias_max for 8 without a word; {KEPT_BY}",
+    ),
+)
+
+
+def left_out(family: Family) -> dict[str, str]:
+    """Algorithms that no model of a family can have, and why."""
+    found = dict[str, str]()
+    for holds, algorithms, reason in FAMILIES:
+        if holds(family):
+            found |= dict.fromkeys(algorithms, reason)
+    return found | dict(family.refused)
+
+
+def refused(model: Model) -> Mapping[str, str]:
+    """Algorithms that a model cannot have, and why."""
+    found = dict[str, str]()
+    for holds, algorithms, reason in MODELS:
+        if holds(model):
+            found |= dict.fromkeys(algorithms, reason)
+    return found | left_out(model.family)
+
+
+def check(precision: Precision) -> None:
+    """Raise InputError where an algorithm would not compute the model."""
+    reasons = refused(precision.model)
+    for scheme in precision.schemes:
+        reason = reasons.get(scheme.name or "")
+        if reason is not None:
+            raise InputError(f"{scheme.name}: not for {precision.model.architecture}: {reason}")
