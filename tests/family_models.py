@@ -20,6 +20,11 @@ WIDE: dict[str, Any] = {
 }  # fmt: skip
 FOUR_TIMES = {"intermediate_size": 1024, "num_key_value_heads": 4}
 QWEN = {"kv_channels": 64, "seq_length": 64, "intermediate_size": 1024}
+GLM = {
+    "padded_vocab_size": 102, "ffn_hidden_size": 512, "num_layers": 2, "kv_channels": 64, "multi_query_group_num": 2,
+    "multi_query_attention": True, "add_qkv_bias": True, "seq_length": 64,
+}  # fmt: skip
+RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}
 # (class, changes of WIDE)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, Yi, DeepSeek-LLM, SmolLM": ("LlamaForCausalLM", {}),
@@ -29,6 +34,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),
     "Gemma": ("GemmaForCausalLM", {"head_dim": 128, "num_key_value_heads": 1}),
     "Gemma 2": ("Gemma2ForCausalLM", {"head_dim": 64, "query_pre_attn_scalar": 100, "sliding_window": 32}),
+    "Gemma 3, text": (
+        "Gemma3ForCausalLM",
+        {"head_dim": 64, "query_pre_attn_scalar": 100, "sliding_window": 32, "sliding_window_pattern": 2},
+    ),
+    "Phi-3, Phi-3.5, Phi-4": ("Phi3ForCausalLM", {"pad_token_id": 0}),
+    "Phi-4-mini": ("Phi3ForCausalLM", {"pad_token_id": 0, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    "Granite 3, dense": (
+        "GraniteForCausalLM",
+        {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1},
+    ),
     "InternLM": ("InternLMForCausalLM", {"bias": True, "num_key_value_heads": 4}),
     "InternLM2, InternLM2.5": ("InternLM2ForCausalLM", {"bias": False}),
     "Baichuan 1 7B": ("BaichuanForCausalLM", {"model_version": "v1_7b"}),
@@ -36,6 +51,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Baichuan 2 7B": ("BaichuanForCausalLM", {"model_version": "v2_7b"}),
     "Baichuan 2 13B": ("BaichuanForCausalLM", {"model_version": "v2_13b", "model_max_length": 64}),
     "EXAONE 3, 3.5": ("ExaoneForCausalLM", {"num_layers": 2}),
+    "ChatGLM2, ChatGLM3": ("ChatGLMModel", GLM),
+    "GLM-4": ("ChatGLMForCausalLM", {**GLM, "rope_ratio": 50, "add_bias_linear": True}),
     "GPT-2": ("GPT2LMHeadModel", {"n_inner": 512}),
     "StarCoder, SantaCoder, Granite code 20B and 34B": ("GPTBigCodeForCausalLM", {"n_inner": 512}),
     "StarCoder2": ("Starcoder2ForCausalLM", {}),
@@ -45,7 +62,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-J": ("GPTJForCausalLM", {"rotary_dim": 16}),
     "Phi-1, Phi-1.5, Phi-2": ("PhiForCausalLM", {"num_key_value_heads": 4}),
     "MPT": ("MptForCausalLM", {"d_model": 256, "n_heads": 4, "n_layers": 2}),
+    "Falcon 7B, 11B": ("FalconForCausalLM", {"bias": True, "ffn_hidden_size": 512}),
+    "Falcon 40B, 180B": ("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "Falcon RW": ("FalconForCausalLM", RW),
     "Nemotron, Minitron": ("NemotronForCausalLM", {"head_dim": 64, "attention_bias": True, "mlp_bias": True}),
+    "Cohere Command R": ("CohereForCausalLM", {"attention_bias": True}),
+    "Cohere Command R+": ("CohereForCausalLM", {"use_qk_norm": True, "tie_word_embeddings": False}),
 }
 
 

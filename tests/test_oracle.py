@@ -63,12 +63,61 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"d_model": 64, "n_heads": 4, "n_layers": 3},
         {"d_model": 48, "n_heads": 6, "n_layers": 2},
     ],
+    "Gemma3ForCausalLM": [
+        {"head_dim": 24, "query_pre_attn_scalar": 30, "sliding_window": 7, "sliding_window_pattern": 2},
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "final_logit_softcapping": 30.0,
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        },
+    ],
+    "Phi3ForCausalLM": [
+        {"pad_token_id": 0},
+        {"pad_token_id": 0, "partial_rotary_factor": 0.5, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        *(
+            {
+                "pad_token_id": 0,
+                "original_max_position_embeddings": original,
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0 + i / 10 for i in range(8)],
+                    "long_factor": [2.0 + i for i in range(8)],
+                },
+            }
+            for original in (16, 32)
+        ),
+    ],
+    "GraniteForCausalLM": [
+        {},
+        {
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ],
+    "FalconForCausalLM": [
+        {"bias": True, "num_kv_heads": 1},
+        {"ffn_hidden_size": 96, **FALSE},
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    ],
+    "CohereForCausalLM": [{"attention_bias": True}, {"use_qk_norm": True, "logit_scale": 0.3, **FALSE}],
     "NemotronForCausalLM": [{"head_dim": 24}, {"attention_bias": True, "mlp_bias": True, "head_dim": 16}],
 }
 # Classes whose code is not transformers'.
 REMOTE = (
     "QWenLMHeadModel", "InternLMForCausalLM", "InternLM2ForCausalLM", "BaichuanForCausalLM", "BaiChuanForCausalLM",
-    "ExaoneForCausalLM", "MPTForCausalLM",
+    "ExaoneForCausalLM", "MPTForCausalLM", "ChatGLMModel", "ChatGLMForCausalLM", "RWForCausalLM",
 )  # fmt: skip
 
 

@@ -83,6 +83,13 @@ class Reader:
             raise self.wrong(key, "a list of texts")
         return value
 
+    def numbers(self, key: str) -> list[float]:
+        """A list of positive finite numbers."""
+        value = self._value(key, None)
+        if not isinstance(value, list) or not value:
+            raise self.wrong(key, "a list of positive numbers")
+        return [float(Reader({key: one}, self.file, self.prefix).number(key)) for one in value]
+
     def check_keys(self, known: Collection[str]) -> None:
         """Raise InputError for a key that is not known; null is as good as absent."""
         for key in self.values:

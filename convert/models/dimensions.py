@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError, shown
 from ..files.reader import LARGEST, Reader
 from .families import FAMILIES
-from .family import Family
+from .family import Family, Norm
 from .rope import TABLED_ROPE_TYPES, Rope, attention_factor, check_rope, read_rope
 
 MOST_LAYERS = 10_000
+ENGINE_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ class Model(Sizes):
         rotary_scaling: the rope scaling dictionary with a ``rope_type``, or None for plain rope.
         rotary_dim: channels of a head that are turned.
         sliding_window: attention window in tokens, or None; every ``window_pattern``-th layer has none.
+        local_base: the rotary base of layers with a window, where it is another.
         q_scaling: attention's scores are divided by it, beside sqrt(head_size).
         attention_cap, logit_cap: scores and logits become cap * tanh(x / cap).
+        multipliers: what tensors are multiplied by when they are read, by logical linear, or full name outside layers.
         embedding_scale, logit_scale: what the embedding and logits are multiplied by.
         alibi_bias_max: the exponent of ALiBi's last slope.
     """
@@ -58,9 +62,11 @@ class Model(Sizes):
     mlp_bias: bool = False
     sliding_window: int | None = None
     window_pattern: int | None = None
+    local_base: float | None = None
     q_scaling: float = 1.0
     attention_cap: float | None = None
     logit_cap: float | None = None
+    multipliers: Mapping[str, float] = field(default_factory=dict)
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     alibi_bias_max: float = 8.0
@@ -89,6 +95,11 @@ class Model(Sizes):
         scaling = self.rotary_scaling if self.family.rotary else None
         return attention_factor(scaling) if scaling is not None and scaling["rope_type"] == "yarn" else 1.0
 
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether its engine has no output projection but the embedding."""
+        return self.family.shares_embedding and self.tied
+
     def window_of(self, layer: int) -> int | None:
         """The attention window of one layer in tokens, or None."""
         whole = self.window_pattern is not None and (layer + 1) % self.window_pattern == 0
@@ -96,6 +107,11 @@ class Model(Sizes):
 
     def dimension(self, name: str) -> int:
         return int(getattr(self, name))
+
+    def norm_shape(self, norm: Norm) -> list[int]:
+        """Of a norm's weight: [size], or [heads, size]."""
+        heads = [] if norm.rows is None else [self.dimension(norm.rows)]
+        return [*heads, self.dimension(norm.size)]
 
     def out_features(self, linear: str) -> list[int]:
         """Rows of each part of a fused linear."""
@@ -233,8 +249,15 @@ def check_rest(model: Model) -> None:
     if model.rotary_dim < model.head_size and family.rotary and not family.partly_turned:
         fraction = model.rotary_dim / model.head_size
         raise InputError(f"config.json: partial_rotary_factor {fraction:g} is not supported; supported: 1.0")
-    if model.rotary_scaling is not None and not family.scales_rope:
-        raise InputError(f"config.json: rope scaling is not supported: the engine of {model.architecture} has none")
+    kind = "default" if model.rotary_scaling is None else model.rotary_scaling["rope_type"]
+    if kind not in ("default", *family.rope_types):
+        known = ", ".join(("default", *family.rope_types))
+        raise InputError(f"config.json: rope type {kind} is not supported for {model.architecture}; supported: {known}")
+    if family.fixed_epsilon and model.norm_epsilon != ENGINE_EPSILON:
+        raise InputError(
+            f"config.json: {family.key('norm_epsilon')} must be {ENGINE_EPSILON}: the engine of {model.architecture} "
+            "takes no other"
+        )
     if family.four_times and width != 4 * hidden:
         raise InputError(
             f"config.json: {family.key('intermediate_size')} {width} must be {4 * hidden}: the engine of "

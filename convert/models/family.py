@@ -34,12 +34,16 @@ class Norm:
         tensor: Hugging Face's.
         kind: RMS (x / rms(x) * weight) or LAYER ((x - mean) / deviation * weight + bias).
         biased: a LAYER has a bias.
+        size: name of the model dimension of its weight.
+        rows: name of the dimension that counts heads with a weight each; None where there is one for all.
     """
 
     name: str
     tensor: str
     kind: str = RMS
     biased: bool = True
+    size: str = "hidden_size"
+    rows: str | None = None
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -123,16 +127,19 @@ class Family:
         embedding_norm: a norm of what the embedding makes, by its full name.
         biased: its linears have biases, where a checkpoint does not say.
         norm_offset: what is added to every norm's stored weight.
-        query_key_norms: norms of every head's query and key before they are rotated, of one weight for all heads.
+        query_key_norms: norms of every head's query and key before they are rotated.
         activated: the logical linear of the MLP that goes through its function; the first one if not said.
         head_bias: full name of the output projection's bias.
         normalized_head: the output projection's rows are divided by their lengths.
         one_all_reduce: an engine sums attention and MLP before the ranks are summed.
         pipelined: its engine can be cut into stages.
         four_times: its engine knows no other width of the MLP than four times the hidden size.
+        fixed_epsilon: its engine takes 1e-5 in some norm, whatever config.json says.
         rope: what transformers takes where config.json does not say.
-        partly_turned, scales_rope: its engine turns a part of each head, and scales frequencies.
-        shares_embedding: its engine has no output projection but the embedding.
+        partly_turned: its engine turns a part of each head where it is asked to.
+        rope_types: how its engine scales frequencies.
+        shares_embedding: its engine has no output projection but the embedding, where the two are tied.
+        cuts_embedding: ranks share the embedding's rows, whatever a checkpoint says.
         keys: config.json's names of the sizes, by ours, where they are not ours.
         implied: sizes that follow from others, and that config.json does not state.
         defaults: what transformers takes for a key that config.json does not have, by our name.
@@ -179,9 +186,11 @@ class Family:
     pipelined: bool = True
     four_times: bool = False
     shares_embedding: bool = False
+    cuts_embedding: bool = False
+    fixed_epsilon: bool = False
     rope: Rope = field(default_factory=Rope)
     partly_turned: bool = False
-    scales_rope: bool = True
+    rope_types: tuple[str, ...] = ("linear", "dynamic", "llama3", "yarn")
     query_key_norms: tuple[Norm, Norm] | None = None
     keys: Mapping[str, str] = field(default_factory=lambda: {"norm_epsilon": "rms_norm_eps", "head_size": "head_dim"})
     implied: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from . import block
 from .attention import heads_of
 from .dimensions import Model
 from .family import LAYER, Linear, Norm
-from .rotary import rotary_frequencies, rotary_tables
+from .rotary import Turns, rotary_frequencies
 
 Tensors = dict[str, torch.Tensor]
 See = Callable[[torch.Tensor], None]
@@ -71,14 +71,15 @@ class LayerForward:
         self.tensors: Tensors = {}
         frequencies, scaling = rotary_frequencies(model)
         self.attention_scaling = scaling if scaled else 1.0
-        self.cos, self.sin = (
-            (table.to(device) * self.attention_scaling).to(dtype) for table in rotary_tables(model, frequencies, tokens)
+        self.turns = Turns(
+            model, frequencies, tokens, lambda table: (table.to(device) * self.attention_scaling).to(dtype)
         )
 
     def load(self, index: int, tensors: Tensors) -> None:
         """Become the layer of this number: take its weights, by logical linear and norm, as a source gives them."""
         self.tensors = {}
         self.heads = heads_of(self.model, index)
+        self.cos, self.sin = self.turns.of(index)
         self.replace(tensors)
 
     def replace(self, tensors: Tensors) -> None:
@@ -117,8 +118,9 @@ class LayerForward:
         return functional.linear(read, self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias"))
 
     def attend(self, qkv: list[torch.Tensor]) -> torch.Tensor:
-        q, k, v = (part.unflatten(-1, (-1, self.model.head_size)).transpose(1, 2) for part in qkv)
-        q, k = self.turned(self.head_normed(q, 0)), self.turned(self.head_normed(k, 1))
+        q, k, v = (part.unflatten(-1, (-1, self.model.head_size)) for part in qkv)
+        q, k, v = (x.transpose(1, 2) for x in (self.head_normed(q, 0), self.head_normed(k, 1), v))
+        q, k = self.turned(q), self.turned(k)
         return gpt_attention.attend(q, k, v, self.heads).transpose(1, 2).flatten(2)
 
     def product(self, made: list[list[torch.Tensor]]) -> torch.Tensor:
@@ -136,7 +138,7 @@ class LayerForward:
         return x + made[0]
 
     def head_normed(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        """Queries (which = 0) or keys (1), [..., head_size], behind their norm where the family has one."""
+        """Queries (which = 0) or keys (1), [..., heads, head_size], behind their norm where the family has one."""
         norms = self.family.query_key_norms
         return x if norms is None else normed(norms[which], x, self.tensors, self.model.norm_epsilon)
 
@@ -162,8 +164,9 @@ def normed(norm: Norm, x: torch.Tensor, tensors: Mapping[str, torch.Tensor], eps
     weight = tensors[f"{norm.tensor}.weight"]
     if norm.kind == LAYER:
         bias = tensors.get(f"{norm.tensor}.bias")
-        centred: torch.Tensor = functional.layer_norm(x, weight.shape, weight, bias, epsilon)
-        return centred
+        if norm.rows is None:
+            return functional.layer_norm(x, weight.shape, weight, bias, epsilon)
+        return weight * functional.layer_norm(x, weight.shape[1:], eps=epsilon)
     y = x.float()
     scaled: torch.Tensor = weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
     return scaled

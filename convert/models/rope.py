@@ -11,7 +11,8 @@ from ...plugins.lazy import torch
 from ..errors import InputError, shown
 from ..files.reader import Reader
 
-ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
+ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
+OLD_NAMES = {"su": "longrope"}
 # Types whose frequencies TensorRT-LLM computes wrongly at load, unless the checkpoint brings its own tables.
 TABLED_ROPE_TYPES = ("dynamic", "yarn")
 # Float32 counts no further, one by one; a table of so many positions has 8 GB for heads of 128.
@@ -49,7 +50,10 @@ def read_rope(
     said, keys = Reader(config), keys or {}
     old = said.section("rope_scaling")
     section = old if old.values else said.section("rope_parameters")  # transformers' order
+    whole = section.section("full_attention")  # beside layers with a window, which have their own
+    section = whole if whole.values else section
     kind = section.text_or_none("rope_type") or section.text_or_none("type")
+    kind = OLD_NAMES.get(kind or "", kind)
 
     def number(name: str, default: float) -> float:
         return float(section.number(name) if section.has(name) else said.number(keys.get(name, name), default))
@@ -71,6 +75,8 @@ def read_rope(
 
 def numbers(kind: str, section: Reader, said: Reader, positions: int) -> dict[str, Any]:
     """What a rope type reads."""
+    if kind == "longrope":
+        return longrope(section, said, positions)
     factor = section.number("factor")
     if factor < 1:
         raise InputError(f"config.json: rope type {kind} needs a factor of at least 1, not {shown(factor)}")
@@ -91,9 +97,37 @@ def numbers(kind: str, section: Reader, said: Reader, positions: int) -> dict[st
     return read
 
 
+def longrope(section: Reader, said: Reader, positions: int) -> dict[str, Any]:
+    """Two divisors of every frequency, for sequences up to the original length and beyond it."""
+    place = said if said.has("original_max_position_embeddings") else section
+    original = place.integer("original_max_position_embeddings", positions)
+    for key in ("factor", "attention_factor"):
+        if section.has(key):
+            raise section.wrong(key, "null: engines compute it from both lengths")
+    return {
+        "original_max_position_embeddings": original,
+        "short_factor": section.numbers("short_factor"),
+        "long_factor": section.numbers("long_factor"),
+    }
+
+
+def longrope_scale(scaling: dict[str, Any], positions: int) -> float:
+    """What longrope multiplies cos and sin by, whatever the length: sqrt(1 + ln(grown) / ln(original))."""
+    original = scaling["original_max_position_embeddings"]
+    return math.sqrt(1 + math.log(max(positions / original, 1.0)) / math.log(original))
+
+
 def check_rope(theta: float, scaling: dict[str, Any] | None, head_size: int, positions: int) -> None:
-    """Raise InputError where a rope type's formula has no value, or its table no end."""
+    """Raise InputError where a rope type's formula has no value, or its table no end.
+
+    Args:
+        head_size: channels of a head that are turned.
+    """
     kind = None if scaling is None else scaling["rope_type"]
+    if scaling is not None and kind == "longrope":
+        for key in ("short_factor", "long_factor"):
+            if len(scaling[key]) != head_size // 2:
+                raise InputError(f"config.json: {key} has {len(scaling[key])} numbers; it needs {head_size // 2}")
     if kind == "yarn" and theta <= 1:
         raise InputError(f"config.json: rope type yarn needs a rope_theta above 1, not {theta:g}")
     if kind == "dynamic" and head_size <= 2:

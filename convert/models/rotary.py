@@ -5,6 +5,8 @@
     dynamic   plain, for no sequence is longer than the model's positions
     llama3    f_i / factor for long wavelengths, f_i for short ones, a mean of both between (Llama 3.1's own code)
     yarn      the same with bounds counted in rotations, and cos and sin times an attention factor
+    longrope  f_i / s_i, or f_i / l_i in sequences beyond the original length, and cos and sin times a factor of their
+              own, which engines have in their tables (Ding et al. 2024, "LongRoPE")
 
 Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models", section 3.
 """
@@ -12,11 +14,15 @@ Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Mo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ...plugins.lazy import torch
 from .dimensions import Model
 from .family import INTERLEAVED
+from .rope import longrope_scale
+
+Change = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def rotary_frequencies(model: Model) -> tuple[torch.Tensor, float]:
@@ -73,8 +79,35 @@ def yarn(base: float, size: int, scaling: dict[str, Any]) -> torch.Tensor:
     return blended
 
 
+class Turns:
+    """cos and sin of every layer's rotary embedding, float32 [tokens, rotary_dim], each where its channel is.
+
+    Args:
+        frequencies: ``rotary_frequencies``, or those of a checkpoint's table.
+        tokens: sequence length.
+        change: what is done to both.
+    """
+
+    def __init__(self, model: Model, frequencies: torch.Tensor, tokens: int, change: Change):
+        self.model, scale, scaling = model, 1.0, model.rotary_scaling
+        if scaling is not None and scaling["rope_type"] == "longrope":
+            longer = tokens > scaling["original_max_position_embeddings"]
+            frequencies = frequencies / torch.tensor(scaling["long_factor" if longer else "short_factor"])
+            scale = longrope_scale(scaling, model.max_position_embeddings)
+        self.whole = tuple(change(table * scale) for table in rotary_tables(model, frequencies, tokens))
+        self.windowed = self.whole
+        if model.local_base is not None:
+            own = 1.0 / powers(model.local_base, model.rotary_dim)
+            self.windowed = tuple(change(table) for table in rotary_tables(model, own, tokens))
+
+    def of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin."""
+        cos, sin = self.whole if self.model.window_of(layer) is None else self.windowed
+        return cos, sin
+
+
 def rotary_tables(model: Model, frequencies: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the rotary embedding, float32 [tokens, rotary_dim] each, where the channels are that they turn."""
+    """cos and sin of positions times frequencies, float32 [tokens, rotary_dim] each."""
     angles = torch.outer(torch.arange(tokens, device=frequencies.device).float(), frequencies)
     interleaved = model.family.positions == INTERLEAVED
     angles = angles.repeat_interleave(2, -1) if interleaved else torch.cat((angles, angles), -1)

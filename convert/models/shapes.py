@@ -32,8 +32,7 @@ def layer_shapes(model: Model) -> dict[str, list[int]]:
     """Name inside the layer and shape of every tensor of a layer."""
     family, shapes = model.family, dict[str, list[int]]()
     for norm in family.all_norms:
-        size = model.hidden_size if norm in family.norms else model.head_size
-        shapes |= {f"{norm.tensor}.{suffix}": [size] for suffix in norm.suffixes}
+        shapes |= {f"{norm.tensor}.{suffix}": model.norm_shape(norm) for suffix in norm.suffixes}
     for linear in family.linears:
         width, rows = model.dimension(linear.in_features), dict[str, int]()
         for part, size in zip(linear.parts, model.out_features(linear.name), strict=True):
@@ -65,7 +64,8 @@ def logical(model: Model, read: Callable[[str], torch.Tensor]) -> dict[str, torc
             for suffix in ("weight", "bias") if model.has_bias(linear.name) else ("weight",):
                 tensor = held[f"{view.tensor}.{suffix}"]
                 tensor = tensor.t() if view.transposed and suffix == "weight" else tensor
-                tensors[f"{part}.{suffix}"] = seen(tensor, view, sizes, model).contiguous()
+                own = seen(tensor, view, sizes, model).contiguous()
+                tensors[f"{part}.{suffix}"] = multiplied(model, part, own)
     for norm in family.all_norms:
         for suffix in norm.suffixes:
             name = f"{norm.tensor}.{suffix}"
@@ -91,3 +91,9 @@ def shifted(model: Model, suffix: str, tensor: torch.Tensor) -> torch.Tensor:
     """A norm's tensor as it multiplies; some families store how far it is from 1."""
     offset = model.family.norm_offset
     return tensor.float() + offset if offset and suffix == "weight" else tensor
+
+
+def multiplied(model: Model, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor times what its family has it multiplied by, in float32 where it is."""
+    times = model.multipliers.get(name, 1.0)
+    return tensor if times == 1 else tensor.float() * times

@@ -13,7 +13,7 @@ from ..models.dimensions import Model
 from ..models.ends import Head, engine_norm
 from ..models.family import Group, Linear, Norm
 from ..models.forward import ENGINE_ACTIVATIONS
-from ..models.rotary import rotary_tables
+from ..models.rotary import Turns
 from ..numbers.finite import finite
 from ..quantize.scheme import LayerSchemes, Scheme
 from ..targets.trtllm.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ class Runtime:
     ):
         self.model, self.engine, self.device, self.kv_cache = model, engine, device, kv_cache
         self.dtype = engine.torch_dtype
-        self.cos, self.sin = (table.to(device) for table in rotary_tables(model, frequencies, tokens))
+        self.turns = Turns(model, frequencies, tokens, lambda table: table.to(device))
         self.beyond: dict[str, None] = {}
 
     @staticmethod
@@ -81,8 +81,10 @@ class Runtime:
         return self.quantized(tensors, scheme, group, self.normed(tensors, norm, x))
 
     def normed(self, tensors: Tensors, norm: Norm, x: torch.Tensor) -> torch.Tensor:
-        """A norm over the last axis of x, [tokens, size]."""
+        """A norm over the last axis of x, [tokens, size], or [tokens * heads, size] where heads have a weight each."""
         own = {suffix: tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
+        if norm.rows is not None:
+            own = {suffix: tensor.repeat(len(x) // len(tensor), 1) for suffix, tensor in own.items()}
         return self.held(f"the output of {norm.name}", engine_norm(norm, x, own, self.model.norm_epsilon))
 
     def quantized(self, tensors: Tensors, scheme: Scheme, group: Group, x: torch.Tensor) -> Activation:
@@ -93,7 +95,7 @@ class Runtime:
 
     def attention(self, index: int, tensors: Tensors, qkv: torch.Tensor) -> torch.Tensor:
         cache = None if self.kv_cache is None else (self.kv_cache, tensors[CACHE_SCALE])
-        attended = gpt_attention.reference(qkv, self.cos, self.sin, heads_of(self.model, index), cache)
+        attended = gpt_attention.reference(qkv, *self.turns.of(index), heads_of(self.model, index), cache)
         return self.held("the output of attention", attended)
 
     def smoothed(self, tensors: Tensors, scheme: Scheme, linear: str, x: torch.Tensor) -> Activation:

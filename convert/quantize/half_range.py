@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..models.dimensions import Model
 from ..models.family import INTERLEAVED
 from ..models.layer import Layer
+from ..models.rope import longrope_scale
 from ..statistics.layer import LayerStatistics
 
 LARGEST = torch.finfo(torch.float16).max
@@ -56,4 +57,6 @@ def rotated(amax: torch.Tensor, model: Model) -> torch.Tensor:
     turning = amax.view(-1, model.head_size)[:, : model.rotary_dim]
     pairs = turning.unflatten(1, (-1, 2) if model.family.positions == INTERLEAVED else (2, -1))
     turned: torch.Tensor = torch.linalg.vector_norm(pairs, dim=2 if model.family.positions == INTERLEAVED else 1)
-    return turned
+    scaling = model.rotary_scaling
+    longer = scaling is not None and scaling["rope_type"] == "longrope"
+    return turned * longrope_scale(scaling, model.max_position_embeddings) if scaling and longer else turned

@@ -60,11 +60,14 @@ def blocks_of(
     makes its one scale per matrix as fine as one per row.
     """
     feeders = {g.feeder for g in groups} if options.fold else set()
-    return [
-        Block.of(layer.weights[part], row_scaled(linear, scheme, options) or part in feeders)
-        for linear in map(layer.model.family.linear, group.linears)
-        for part in linear.parts
-    ]
+    blocks = []
+    for linear in map(layer.model.family.linear, group.linears):
+        if row_scaled(linear, scheme, options) or linear.cut == HEADS or len(linear.parts) == 1:
+            free = [row_scaled(linear, scheme, options) or part in feeders for part in linear.parts]
+            blocks += [Block.of(layer.weights[part], by_row) for part, by_row in zip(linear.parts, free, strict=True)]
+        else:  # one scale for all parts
+            blocks.append(Block.of(layer.weight(linear), per_channel=False))
+    return blocks
 
 
 def row_scaled(linear: Linear, scheme: Scheme, options: QuantizeOptions) -> bool:
@@ -111,7 +114,8 @@ def round_linear(
     weight = torch.cat([layer.weights[part] for part in linear.parts])
     amax = torch.cat([row_amax(layer.weights[part]) for part in linear.parts])
     if not row_scaled(linear, scheme, options):
-        amax = torch.cat([piece.max().expand_as(piece) for piece in amax.split(layer.model.out_features(linear.name))])
+        shared = layer.model.out_features(linear.name) if linear.cut == HEADS else [len(amax)]
+        amax = torch.cat([piece.max().expand_as(piece) for piece in amax.split(shared)])
     integers = to_int8(weight, amax)
     if options.gptq(scheme):
         gram = scaled_gram(statistics.inputs[group.name].gram_matrix(), layer.factors[group.name])

@@ -20,7 +20,7 @@ from ..files.shard import Shard
 from ..models.dimensions import Model, read_model
 from ..models.ends import Embedding, Head
 from ..models.family import Norm
-from ..models.shapes import hugging_face_shapes, layer_shapes, logical, shifted
+from ..models.shapes import hugging_face_shapes, layer_shapes, logical, multiplied, shifted
 from ..numbers.finite import finite
 from ..numbers.quantized import QuantizedLinear
 from .ahead import Ahead
@@ -195,12 +195,14 @@ class Source:
             self.ahead.begin([family.embedding, *self._names_of(0)])
         positions = None if family.position_embedding is None else self.tensor(family.position_embedding, device)
         norm = {} if family.embedding_norm is None else self._norm(family.embedding_norm, device)
-        return Embedding(self.model, self.tensor(family.embedding, device), positions, norm)
+        tokens = multiplied(self.model, family.embedding, self.tensor(family.embedding, device))
+        return Embedding(self.model, tokens, positions, norm)
 
     def head(self, device: str | torch.device = "cpu") -> Head:
         """What stands behind the last layer; the output projection is the embedding where the two are tied."""
         family = self.model.family
-        weight = self.tensor(family.head if family.head in self.where else family.embedding, device)
+        stored = self.tensor(family.head if family.head in self.where else family.embedding, device)
+        weight = multiplied(self.model, family.head, stored)
         if family.normalized_head:
             exact = weight if weight.dtype == torch.float16 else weight.float()  # its authors' code, but for bfloat16
             weight = torch.nn.functional.normalize(exact)

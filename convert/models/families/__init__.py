@@ -3,13 +3,18 @@
 from ..family import Family
 from .baichuan import BAICHUAN
 from .bloom import BLOOM
+from .chatglm import CHATGLM
+from .cohere import COHERE
 from .exaone import EXAONE
+from .falcon import FALCON
 from .gemma import GEMMA
 from .gemma2 import GEMMA2
+from .gemma3 import GEMMA3
 from .gpt2 import GPT2
 from .gpt_bigcode import GPT_BIGCODE
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
+from .granite import GRANITE
 from .internlm import INTERNLM
 from .internlm2 import INTERNLM2
 from .llama import LLAMA
@@ -18,6 +23,7 @@ from .mpt import MPT
 from .nemotron import NEMOTRON
 from .opt import OPT
 from .phi import PHI
+from .phi3 import PHI3, PHI4_MINI
 from .qwen import QWEN
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
@@ -32,10 +38,15 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3,
     GEMMA,
     GEMMA2,
+    GEMMA3,
+    PHI3,
+    PHI4_MINI,
+    GRANITE,
     INTERNLM,
     INTERNLM2,
     *BAICHUAN,
     EXAONE,
+    *CHATGLM,
     GPT2,
     GPT_BIGCODE,
     STARCODER2,
@@ -44,6 +55,8 @@ FAMILIES: tuple[Family, ...] = (
     GPT_NEOX,
     GPTJ,
     PHI,
+    *FALCON,
     MPT,
     NEMOTRON,
+    *COHERE,
 )

@@ -44,7 +44,7 @@ def family(name: str) -> Family:
         linears=unbiased(LLAMA.linears),
         views=stacked("self_attn.W_pack", (QUERY, KEY, VALUE)),
         positions=ALIBI if large else LLAMA.positions,
-        scales_rope=False,
+        rope_types=(),
         normalized_head=name.startswith("v2"),
         pipelined=False,
         keys={**LLAMA.keys, **({"max_position_embeddings": "model_max_length"} if large else {})},

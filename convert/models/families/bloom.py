@@ -47,6 +47,7 @@ BLOOM = replace(
     implied=("num_key_value_heads", "head_size", "intermediate_size"),
     defaults={"max_position_embeddings": 2048},
     activations={"gelu_new": "gelu"},
+    fixed_epsilon=True,
     read=read,
     config=config,
 )  # fmt: skip

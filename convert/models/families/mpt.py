@@ -67,6 +67,7 @@ MPT = replace(
         "max_position_embeddings": "max_seq_len",
     },
     activations={"gelu": "gelu"},
+    fixed_epsilon=False,
     read=read,
     config=config,
     stated=stated,

@@ -35,7 +35,7 @@ NEMOTRON = replace(
     linears=(*ATTENTION, replace(FC, parts=(UP,)), replace(PROJ, parts=(DOWN,))),
     norm_offset=1.0,
     partly_turned=True,
-    scales_rope=False,
+    rope_types=(),
     rope=Rope(fraction=0.5),
     keys={"norm_epsilon": "norm_eps", "head_size": "head_dim"},
     defaults={"max_position_embeddings": 4096},

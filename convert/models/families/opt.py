@@ -53,6 +53,7 @@ OPT = replace(
     keys={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
     defaults={"max_position_embeddings": 2048},
     activations={"relu": "relu", "gelu": "gelu"},
+    fixed_epsilon=True,
     read=read,
     config=config,
     refused=dict.fromkeys(PER_TOKEN, STATIC),

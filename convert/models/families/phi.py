@@ -46,6 +46,7 @@ PHI = replace(
     keys={"norm_epsilon": "layer_norm_eps"},
     implied=("head_size",),
     activations={"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu": "gelu"},
+    fixed_epsilon=True,
     read=read,
     config=config,
 )

@@ -30,8 +30,8 @@ QWEN3 = replace(
     spellings=("qwen3",),
     defaults={**QWEN2.defaults, "head_dim": 128},
     query_key_norms=(
-        Norm("attention.q_layernorm", "self_attn.q_norm"),
-        Norm("attention.k_layernorm", "self_attn.k_norm"),
+        Norm("attention.q_layernorm", "self_attn.q_norm", size="head_size"),
+        Norm("attention.k_layernorm", "self_attn.k_norm", size="head_size"),
     ),
     since="1.0.0",
     biased=False,

@@ -76,7 +76,7 @@ class Checkpoint(Stated):
             return self.join(spec, [piece.view(torch.int8) for piece in pieces], name).view(torch.float8_e4m3fn)
         if spec.summed:
             return torch.stack(pieces).sum(0)
-        if spec.cut_axis is None or spec.linear is None:
+        if spec.cut_axis is None:
             if not all(torch.equal(piece, pieces[0]) for piece in pieces):
                 raise InputError(f"{self.folder}: ranks disagree about {name}")
             return pieces[0]
@@ -134,7 +134,7 @@ class Checkpoint(Stated):
     def head(self, device: str | torch.device = "cpu") -> Head:
         """What stands behind the last layer, padding rows removed."""
         family = self.model.family
-        weight = self.tokens(device) if family.shares_embedding else self.rows("lm_head.weight", device)
+        weight = self.tokens(device) if self.model.shares_embedding else self.rows("lm_head.weight", device)
         bias = None if family.head_bias is None else self.rows("lm_head.bias", device)
         return Head(self.model, self.final_norm(), weight, bias)
 

@@ -54,7 +54,7 @@ def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smooth
         "quantization": quantization(precision, smoothquant_val, mapping.stages(model.num_hidden_layers)[0]),
         "use_parallel_embedding": embedding_axis(model, mapping) is not None,
         "embedding_sharding_dim": 0,
-        "share_embedding_table": model.family.shares_embedding,
+        "share_embedding_table": model.shares_embedding,
         "head_size": model.head_size,
         "qk_layernorm": False,
         "rotary_embedding_dim": model.rotary_dim,
@@ -97,10 +97,9 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
     positions = said.integer("max_position_embeddings", unlimited)
     if said.section("rotary_scaling").values and not family.rotary:
         raise InputError(f"config.json: rotary_scaling must be null: {config['architecture']} has no rotary embedding")
-    rope = read_rope(
-        {"rope_theta": said.number("rotary_base", 1e4), "rope_scaling": config.get("rotary_scaling")}, positions
-    )
-    said.choice("position_embedding_type", (POSITIONS[family.positions],))
+    scaling = long_rope(said) or said.section("rotary_scaling").values
+    rope = read_rope({"rope_theta": said.number("rotary_base", 1e4), "rope_scaling": scaling}, positions)
+    said.choice("position_embedding_type", (POSITIONS[family.positions], *(["long_rope"] if scaling else [])))
     biased = {linear.bias for linear in family.linears if linear.bias is not None}
     fields = dict[str, Any](
         architecture=said.text("architecture"),
@@ -114,7 +113,7 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         rotary_base=rope.theta,
         rotary_scaling=rope.scaling,
         rotary_dim=rotary_dim(said, sizes.head_size),
-        tied=False,
+        tied=family.shares_embedding and said.flag("share_embedding_table"),
         **{flag: said.flag(flag, said.flag("bias", family.biased)) for flag in biased},
     )
     model = Model(**(fields | family.stated(said)))
@@ -128,3 +127,15 @@ def rotary_dim(said: Reader, head_size: int) -> int:
     if said.has("rotary_dim"):
         return said.integer("rotary_dim", largest=head_size)
     return int(head_size * said.number("rotary_pct", 1.0, largest=1.0))
+
+
+def long_rope(said: Reader) -> dict[str, Any]:
+    """Longrope's two tables of factors, as transformers would say it; empty where there are none."""
+    if not said.has("longrope_scaling_short_factors"):
+        return {}
+    return {
+        "rope_type": "longrope",
+        "short_factor": said.numbers("longrope_scaling_short_factors"),
+        "long_factor": said.numbers("longrope_scaling_long_factors"),
+        "original_max_position_embeddings": said.integer("original_max_position_embeddings"),
+    }

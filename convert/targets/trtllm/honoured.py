@@ -55,6 +55,11 @@ MODELS: tuple[ModelRule, ...] = (
         f"its attention drops the model's own scaling of scores without a word; {KEPT_BY}",
     ),
     (
+        lambda model: model.rotary_scaling is not None and model.rotary_scaling["rope_type"] == "longrope",
+        REPLACING,
+        f"its attention drops the factors of long sequences without a word; {KEPT_BY}",
+    ),
+    (
         lambda model: model.attention_cap is not None,
         REPLACING,
         f"its attention drops the soft cap of scores without a word; {KEPT_BY}",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 from ...models.dimensions import Model
-from ...models.family import COLUMNS, Group, Linear
+from ...models.family import COLUMNS, Group, Linear, Norm
 from ...quantize.precision import LAYER, Precision
 from ...quantize.scheme import LayerSchemes
 from .formats import format_of
@@ -22,11 +22,7 @@ FREQUENCIES, PAIRS, UNSCALED = "rotary_inv_freq", "embed_positions_for_gpt_atten
 def layer_tensors(model: Model, schemes: LayerSchemes, engine: Engine, kv_cache: str | None) -> dict[str, Tensor]:
     """TensorRT-LLM's tensors of one decoder layer, by name inside the layer."""
     tensors = {
-        f"{norm.name}.{suffix}": Tensor(
-            (model.hidden_size if norm in model.family.norms else model.head_size,), MODEL_DTYPE
-        )
-        for norm in model.family.all_norms
-        for suffix in norm.suffixes
+        f"{norm.name}.{suffix}": norm_tensor(model, norm) for norm in model.family.all_norms for suffix in norm.suffixes
     }
     if kv_cache is not None:
         tensors[CACHE_SCALE] = Tensor((1,), FLOAT32, POSITIVE)
@@ -39,6 +35,12 @@ def layer_tensors(model: Model, schemes: LayerSchemes, engine: Engine, kv_cache:
             for suffix, tensor in linear_tensors(model, form, linear, group).items():
                 tensors[f"{linear.name}.{suffix}"] = tensor
     return tensors
+
+
+def norm_tensor(model: Model, norm: Norm) -> Tensor:
+    """A norm's weight or bias; ranks share the heads of one that has a row for each."""
+    size = model.dimension(norm.size)
+    return Tensor((size,) if norm.rows is None else ("heads", size), MODEL_DTYPE, heads=norm.rows)
 
 
 def linear_tensors(model: Model, form: Format, linear: Linear, group: Group) -> dict[str, Tensor]:
@@ -76,7 +78,8 @@ def padded_vocab(model: Model, tp_size: int) -> int:
 
 def embedding_axis(model: Model, mapping: Mapping) -> int | None:
     """The axis along which this project cuts the embedding; None where every rank holds it whole."""
-    return 0 if model.family.shares_embedding and mapping.tp_size > 1 else None
+    cuts = model.shares_embedding or model.family.cuts_embedding
+    return 0 if cuts and mapping.tp_size > 1 else None
 
 
 def rotary_tables(model: Model) -> dict[str, tuple[list[int], str]]:
@@ -124,7 +127,7 @@ def rank_tensors(
         rows = padded_vocab(model, mapping.tp_size) // mapping.tp_size
         for suffix in model.family.final_norm.suffixes:
             tensors[f"transformer.ln_f.{suffix}"] = ([model.hidden_size], dtype)
-        if not model.family.shares_embedding:
+        if not model.shares_embedding:
             tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
         if model.family.head_bias is not None:
             tensors["lm_head.bias"] = ([rows], dtype)

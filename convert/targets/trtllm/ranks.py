@@ -58,9 +58,9 @@ class Mapping:
                 f"of them) and intermediate size {model.intermediate_size}; sizes that do: "
                 f"{', '.join(map(str, works))}"
             )
-        if self.pp_size > 1 and not model.family.pipelined:
+        if self.pp_size > 1 and (model.shares_embedding or not model.family.pipelined):
             raise InputError(f"--pp_size {self.pp_size}: engines of {model.architecture} have one stage; use --tp_size")
-        if self.tp_size > 1 and model.family.shares_embedding and model.vocab_size % self.tp_size:
+        if self.tp_size > 1 and model.shares_embedding and model.vocab_size % self.tp_size:
             raise InputError(
                 f"--tp_size {self.tp_size} does not divide vocabulary size {model.vocab_size}: ranks of "
                 f"{model.architecture} share the embedding, which is its output projection"
@@ -81,6 +81,7 @@ class Tensor:
         dtype: of the stored piece.
         values: what it may hold, once it is unpacked; None for integers of which every one means something.
         group_size: input channels of one place on the axis "groups".
+        heads: name of the model dimension that the axis "heads" counts, which ranks share.
         summed: every rank adds it before their outputs are summed, so that the first holds it and the others zeros.
     """
 
@@ -90,11 +91,14 @@ class Tensor:
     linear: Linear | None = None
     storage: Storage = PLAIN
     group_size: int = 1
+    heads: str | None = None
     summed: bool = False
 
     @property
     def cut_axis(self) -> str | None:
         """The named axis that tensor parallelism cuts; None for a tensor that every rank holds whole."""
+        if self.heads is not None:
+            return "heads"
         if self.linear is None:
             return None
         wanted = ("in", "groups") if self.linear.cut == COLUMNS else ("out",)
@@ -102,6 +106,8 @@ class Tensor:
 
     def shape(self, model: Model, **sizes: int) -> list[int]:
         """The shape, whole, or with the given sizes of named axes."""
+        if self.heads is not None:
+            sizes = {"heads": model.dimension(self.heads)} | sizes
         if self.linear is not None:
             width = model.dimension(self.linear.in_features)
             whole = {
@@ -114,6 +120,8 @@ class Tensor:
 
     def places(self, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
         """Where one rank's piece lies on the cut axis, in its order."""
+        if self.heads is not None:
+            return share_of(model.dimension(self.heads), tp_size, tp_rank)
         assert self.linear is not None
         if self.cut_axis == "groups":
             return even_share(model.dimension(self.linear.in_features) // self.group_size, tp_size, tp_rank)
@@ -121,6 +129,8 @@ class Tensor:
 
     def rank_shape(self, model: Model, tp_size: int) -> list[int]:
         """The shape of one rank's piece, before it is stored."""
+        if self.heads is not None:
+            return self.shape(model, heads=max(model.dimension(self.heads) // tp_size, 1))
         if tp_size == 1 or self.linear is None or self.cut_axis is None:
             return self.shape(model)
         size = rank_size(self.linear, model, tp_size)
@@ -131,7 +141,7 @@ def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank:
     """One tensor-parallel rank's piece of a whole layer tensor."""
     if spec.summed and tp_rank > 0:
         return torch.zeros_like(tensor)
-    if tp_size == 1 or spec.linear is None or spec.cut_axis is None:
+    if tp_size == 1 or spec.cut_axis is None:
         return tensor
     places = spec.places(model, tp_size, tp_rank).to(tensor.device)
     return tensor.index_select(spec.axes.index(spec.cut_axis), places)
@@ -143,9 +153,7 @@ def rank_indices(linear: Linear, model: Model, tp_size: int, tp_rank: int) -> to
         return even_share(model.dimension(linear.in_features), tp_size, tp_rank)
     pieces, start, size = [], 0, unit(linear, model)
     for rows in model.out_features(linear.name):
-        units = rows // size
-        # Fewer heads than ranks: neighbouring ranks repeat a head.
-        share = even_share(units, tp_size, tp_rank) if units >= tp_size else torch.tensor([tp_rank * units // tp_size])
+        share = share_of(rows // size, tp_size, tp_rank)
         channels = share[:, None] * size + torch.arange(size)
         pieces.append(start + channels.flatten())
         start += rows
@@ -163,6 +171,11 @@ def rank_size(linear: Linear, model: Model, tp_size: int) -> int:
         return model.dimension(linear.in_features) // tp_size
     size = unit(linear, model)
     return sum(max(rows // size // tp_size, 1) * size for rows in model.out_features(linear.name))
+
+
+def share_of(heads: int, tp_size: int, tp_rank: int) -> torch.Tensor:
+    """The heads of one rank; where there are fewer than ranks, neighbouring ranks repeat one."""
+    return even_share(heads, tp_size, tp_rank) if heads >= tp_size else torch.tensor([tp_rank * heads // tp_size])
 
 
 def even_share(size: int, parts: int, part: int) -> torch.Tensor:

@@ -101,7 +101,8 @@ class Stated:
 
     def _embedding_axis(self, said: Reader) -> int | None:
         """What use_parallel_embedding and its axis mean for this mapping."""
-        parallel, ranks = said.flag("use_parallel_embedding"), self.mapping.tp_size
+        ranks = self.mapping.tp_size
+        parallel = said.flag("use_parallel_embedding") or (self.family is not None and self.family.cuts_embedding)
         axis = said.integer("embedding_sharding_dim", 0, least=0, largest=1)
         shared = self.mapping.pp_size == 1 and (ranks == 1 or (parallel and axis == 0))
         if said.flag("share_embedding_table") and not shared:

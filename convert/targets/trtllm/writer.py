@@ -86,7 +86,7 @@ class RankFiles:
             own = slice(tp_rank * share, (tp_rank + 1) * share)
             for suffix, tensor in head.norm.items():
                 file.write(f"transformer.ln_f.{suffix}", tensor)
-            if not self.model.family.shares_embedding:
+            if not self.model.shares_embedding:
                 rows = head.weight[own]
                 file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
             if head.bias is not None:
