@@ -132,7 +132,7 @@ def test_pickled_weights(tiny: Callable[..., Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["FalconForCausalLM"]}, "'FalconForCausalLM' is not supported"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "'T5ForConditionalGeneration' is not supported"),
         ({"architectures": None, "model_type": None}, "is not supported; supported: LlamaForCausalLM"),
         ({"hidden_size": "64"}, "hidden_size must be an integer from 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer from 1"),

@@ -148,7 +148,7 @@ def read_model(config: dict[str, Any]) -> Model:
             f"{family.key('num_attention_heads')} {heads}{way}"
         )
     positions = size("max_position_embeddings", family.defaults["max_position_embeddings"])
-    rope = read_rope(config, positions, family.keys, family.rope) if family.rotary else Rope()
+    rope = read_rope(config, positions, family.keys, family.rope, family.rope_types) if family.rotary else Rope()
     head_size = size("head_size", hidden // heads)
     function = activation_of(said, family)
     stated = dict[str, Any](
@@ -249,10 +249,6 @@ def check_rest(model: Model) -> None:
     if model.rotary_dim < model.head_size and family.rotary and not family.partly_turned:
         fraction = model.rotary_dim / model.head_size
         raise InputError(f"config.json: partial_rotary_factor {fraction:g} is not supported; supported: 1.0")
-    kind = "default" if model.rotary_scaling is None else model.rotary_scaling["rope_type"]
-    if kind not in ("default", *family.rope_types):
-        known = ", ".join(("default", *family.rope_types))
-        raise InputError(f"config.json: rope type {kind} is not supported for {model.architecture}; supported: {known}")
     if family.fixed_epsilon and model.norm_epsilon != ENGINE_EPSILON:
         raise InputError(
             f"config.json: {family.key('norm_epsilon')} must be {ENGINE_EPSILON}: the engine of {model.architecture} "

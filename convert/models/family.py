@@ -133,7 +133,8 @@ class Family:
         normalized_head: the output projection's rows are divided by their lengths.
         one_all_reduce: an engine sums attention and MLP before the ranks are summed.
         pipelined: its engine can be cut into stages.
-        four_times: its engine knows no other width of the MLP than four times the hidden size.
+        four_times: its engine knows no other width of the MLP than four times the hidden size;
+            four_times_unsaid: it is so where config.json does not say.
         fixed_epsilon: its engine takes 1e-5 in some norm, whatever config.json says.
         rope: what transformers takes where config.json does not say.
         partly_turned: its engine turns a part of each head where it is asked to.
@@ -185,6 +186,7 @@ class Family:
     one_all_reduce: bool = False
     pipelined: bool = True
     four_times: bool = False
+    four_times_unsaid: bool = False
     shares_embedding: bool = False
     cuts_embedding: bool = False
     fixed_epsilon: bool = False
@@ -239,11 +241,6 @@ class Family:
     def rotary(self) -> bool:
         """Whether queries and keys are turned."""
         return self.positions in (ROTARY, INTERLEAVED)
-
-    @property
-    def four_times_unsaid(self) -> bool:
-        """Whether the MLP is four times as wide as the hidden states where config.json does not say."""
-        return self.four_times or not self.rotary
 
     @property
     def alibi(self) -> bool:

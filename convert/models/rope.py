@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,11 @@ class Rope:
 
 
 def read_rope(
-    config: dict[str, Any], positions: int, keys: Mapping[str, str] | None = None, usual: Rope = Rope()
+    config: dict[str, Any],
+    positions: int,
+    keys: Mapping[str, str] | None = None,
+    usual: Rope = Rope(),
+    types: Sequence[str] = ROPE_TYPES,
 ) -> Rope:
     """What config.json says, in either style.
 
@@ -46,6 +50,7 @@ def read_rope(
         positions: max_position_embeddings.
         keys: config.json's names of rope_theta and partial_rotary_factor, where they are others.
         usual: what a family takes where nothing is said.
+        types: that are known.
     """
     said, keys = Reader(config), keys or {}
     old = said.section("rope_scaling")
@@ -66,10 +71,9 @@ def read_rope(
             raise InputError(f"config.json: rope scaling has {shown(', '.join(others))} but no rope_type; state one")
     if kind in (None, "default"):
         return Rope(theta, None, fraction)
-    if kind not in ROPE_TYPES:
-        raise InputError(
-            f"config.json: rope type {shown(kind)} is not supported; supported: default, {', '.join(ROPE_TYPES)}"
-        )
+    if kind not in types:
+        known = ", ".join(("default", *types))
+        raise InputError(f"config.json: rope type {shown(kind)} is not supported; supported: {known}")
     return Rope(theta, {"rope_type": kind, **numbers(str(kind), section, said, positions)}, fraction)
 
 

@@ -68,6 +68,7 @@ GPT2 = Family(
     norm_epsilon=1e-5,
     tied=True,
     biased=True,
+    four_times_unsaid=True,
     read=read,
     config=config,
 )

@@ -112,7 +112,7 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         activation=said.text("hidden_act"),
         rotary_base=rope.theta,
         rotary_scaling=rope.scaling,
-        rotary_dim=rotary_dim(said, sizes.head_size),
+        rotary_dim=rotary_dim(said, sizes.head_size) if family.partly_turned else sizes.head_size,
         tied=family.shares_embedding and said.flag("share_embedding_table"),
         **{flag: said.flag(flag, said.flag("bias", family.biased)) for flag in biased},
     )

@@ -103,7 +103,7 @@ def check_config(said: Reader, model: Model) -> None:
     check(said.section("moe"), (), MOE_FIXED, MOE_EFFECTLESS)
     for key in ROTATED:
         if said.integer(key, model.rotary_dim) not in (model.rotary_dim, model.head_size):
-            raise said.wrong(key, f"{model.rotary_dim}, the channels of a head that are turned")
+            raise said.wrong(key, f"{model.rotary_dim}: so many of head_size {model.head_size} channels are turned")
     if said.flag("bias", model.attn_bias) != model.attn_bias:
         raise said.wrong("bias", f"attn_bias {shown_json(model.attn_bias)}")
 
