@@ -65,15 +65,16 @@ class CheckpointFolder(Stated):
         assert self.family is not None
         if self.precision is None:
             return {linear.name: self.algorithm for linear in self.family.linears}
-        schemes = self.precision.layer(layer)
-        return {linear: schemes[group.name].name for group in self.family.groups for linear in group.linears}
+        schemes = self.precision.executed(layer)
+        names = {name: scheme.held_as or scheme.name for name, scheme in schemes.items()}
+        return {linear: names[group.name] for group in self.family.groups for linear in group.linears}
 
     def linear_sizes(self) -> list[tuple[str, int, int]]:
         """(name, out_features, in_features) of a layer's linears on one rank, for a known family."""
-        model, tp, sizes = self.model, self.mapping.tp_size, []
+        model, sizes = self.model, []
         assert model is not None
         for linear in model.family.linears:
-            cut = rank_size(linear, model, tp)
+            cut = rank_size(linear, model, self.mapping.share(linear, 0)[0])
             whole_out, whole_in = sum(model.out_features(linear.name)), model.dimension(linear.in_features)
             sizes.append((linear.name, *((whole_out, cut) if linear.cut == COLUMNS else (cut, whole_in))))
         return sizes

@@ -102,8 +102,8 @@ def activation_bytes(checkpoint: CheckpointFolder, rank: int, build_config: dict
     tp, sizes = checkpoint.mapping.tp_size, checkpoint.sizes
     query = sizes.num_attention_heads // tp * sizes.head_size
     key_value = math.ceil(sizes.num_key_value_heads / tp) * sizes.head_size
-    wide = 3 if checkpoint.family is None else len(checkpoint.family.linears) - 2  # a gate makes one product more
-    made = 6 * sizes.hidden_size + (query + 2 * key_value) + query + wide * sizes.intermediate_size // tp
+    wide = 3 * sizes.intermediate_size if checkpoint.model is None else checkpoint.model.mlp_channels
+    made = 6 * sizes.hidden_size + (query + 2 * key_value) + query + wide // tp
     tokens: int = build_config["max_num_tokens"]
     layer = tokens * ITEM_SIZE[checkpoint.dtype] * made
     if rank // tp != checkpoint.mapping.pp_size - 1:

@@ -9,7 +9,7 @@ from ..convert.errors import InputError
 from ..convert.models.families import FAMILIES
 from ..convert.models.family import COLUMNS, Family, Group
 from ..convert.targets.trtllm.formats import SCHEMES
-from ..plugins import catalog, gemm, nccl
+from ..plugins import catalog, gemm, mixture_of_experts, nccl
 from ..plugins.identity import Plugin, Site
 from .algorithms import plugins_of
 from .checkpoint_folder import CheckpointFolder
@@ -60,12 +60,16 @@ def layer_nodes(
 ) -> list[tuple[Plugin, tuple[str, ...]]]:
     """The plugins of one decoder layer, and where each has its nodes."""
     algorithms = checkpoint.layer_algorithms(layer)
-    own = {group: algorithms[group.linears[0]] for group in family.groups}
+    own = {
+        group: algorithms[group.linears[0]] for group in family.groups if family.linear(group.linears[0]).expert is None
+    }
     plugins = [(plugin, [g for g in own if plugin in plugins_of(own[g])]) for plugin in catalog.QUANTIZATION]
     if gemm_plugin:
         plain = gemm.IN_FUSED_LAYER if checkpoint.uniform else gemm.IN_LAYER
         plugins.append((plain, [group for group in own if own[group] is None]))
     plugins.append((catalog.ATTENTION, list(own)))
+    if family.experts:
+        plugins.append((mixture_of_experts.PLUGIN, list(own)))
     if checkpoint.mapping.tp_size > 1:
         plugins.append((nccl.ALL_REDUCE, list(own)))
     return [(plugin, places) for plugin, groups in plugins if (places := sites(family, plugin.site, groups))]
@@ -79,12 +83,14 @@ def sites(family: Family, site: Site, groups: list[Group]) -> tuple[str, ...]:
     if site == "group":
         return tuple(group.name for group in groups)
     if site == "column linear":
-        return tuple(linear.name for linear in linears if linear.cut == COLUMNS)
+        return tuple(linear.name for linear in linears if linear.cut == COLUMNS) + (("mlp",) if family.experts else ())
     if site in ("rmsnorm", "layernorm"):
         norms = [family.norm(group.norm) for group in groups if group.norm is not None]
         return tuple(norm.name for norm in norms if site == f"{norm.kind}norm")
     if site == "input":
         return tuple(group.name for group in groups if group.norm is None)
+    if site == "experts":
+        return ("mlp",)
     return ("attention",) if site == "attention" else ()
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..convert.job.conversion import Converted
 
 SHOWN_SCALES = 4
+# Of so many tokens hardly anything is known of an expert's input.
+FEW_TOKENS = 64
 UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
 
 
@@ -44,6 +46,8 @@ UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ",
 @flags.kv_cache
 @option_of(ConvertOptions, "tp_size", help="Tensor parallel ranks.")
 @option_of(ConvertOptions, "pp_size", help="Pipeline stages.")
+@option_of(ConvertOptions, "moe_tp_size", help="Ranks that cut each expert.  [default: tp_size / moe_ep_size]")
+@option_of(ConvertOptions, "moe_ep_size", help="Parts that experts are dealt out to.")
 @option_of(ConvertOptions, "alpha", metavar="0..1|auto", help="Migration strength; auto searches each group.")
 @option_of(ConvertOptions, "act_range", help="How static activation scales find their range.")
 @click.option(
@@ -89,6 +93,11 @@ UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ",
 )
 @flags.calib_size
 @flags.calib_seq_len
+@click.option(
+    "--calib_all_experts",
+    is_flag=True,
+    help="Every expert sees every calibration token, though it counts only where it is sent: slower, none sees few.",
+)
 @flags.device
 @flags.seed
 @click.option(
@@ -167,6 +176,17 @@ def notes(done: Converted) -> Iterator[str]:
         yield (
             "nothing was calibrated, so what layers make was not held against float16's range: enginesmith verify "
             "--reference does, and bfloat16 needs none of it"
+        )
+    few = {
+        index: [expert for expert, tokens in enumerate(layer["experts"]["tokens"]) if tokens < FEW_TOKENS]
+        for index, layer in enumerate(done.manifest["layers"])
+        if "experts" in layer
+    }
+    shown = [f"{', '.join(map(str, some[:SHOWN_SCALES]))} of layer {index}" for index, some in few.items() if some]
+    if shown:
+        yield (
+            f"{sum(map(len, few.values()))} experts saw fewer than {FEW_TOKENS} calibration tokens, as {shown[0]}; more "
+            "text (--calib_size) or --calib_all_experts shows them more; enginesmith.json counts them all"
         )
     if done.manifest["options"]["kv_cache"] == "FP8":
         scales = [layer["kv_cache"]["scale"] for layer in done.manifest["layers"]]

@@ -17,7 +17,7 @@ FP8: Generations = ((89, 90), (100, 121))
 FP8_SCALED: Generations = ((89, 90), (120, 121))
 FP8_INTEGER: Generations = ((89, 90),)
 
-Site = Literal["linear", "group", "column linear", "rmsnorm", "layernorm", "input", "attention", "none"]
+Site = Literal["linear", "group", "column linear", "rmsnorm", "layernorm", "input", "attention", "experts", "none"]
 
 
 @dataclass(frozen=True)

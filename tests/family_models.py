@@ -24,11 +24,15 @@ GLM = {
     "padded_vocab_size": 102, "ffn_hidden_size": 512, "num_layers": 2, "kv_channels": 64, "multi_query_group_num": 2,
     "multi_query_attention": True, "add_qkv_bias": True, "seq_length": 64,
 }  # fmt: skip
+MOE = {"num_experts": 4, "moe_intermediate_size": 128, "num_experts_per_tok": 2}
 RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}
 # (class, changes of WIDE)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, Yi, DeepSeek-LLM, SmolLM": ("LlamaForCausalLM", {}),
     "Mistral, Mistral-Nemo": ("MistralForCausalLM", {"head_dim": 128}),
+    "Mixtral": ("MixtralForCausalLM", {"num_local_experts": 4, "intermediate_size": 256}),
+    "Qwen1.5-MoE, Qwen2-MoE": ("Qwen2MoeForCausalLM", {**MOE, "shared_expert_intermediate_size": 256}),
+    "Qwen3-MoE": ("Qwen3MoeForCausalLM", {**MOE, "head_dim": 64, "norm_topk_prob": True}),
     "Qwen": ("QWenLMHeadModel", QWEN),
     "Qwen2, Qwen2.5": ("Qwen2ForCausalLM", {}),
     "Qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),

@@ -112,6 +112,29 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
     ],
     "CohereForCausalLM": [{"attention_bias": True}, {"use_qk_norm": True, "logit_scale": 0.3, **FALSE}],
+    "MixtralForCausalLM": [
+        {"num_local_experts": 4},
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "head_dim": 24},
+    ],
+    "Qwen2MoeForCausalLM": [
+        {
+            "num_experts": 4,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "num_experts_per_tok": 2,
+        },
+        {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "norm_topk_prob": True},
+    ],
+    "Qwen3MoeForCausalLM": [
+        {
+            "num_experts": 5,
+            "moe_intermediate_size": 32,
+            "num_experts_per_tok": 2,
+            "head_dim": 24,
+            "norm_topk_prob": True,
+        },
+        {"num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 3, "head_dim": 16},
+    ],
     "NemotronForCausalLM": [{"head_dim": 24}, {"attention_bias": True, "mlp_bias": True, "head_dim": 16}],
 }
 # Classes whose code is not transformers'.

@@ -44,7 +44,7 @@ class Candidate:
         with naming(self.name):
             quantized = self.quantizer.quantize(index, source, statistics, self.target.computed)
             tensors = self.target.layer(index, quantized)
-            self.execution.layer(tensors, self.quantizer.precision.layer(index), reference)
+            self.execution.layer(tensors, self.quantizer.precision.executed(index), reference)
         self.factors = {name: s for name, s in quantized.layer.factors.items() if not bool((s == 1).all())}
 
 
@@ -92,4 +92,5 @@ def stream_of(
         candidates.append(Candidate(name, quantizer, target, execution))
     if tokens is None or wanted == Wanted():
         return Stream(candidates, None)
-    return Stream(candidates, Calibration(model, tokens.ids, embedding, wanted, device, seed))
+    plain = frozenset.intersection(*(quantizer.how.plain for quantizer, _ in ways.values()))
+    return Stream(candidates, Calibration(model, tokens.ids, embedding, wanted, device, seed, plain=plain))

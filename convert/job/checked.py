@@ -41,7 +41,8 @@ class Checked:
         check_device(options.device)
         self.source = Source(options.model_dir)
         self.model = self.source.model
-        self.mapping = Mapping(options.tp_size, options.pp_size)
+        self.check_experts()
+        self.mapping = Mapping(options.tp_size, options.pp_size, options.moe_ep_size)
         self.mapping.check(self.model)
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
         self.how = quantization_of(options, self.source)
@@ -61,6 +62,24 @@ class Checked:
         check_apart(options.reads(), options.writes())
         if options.save_stats:
             check_new(Path(options.save_stats))
+
+    def check_experts(self) -> None:
+        """Raise InputError for what is asked of experts, where there are none, or that no ranks can have."""
+        options, ep = self.options, self.options.moe_ep_size
+        asked = {
+            "--moe_tp_size": options.moe_tp_size is not None,
+            "--moe_ep_size": ep > 1,
+            "--calib_all_experts": options.calib_all_experts,
+        }
+        for flag in [flag for flag, there in asked.items() if there and not self.model.num_experts]:
+            raise InputError(f"{flag}: {self.model.architecture} has no experts; leave it away")
+        if options.moe_tp_size is not None and options.moe_tp_size * ep != options.tp_size:
+            raise InputError(
+                f"--moe_tp_size {options.moe_tp_size} times --moe_ep_size {ep} must be --tp_size {options.tp_size}"
+            )
+        if self.model.num_experts and (options.stats or options.save_stats):
+            flag = "--stats" if options.stats else "--save_stats"
+            raise InputError(f"{flag}: statistics of experts are not kept in a file; leave it away")
 
     def check_kept(self) -> None:
         """Raise InputError for what would change a ready-made folder's weights."""

@@ -174,7 +174,15 @@ class Job:
         if self.tokens is None or self.saved is not None:
             return None
         return Calibration(
-            self.model, self.tokens.ids, embedding, self.gathered, self.device, self.options.seed, self.requantized
+            self.model,
+            self.tokens.ids,
+            embedding,
+            self.gathered,
+            self.device,
+            self.options.seed,
+            self.requantized,
+            self.quantizer.how.plain,
+            self.options.calib_all_experts,
         )
 
     def layer(

@@ -25,6 +25,8 @@ class ConvertOptions(Options):
         model_dir, output_dir: paths; a comparison needs no output_dir.
         quant: TensorRT-LLM's QuantAlgo, or None for floating-point weights.
         kv_cache: None, "INT8" or "FP8".
+        moe_tp_size, moe_ep_size: ranks that cut each expert, and parts that experts are dealt out to; their product is
+            tp_size (None: tp_size / moe_ep_size).
         alpha: SmoothQuant's migration strength; None searches it for every smoothing group.
         act_range: "auto" or a method of ranges.METHODS, for static activation scales.
         fold, rounding, symmetric: see options.QuantizeOptions.
@@ -39,6 +41,7 @@ class ConvertOptions(Options):
         quant_layer: PATTERN=ALGO each: linears that are quantized otherwise; see precision.mixed.
         rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
         calib: a built-in text, a text file, a data set, or a safetensors file of token ids; see text.read_tokens.
+        calib_all_experts: every expert sees every calibration token, though it counts only where it is sent.
         stats: a file of statistics to use instead of a forward pass; save_stats: the one to make.
     """
 
@@ -49,6 +52,8 @@ class ConvertOptions(Options):
     kv_cache: str | None = bounded(None, words=KV_CACHE, none="none")
     tp_size: int = bounded(1, least=1)
     pp_size: int = bounded(1, least=1)
+    moe_tp_size: int | None = bounded(None, least=1)
+    moe_ep_size: int = bounded(1, least=1)
     alpha: float | None = bounded(None, least=0, most=1, none="auto")
     act_range: str = bounded("auto", words=("auto", *METHODS))
     fold: bool = True
@@ -64,6 +69,7 @@ class ConvertOptions(Options):
     calib: str = "pydoc"
     calib_size: int = bounded(64, least=1)
     calib_seq_len: int = bounded(512, least=2)
+    calib_all_experts: bool = False
     device: str = "auto"
     seed: int = bounded(0, least=0, most=2**63 - 1)
     stats: str | None = bounded(None, path=True)

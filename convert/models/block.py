@@ -6,6 +6,8 @@
 
     attention(x) = dense(attend(qkv(x)))                      mlp(x) = proj(product(fc(x), ...))
 
+or, in place of the MLP, the sum of some experts, each an MLP of the tokens that are sent to it.
+
 ``forward`` runs it with float functions, the checkpoint runtime with what plugins compute. It runs in steps, so that
 linears may become something else while their input waits.
 """
@@ -17,7 +19,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from .family import PARALLEL, SANDWICHED, SEQUENTIAL, Family, Linear, Norm
+from ...plugins.mixture_of_experts import Routed
+from .family import PARALLEL, SANDWICHED, SEQUENTIAL, Family, Linear, Mlp, Norm
 
 # What a linear reads, and what it makes: a tensor, or more where a caller keeps more.
 Read = TypeVar("Read")
@@ -37,8 +40,20 @@ class Functions(Protocol[Read, Made]):
     def attend(self, qkv: Made) -> torch.Tensor:
         """Attention over queries, keys and values, [batch, tokens, query_size]."""
 
-    def product(self, made: list[Made]) -> torch.Tensor:
+    def product(self, mlp: Mlp, made: list[Made]) -> torch.Tensor:
         """The MLP's function of one logical linear, times what the other makes where there is one."""
+
+    def routed(self, norm: Norm, x: torch.Tensor) -> Routed:
+        """The norm of hidden states, on its way through experts."""
+
+    def add_expert(self, routed: Routed, expert: int, made: Made) -> None:
+        """What an expert makes of the tokens that it read."""
+
+    def add_shared(self, routed: Routed, made: Made) -> None:
+        """What the shared expert makes of all tokens."""
+
+    def gathered(self, routed: Routed, x: torch.Tensor) -> Made:
+        """What all experts have made; x: the hidden states that went in."""
 
     def read(self, linear: Linear, x: torch.Tensor) -> Read:
         """What a linear makes of an input that no norm makes."""
@@ -69,7 +84,10 @@ def sequential(family: Family, functions: Functions[Read, Made], x: torch.Tensor
     before_attention, before_mlp = family.norms
     made = yield from attention(family, functions, functions.norm(before_attention, x))
     x = functions.add(family.linears[1], x, made)
-    made = yield from mlp(family, functions, functions.norm(before_mlp, x))
+    if family.mixture is None:
+        made = yield from mlp(family, functions, functions.norm(before_mlp, x))
+    else:
+        made = yield from mixture(family, functions, before_mlp, x)
     return functions.add(family.linears[-1], x, made)
 
 
@@ -90,7 +108,7 @@ def parallel(family: Family, functions: Functions[Read, Made], x: torch.Tensor) 
     if second:
         made = yield from mlp(family, functions, functions.norm(second[0], x))
     else:
-        made = yield from behind_product(family, functions, read)
+        made = yield from behind_product(family.mlp, functions, read)
     return functions.add(family.linears[-1], functions.add(family.linears[1], x, attended), made)
 
 
@@ -106,15 +124,28 @@ def attention(family: Family, functions: Functions[Read, Made], read: Read) -> H
 def mlp(family: Family, functions: Functions[Read, Made], read: Read) -> Half[Read, Made]:
     """Stops before its first linears and before its last."""
     yield read
-    return (yield from behind_product(family, functions, read))
+    return (yield from behind_product(family.mlp, functions, read))
 
 
-def behind_product(family: Family, functions: Functions[Read, Made], read: Read) -> Half[Read, Made]:
-    """The MLP once its input has come."""
-    proj = family.linears[-1]
-    read = functions.read(proj, functions.product([functions.linear(linear, read) for linear in family.mlp]))
+def behind_product(mlp: Mlp, functions: Functions[Read, Made], read: Read) -> Half[Read, Made]:
+    """An MLP once its input has come."""
+    read = functions.read(mlp.last, functions.product(mlp, [functions.linear(linear, read) for linear in mlp.first]))
     yield read
-    return functions.linear(proj, read)
+    return functions.linear(mlp.last, read)
+
+
+def mixture(family: Family, functions: Functions[Read, Made], norm: Norm, x: torch.Tensor) -> Half[Read, Made]:
+    """Experts one after the other, each for the tokens that are sent to it, then the one that reads all."""
+    routed = functions.routed(norm, x)
+    for number, expert in enumerate(family.experts):
+        read = functions.read(expert.first[0], routed.read(number))
+        yield read
+        functions.add_expert(routed, number, (yield from behind_product(expert, functions, read)))
+    if family.shared is not None:
+        read = functions.read(family.shared.first[0], routed.x)
+        yield read
+        functions.add_shared(routed, (yield from behind_product(family.shared, functions, read)))
+    return functions.gathered(routed, x)
 
 
 def finished(layer: Steps[Read]) -> torch.Tensor:

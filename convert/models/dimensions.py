@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InputError, shown
 from ..files.reader import LARGEST, Reader
+from .experts import spread
 from .families import FAMILIES
 from .family import Family, Norm
+from .mixture import Gate
 from .rope import TABLED_ROPE_TYPES, Rope, attention_factor, check_rope, read_rope
 
 MOST_LAYERS = 10_000
@@ -43,6 +45,8 @@ class Model(Sizes):
         q_scaling: attention's scores are divided by it, beside sqrt(head_size).
         attention_cap, logit_cap: scores and logits become cap * tanh(x / cap).
         multipliers: what tensors are multiplied by when they are read, by logical linear, or full name outside layers.
+        num_experts: 0 without; top_k of them read a token, their weights divided by their sum if normalizes_experts.
+        moe_intermediate_size, shared_expert_intermediate_size: widths of experts.
         embedding_scale, logit_scale: what the embedding and logits are multiplied by.
         alibi_bias_max: the exponent of ALiBi's last slope.
     """
@@ -66,6 +70,11 @@ class Model(Sizes):
     q_scaling: float = 1.0
     attention_cap: float | None = None
     logit_cap: float | None = None
+    num_experts: int = 0
+    top_k: int = 0
+    normalizes_experts: bool = True
+    moe_intermediate_size: int = 0
+    shared_expert_intermediate_size: int = 0
     multipliers: Mapping[str, float] = field(default_factory=dict)
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
@@ -108,10 +117,21 @@ class Model(Sizes):
     def dimension(self, name: str) -> int:
         return int(getattr(self, name))
 
+    @property
+    def mlp_channels(self) -> int:
+        """Channels that the linears of MLPs that read one token, and their product, make of it."""
+        if self.num_experts:
+            return 3 * (self.top_k * self.moe_intermediate_size + self.shared_expert_intermediate_size)
+        return (1 + sum(len(linear.parts) for linear in self.family.mlp.first)) * self.intermediate_size
+
     def norm_shape(self, norm: Norm) -> list[int]:
         """Of a norm's weight: [size], or [heads, size]."""
         heads = [] if norm.rows is None else [self.dimension(norm.rows)]
         return [*heads, self.dimension(norm.size)]
+
+    def gate_shape(self, gate: Gate) -> list[int]:
+        """[out, hidden_size]."""
+        return [1 if gate.rows is None else self.dimension(gate.rows), self.hidden_size]
 
     def out_features(self, linear: str) -> list[int]:
         """Rows of each part of a fused linear."""
@@ -171,10 +191,17 @@ def read_model(config: dict[str, Any]) -> Model:
         rotary_dim=int(head_size * rope.fraction),
         tied=said.flag("tie_word_embeddings", family.tied),
     )
-    model = Model(**(stated | family.read(said)))
+    model = with_experts(Model(**(stated | family.read(said))))
     check_heads(model)
     check_rest(model)
     return model
+
+
+def with_experts(model: Model) -> Model:
+    """The model with a family that has its experts."""
+    if not 0 <= model.top_k <= model.num_experts:
+        raise InputError(f"config.json: {model.top_k} experts for a token, of {model.num_experts}")
+    return replace(model, family=spread(model.family, model.num_experts))
 
 
 def activation_of(said: Reader, family: Family) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..files.reader import Reader
+from .mixture import Gate, Mixture
 from .rope import Rope
 
 Part = TypeVar("Part")
@@ -80,6 +81,8 @@ class Linear:
             or COLUMNS (in_features, followed by an all-reduce).
         out_features, in_features: names of the model dimensions, out_features one per part.
         bias: name of the model flag that gives it a bias; None where it never has one.
+        stacked: TensorRT-LLM's name of the tensor that holds the matrices of all experts, where this is one of them.
+        expert: its number among them.
     """
 
     name: str
@@ -88,6 +91,8 @@ class Linear:
     out_features: tuple[str, ...]
     in_features: str
     bias: str | None
+    stacked: str | None = None
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,25 @@ class Group:
     linears: tuple[str, ...]
     norm: str | None = None
     feeder: str | None = None
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The linears of an MLP, or of one expert.
+
+    Attributes:
+        first: those that read its input.
+        last: the one that makes its output.
+        activated: which of the logical linears of the first ones goes through the MLP's function.
+    """
+
+    first: tuple[Linear, ...]
+    last: Linear
+    activated: int
+
+    def activated_first(self, made: list[Part]) -> list[Part]:
+        """What the logical linears make, in their order, with that in front which goes through the function."""
+        return [made[self.activated], *made[: self.activated], *made[self.activated + 1 :]]
 
 
 @dataclass(frozen=True)
@@ -129,6 +153,8 @@ class Family:
         norm_offset: what is added to every norm's stored weight.
         query_key_norms: norms of every head's query and key before they are rotated.
         activated: the logical linear of the MLP that goes through its function; the first one if not said.
+        mixture: experts in place of the MLP; of one model's family ``experts`` are theirs, and ``shared`` the one that
+            reads every token (see ``experts.spread``).
         head_bias: full name of the output projection's bias.
         normalized_head: the output projection's rows are divided by their lengths.
         one_all_reduce: an engine sums attention and MLP before the ranks are summed.
@@ -181,6 +207,9 @@ class Family:
     biased: bool = False
     norm_offset: float = 0.0
     activated: str | None = None
+    mixture: Mixture | None = None
+    experts: tuple[Mlp, ...] = ()
+    shared: Mlp | None = None
     head_bias: str | None = None
     normalized_head: bool = False
     one_all_reduce: bool = False
@@ -231,12 +260,6 @@ class Family:
     def group_of(self, linear: str) -> Group:
         return next(group for group in self.groups if linear in group.linears)
 
-    def activated_first(self, made: list[Part]) -> list[Part]:
-        """What the MLP's logical linears make, in their order, with that in front which goes through its function."""
-        parts = [part for linear in self.mlp for part in linear.parts]
-        first = parts.index(self.activated) if self.activated else 0
-        return [made[first], *made[:first], *made[first + 1 :]]
-
     @property
     def rotary(self) -> bool:
         """Whether queries and keys are turned."""
@@ -248,14 +271,25 @@ class Family:
         return self.positions in (ALIBI, SCALED_ALIBI)
 
     @property
-    def mlp(self) -> tuple[Linear, ...]:
-        """The linears of the MLP but the last."""
-        return self.linears[2:-1]
+    def mlp(self) -> Mlp:
+        """The MLP of a family without experts."""
+        first, last = self.linears[2:-1], self.linears[-1]
+        parts = [part for linear in first for part in linear.parts]
+        return Mlp(first, last, parts.index(self.activated) if self.activated else 0)
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """Linears that are never quantized."""
+        return () if self.mixture is None else self.mixture.gates
 
     @property
     def rotates(self) -> bool:
         """Whether its norms, and what else reads the residual stream, commute with a rotation of it."""
-        plain = all(norm.kind == RMS for norm in (*self.norms, self.final_norm)) and self.arrangement == SEQUENTIAL
+        plain = (
+            all(norm.kind == RMS for norm in (*self.norms, self.final_norm))
+            and self.arrangement == SEQUENTIAL
+            and not self.mixture
+        )
         return plain and self.positions != LEARNED and self.embedding_norm is None and not self.shares_embedding
 
     @property

@@ -9,10 +9,12 @@ import torch
 from torch.nn import functional
 
 from ...plugins import gpt_attention
+from ...plugins.mixture_of_experts import Routed, route
 from . import block
 from .attention import heads_of
 from .dimensions import Model
-from .family import LAYER, Linear, Norm
+from .family import LAYER, Linear, Mlp, Norm
+from .mixture import Gate
 from .rotary import Turns, rotary_frequencies
 
 Tensors = dict[str, torch.Tensor]
@@ -60,15 +62,25 @@ class LayerForward:
         dtype, device: where and in what the layers compute.
         scaled: yarn's attention factor is in the tables, as transformers has it; else it is in the weights of queries,
             as an engine has it.
+        everyone: every expert reads every token, though it counts only where it is sent.
 
     Attributes:
         watchers: who sees what, by (MAKES, logical linear) or (NORMS, norm).
     """
 
-    def __init__(self, model: Model, tokens: int, dtype: torch.dtype, device: torch.device, scaled: bool = True):
+    def __init__(
+        self,
+        model: Model,
+        tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        scaled: bool = True,
+        everyone: bool = False,
+    ):
         self.model, self.family, self.tokens, self.dtype, self.device = model, model.family, tokens, dtype, device
         self.watchers: dict[tuple[str, str], list[See]] = defaultdict(list)
         self.tensors: Tensors = {}
+        self.everyone = everyone
         frequencies, scaling = rotary_frequencies(model)
         self.attention_scaling = scaling if scaled else 1.0
         self.turns = Turns(
@@ -123,8 +135,8 @@ class LayerForward:
         q, k = self.turned(q), self.turned(k)
         return gpt_attention.attend(q, k, v, self.heads).transpose(1, 2).flatten(2)
 
-    def product(self, made: list[list[torch.Tensor]]) -> torch.Tensor:
-        activated, *other = self.family.activated_first([part for linear in made for part in linear])
+    def product(self, mlp: Mlp, made: list[list[torch.Tensor]]) -> torch.Tensor:
+        activated, *other = mlp.activated_first([part for linear in made for part in linear])
         y = ACTIVATIONS[self.model.activation](activated)
         return y * other[0] if other else y
 
@@ -133,6 +145,24 @@ class LayerForward:
 
     def normed(self, norm: Norm, made: list[torch.Tensor]) -> list[torch.Tensor]:
         return [normed(norm, x, self.tensors, self.model.norm_epsilon) for x in made]
+
+    def routed(self, norm: Norm, x: torch.Tensor) -> Routed:
+        read = self.norm(norm, x).flatten(0, 1)
+        scores = self.gated(self.family.gates[0], read)
+        return Routed(read, route(scores, self.model.top_k, self.model.normalizes_experts), self.everyone)
+
+    def gated(self, gate: Gate, x: torch.Tensor) -> torch.Tensor:
+        """What a linear that is never quantized makes of x, [tokens, hidden_size]."""
+        return functional.linear(x, self.tensors[f"{gate.tensor}.weight"])
+
+    def add_expert(self, routed: Routed, expert: int, made: list[torch.Tensor]) -> None:
+        routed.add(expert, made[0])
+
+    def add_shared(self, routed: Routed, made: list[torch.Tensor]) -> None:
+        routed.total += made[0] * torch.sigmoid(self.gated(self.family.gates[1], routed.x))
+
+    def gathered(self, routed: Routed, x: torch.Tensor) -> list[torch.Tensor]:
+        return [routed.total.view_as(x)]
 
     def add(self, linear: Linear, x: torch.Tensor, made: list[torch.Tensor]) -> torch.Tensor:
         return x + made[0]

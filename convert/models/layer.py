@@ -17,13 +17,36 @@ from .family import Group, Linear
 Tensors = dict[str, torch.Tensor]
 
 
+class Weights:
+    """Weights of logical linears, float32 whoever asks; some are kept in the dtype that they came in.
+
+    Args:
+        kept: those.
+    """
+
+    def __init__(self, tensors: Tensors, kept: frozenset[str] = frozenset()):
+        self.kept = kept
+        self.tensors = {part: tensor if part in kept else tensor.float() for part, tensor in tensors.items()}
+
+    def __getitem__(self, part: str) -> torch.Tensor:
+        return self.tensors[part].float()
+
+    def __setitem__(self, part: str, weight: torch.Tensor) -> None:
+        self.tensors[part] = weight.to(self.tensors[part].dtype) if part in self.kept else weight
+
+    def held(self, part: str, divisor: torch.Tensor | None) -> torch.Tensor:
+        """One of them over a divisor, where there is one; else as it is kept."""
+        return self.tensors[part] if divisor is None else self[part] / divisor
+
+
 @dataclass
 class Layer:
     """A decoder layer's weights.
 
     Attributes:
         norms: weights and biases of the norms, float32 [hidden], by TensorRT-LLM name and suffix.
-        weights, biases: float32, by Hugging Face part.
+        gates: weights of linears that are never quantized, float32, by TensorRT-LLM name and suffix.
+        weights, biases: float32, by Hugging Face part; experts' are kept in their source's dtype.
         factors: s of each group, float32 [in]: its input was divided by it, in whatever places.
         smoothers: what the runtime still divides a group's input by, float32 [in], by group name.
         ranges: the largest value of each group's scaled input, by group name; None per token.
@@ -32,7 +55,8 @@ class Layer:
 
     model: Model
     norms: Tensors
-    weights: Tensors
+    gates: Tensors
+    weights: Weights
     biases: Tensors
     factors: Tensors = field(default_factory=dict)
     smoothers: Tensors = field(default_factory=dict)
@@ -44,6 +68,7 @@ class Layer:
         """The layer of some Hugging Face tensors, in any floating dtype."""
         family = model.family
         parts = [part for linear in family.linears for part in linear.parts]
+        experts = frozenset(part for linear in family.linears if linear.stacked for part in linear.parts)
         biased = [part for linear in family.linears if model.has_bias(linear.name) for part in linear.parts]
         return Layer(
             model,
@@ -52,7 +77,8 @@ class Layer:
                 for norm in family.all_norms
                 for suffix in norm.suffixes
             },
-            weights={part: source[f"{part}.weight"].float() for part in parts},
+            gates={f"{gate.name}.weight": source[f"{gate.tensor}.weight"].float() for gate in family.gates},
+            weights=Weights({part: source[f"{part}.weight"] for part in parts}, kept=experts),
             biases={part: source[f"{part}.bias"].float() for part in biased},
         )
 
@@ -62,18 +88,20 @@ class Layer:
 
     def set_weight(self, linear: Linear, weight: torch.Tensor) -> None:
         """Replace the fused weight, float32 [out, in]."""
-        self.weights |= dict(zip(linear.parts, weight.split(self.model.out_features(linear.name)), strict=True))
+        pieces = weight.split(self.model.out_features(linear.name))
+        for part, piece in zip(linear.parts, pieces, strict=True):
+            self.weights[part] = piece
 
     def common(self) -> Tensors:
-        """The tensors that every scheme stores: norms and biases, by TensorRT-LLM name."""
-        tensors = dict(self.norms)
+        """The tensors that every scheme stores: norms, gates and biases, by TensorRT-LLM name."""
+        tensors = self.norms | self.gates
         for linear in self.model.family.linears:
             if self.model.has_bias(linear.name):
                 tensors[f"{linear.name}.bias"] = torch.cat([self.biases[part] for part in linear.parts])
         return tensors
 
     def set_common(self, tensors: Tensors) -> None:
-        """Hold norms and biases as they are stored; the inverse of ``common``, in float32."""
+        """Hold norms and biases as they are stored; the inverse of ``common``, in float32. Gates stay exact."""
         self.norms = {name: tensors[name].float() for name in self.norms}
         for linear in self.model.family.linears:
             if self.model.has_bias(linear.name):
@@ -88,16 +116,18 @@ class Layer:
             for norm in family.all_norms
             for suffix in norm.suffixes
         }
+        tensors |= {f"{gate.tensor}.weight": self.gates[f"{gate.name}.weight"] for gate in family.gates}
         tensors |= {f"{part}.bias": bias for part, bias in self.biases.items()}
         for group in family.groups:
             for part in self.model.family.parts(group):
-                tensors[f"{part}.weight"] = self.weights[part] / self.smoothers.get(group.name, 1.0)
+                smoother = self.smoothers.get(group.name)
+                tensors[f"{part}.weight"] = self.weights.held(part, smoother)
         return tensors
 
     def unscaled(self, group: Group) -> Tensors:
         """Hugging Face tensors of a group's linears, for an input that nothing has divided."""
         parts = self.model.family.parts(group)
-        tensors = {f"{part}.weight": self.weights[part] / self.factors.get(group.name, 1.0) for part in parts}
+        tensors = {f"{part}.weight": self.weights.held(part, self.factors.get(group.name)) for part in parts}
         return tensors | {f"{part}.bias": self.biases[part] for part in parts if part in self.biases}
 
     def may_fold(self, group: Group, groups: Sequence[Group]) -> bool:

@@ -33,6 +33,8 @@ def layer_shapes(model: Model) -> dict[str, list[int]]:
     family, shapes = model.family, dict[str, list[int]]()
     for norm in family.all_norms:
         shapes |= {f"{norm.tensor}.{suffix}": model.norm_shape(norm) for suffix in norm.suffixes}
+    for gate in family.gates:
+        shapes[f"{gate.tensor}.weight"] = model.gate_shape(gate)
     for linear in family.linears:
         width, rows = model.dimension(linear.in_features), dict[str, int]()
         for part, size in zip(linear.parts, model.out_features(linear.name), strict=True):

@@ -166,7 +166,7 @@ def side_by_side(
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
         reference.layer(index, source.layer(index, device))
-        ours.layer(checkpoint.layer(index, device), checkpoint.precision.layer(index), reference.hidden)
+        ours.layer(checkpoint.layer(index, device), checkpoint.precision.executed(index), reference.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
     return ours.accuracy(reference, checkpoint.head(device))
 

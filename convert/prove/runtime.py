@@ -7,12 +7,14 @@ from collections.abc import Callable
 import torch
 
 from ...plugins import gpt_attention
+from ...plugins.mixture_of_experts import Routed, route
 from ..models import block
 from ..models.attention import heads_of
 from ..models.dimensions import Model
 from ..models.ends import Head, engine_norm
-from ..models.family import Group, Linear, Norm
+from ..models.family import Group, Linear, Mlp, Norm
 from ..models.forward import ENGINE_ACTIVATIONS
+from ..models.mixture import Gate
 from ..models.rotary import Turns
 from ..numbers.finite import finite
 from ..quantize.scheme import LayerSchemes, Scheme
@@ -157,16 +159,35 @@ class LayerFunctions:
             parts[place] = heads.view(parts[place].shape)
         return torch.cat(parts, -1)
 
-    def product(self, made: list[torch.Tensor]) -> torch.Tensor:
+    def product(self, mlp: Mlp, made: list[torch.Tensor]) -> torch.Tensor:
         model, parts = self.runtime.model, list[torch.Tensor]()
-        for linear, y in zip(model.family.mlp, made, strict=True):
+        for linear, y in zip(mlp.first, made, strict=True):
             parts += y.split(model.out_features(linear.name), -1)
-        activated, *other = model.family.activated_first(parts)
+        activated, *other = mlp.activated_first(parts)
         y = ENGINE_ACTIVATIONS[model.hidden_act](activated.float()).to(self.runtime.dtype)
-        return self.runtime.held(f"the input of {model.family.linears[-1].name}", y * other[0] if other else y)
+        return self.runtime.held(f"the input of {mlp.last.name}", y * other[0] if other else y)
 
     def normed(self, norm: Norm, made: torch.Tensor) -> torch.Tensor:
         return self.runtime.normed(self.tensors, norm, made)
+
+    def routed(self, norm: Norm, x: torch.Tensor) -> Routed:
+        model, read = self.runtime.model, self.runtime.normed(self.tensors, norm, x.view(-1, x.shape[-1]))
+        scores = self.gated(model.family.gates[0], read)
+        return Routed(read, route(scores, model.top_k, model.normalizes_experts))
+
+    def gated(self, gate: Gate, x: torch.Tensor) -> torch.Tensor:
+        """What a linear that is never quantized makes of x, in the dtype of its weight."""
+        weight = self.tensors[f"{gate.name}.weight"]
+        return x.to(weight.dtype) @ weight.t()
+
+    def add_expert(self, routed: Routed, expert: int, made: torch.Tensor) -> None:
+        routed.add(expert, made)
+
+    def add_shared(self, routed: Routed, made: torch.Tensor) -> None:
+        routed.total += made * torch.sigmoid(self.gated(self.runtime.model.family.gates[1], routed.x))
+
+    def gathered(self, routed: Routed, x: torch.Tensor) -> torch.Tensor:
+        return self.runtime.held("what experts make", routed.total)
 
     def read(self, linear: Linear, x: torch.Tensor) -> Activation:
         return self.runtime.smoothed(self.tensors, self.by_linear[linear.name], linear.name, x.view(-1, x.shape[-1]))

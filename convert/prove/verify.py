@@ -18,7 +18,7 @@ from ..quantize.precision import LAYER
 from ..sources.folder import Source
 from ..sources.text import check_length, check_text
 from ..targets.trtllm.checkpoint import Checkpoint
-from ..targets.trtllm.layout import layer_tensors, rank_tensors, rotary_tables
+from ..targets.trtllm.layout import is_one, layer_tensors, rank_tensors, rotary_tables, stored_name
 from ..targets.trtllm.ranks import MODEL_DTYPE, Tensor
 from ..targets.trtllm.rotary_tables import faults
 from ..targets.trtllm.values import Values, Zeros
@@ -119,7 +119,13 @@ def value_problem(name: str, spec: Tensor, read: Read, sound: Callable[[str], bo
         read: gives a tensor by its name, as it is stored.
         sound: whether nothing is wrong with a tensor so far, by its name.
     """
-    values, unpack = spec.values, spec.storage.read
+    values = spec.values
+
+    def unpack(stored: torch.Tensor) -> torch.Tensor:
+        if is_one(spec):
+            return spec.storage.read(stored)
+        return torch.stack([spec.storage.read(one) for one in stored])
+
     if values is None:
         return None
     if isinstance(values, Values):
@@ -133,9 +139,9 @@ def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
     kept = checkpoint.engine, checkpoint.precision.kv_cache
     specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), *kept))
     return {
-        LAYER.format(i=local) + name: spec
+        LAYER.format(i=local) + stored_name(name, spec): spec
         for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])
-        for name, spec in specs(*checkpoint.precision.layer(index).items()).items()
+        for name, spec in specs(*checkpoint.precision.executed(index).items()).items()
     }
 
 

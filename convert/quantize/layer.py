@@ -129,6 +129,9 @@ def completed(
 ) -> QuantizedLayer:
     """The layer of linears that are quantized: what else it stores, and that the engine's dtype holds what it makes."""
     scale = None
+    if statistics.tokens:
+        first = (mlp.first[0].name for mlp in layer.model.family.experts)
+        report["experts"] = {"tokens": [statistics.tokens[name] for name in first]}
     if cache is not None:
         scale = kv_cache.cache_scale(cache, statistics, layer.folded.get(layer.model.family.attention[2], 1.0))
         report["kv_cache"] = {"scale": float(scale)}

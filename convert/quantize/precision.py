@@ -42,6 +42,16 @@ class Precision:
         """The schemes of one layer, by group name."""
         return {group.name: self.others.get((index, group.name), self.base) for group in self.model.family.groups}
 
+    def executed(self, index: int) -> LayerSchemes:
+        """The same, with what experts have under them."""
+        experts = {linear.name for mlp in self.model.family.experts for linear in (*mlp.first, mlp.last)}
+        schemes = dict(self.layer(index))
+        for group in self.model.family.groups:
+            own = schemes[group.name].experts
+            if own is not None and group.linears[0] in experts:
+                schemes[group.name] = own
+        return schemes
+
     @cached_property
     def schemes(self) -> tuple[Scheme, ...]:
         """Every scheme that some group has, once."""

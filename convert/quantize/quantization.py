@@ -38,9 +38,26 @@ class Quantization:
     @property
     def wanted(self) -> Wanted:
         """What calibration must learn; where it runs at all, also whether float16 holds what a layer makes."""
-        needed = reduce(or_, (wanted(scheme, self.choices) for scheme in self.precision.schemes))
+        schemes = {scheme for index in self.layers for scheme in self.precision.executed(index).values()}
+        needed = reduce(or_, (wanted(scheme, self.choices) for scheme in schemes))
         needed |= Wanted(cache=self.precision.kv_cache is not None)
         return needed | HALF_RANGE if needed != Wanted() and self.dtype == "float16" else needed
+
+    @property
+    def plain(self) -> frozenset[str]:
+        """Groups of experts of whose inputs no more is wanted than ranges: there are many of them."""
+        groups = {linear.name for mlp in self.model.family.experts for linear in (*mlp.first, mlp.last)}
+        read = (
+            (name, wanted(scheme, self.choices))
+            for i in self.layers
+            for name, scheme in self.precision.executed(i).items()
+        )
+        more = {name for name, own in read if own.tokens or own.gram or own.magnitude}
+        return frozenset(groups - more)
+
+    @property
+    def layers(self) -> range:
+        return range(self.model.num_hidden_layers)
 
 
 def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:

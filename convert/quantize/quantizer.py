@@ -54,7 +54,7 @@ class Quantizer:
         """
         layer = self.float_layer(source)
         seen = of_scaled_queries(statistics.only(self.wanted), self.model)
-        schemes, dtype, cache = self.precision.layer(index), getattr(torch, self.dtype), self.precision.kv_cache
+        schemes, dtype, cache = self.precision.executed(index), getattr(torch, self.dtype), self.precision.kv_cache
         with naming(f"layer {index}"):
             return quantize_layer(layer, seen, schemes, self.how.choices, dtype, computed, cache, ready)
 
@@ -71,7 +71,7 @@ class Quantizer:
         walk, dtype = calibration.walk(index, layer, on_tokens), getattr(torch, self.dtype)
         with naming(f"layer {index}"):
             return quantize_walking(
-                layer, walk, precision.layer(index), self.how.choices, dtype, computed, precision.kv_cache
+                layer, walk, precision.executed(index), self.how.choices, dtype, computed, precision.kv_cache
             )
 
     def float_layer(self, source: Tensors) -> Layer:

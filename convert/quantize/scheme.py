@@ -30,6 +30,8 @@ class Scheme:
         static: activations have one scale that calibration finds; otherwise one a token, found at run time.
         prescaled: the runtime may scale a linear's input channel by channel.
         rounding: how weights are rounded unless another way is asked for, NEAREST or GPTQ.
+        experts: what experts of a mixture have under it, where it is another one.
+        held_as: name of the scheme in whose format its linears are held, where it has none of its own.
     """
 
     name: str | None = None
@@ -42,6 +44,8 @@ class Scheme:
     static: bool = False
     prescaled: bool = False
     rounding: str = NEAREST
+    experts: Scheme | None = None
+    held_as: str | None = None
 
     @property
     def quantized(self) -> bool:

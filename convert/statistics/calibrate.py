@@ -26,6 +26,7 @@ def calibrate_layer(
     seed: int,
     batch: int,
     on_batch: OnBatch = lambda tokens: None,
+    plain: frozenset[str] = frozenset(),
 ) -> LayerStatistics:
     """Advance all hidden states by one layer and gather its statistics.
 
@@ -35,8 +36,9 @@ def calibrate_layer(
         seed: draws the kept tokens; the same for every layer.
         batch: sequences per forward pass.
         on_batch: called with the number of tokens done after each batch.
+        plain: groups of whose inputs nobody wants more than ranges.
     """
-    watch, groups = Watch(forward, wanted, hidden, seed), forward.family.groups
+    watch, groups = Watch(forward, wanted, hidden, seed, plain), forward.family.groups
     if wanted.cache:
         for part, see in zip(forward.family.attention, (watch.query, watch.key, watch.value), strict=True):
             forward.watch(MAKES, part, see)
@@ -62,7 +64,7 @@ class Walk:
         forward: computes the layer, whose number is index.
         layer: what is quantized: after a group has been yielded, its linears compute with what they are by then.
         hidden: [sequences, tokens, hidden_size], replaced in place behind the last group.
-        seed, batch, on_batch: as for ``calibrate_layer``; on_batch counts a share of the tokens at every group.
+        seed, batch, on_batch, plain: as for ``calibrate_layer``; on_batch counts a share of the tokens at every group.
 
     Attributes:
         seen: what is known by now. Ranges of queries, keys and values are those of the float layer, and are known
@@ -79,10 +81,11 @@ class Walk:
         seed: int,
         batch: int,
         on_batch: OnBatch = lambda tokens: None,
+        plain: frozenset[str] = frozenset(),
     ):
         self.forward, self.index, self.layer = forward, index, layer
         self.pieces, self.on_batch = hidden.split(batch), on_batch
-        self.watch = Watch(forward, wanted, hidden, seed)
+        self.watch = Watch(forward, wanted, hidden, seed, plain)
         self.waiting: dict[int, Steps[torch.Tensor]] = {}
         self.room = room(forward) // batch
 

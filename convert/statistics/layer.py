@@ -26,6 +26,7 @@ class LayerStatistics:
         value_amax: float32 [kv_size], of the values; None unless asked for.
         query_amax: float32 [query_size], of the queries before the rotary embedding; None unless asked for.
         hidden_amax: the largest |hidden state| behind the layer.
+        tokens: how many each expert's input had, by group name; empty without experts.
     """
 
     inputs: dict[str, InputStatistics]
@@ -35,6 +36,7 @@ class LayerStatistics:
     value_amax: torch.Tensor | None = None
     query_amax: torch.Tensor | None = None
     hidden_amax: float = 0.0
+    tokens: dict[str, int] = field(default_factory=dict)
 
     def only(self, wanted: Wanted) -> LayerStatistics:
         """What one algorithm wants of statistics that were gathered for several: the same as if gathered for it."""

@@ -31,6 +31,8 @@ class Calibration:
         embedding: of the model, or of the rotated one.
         wanted: what is gathered at every layer.
         walks: every layer is quantized on the way, by ``walk``; else all go through ``layer``.
+        plain: groups of whose inputs nobody wants more than ranges.
+        everyone: every expert sees every token.
 
     Attributes:
         hidden: [sequences, tokens, hidden_size].
@@ -45,9 +47,11 @@ class Calibration:
         device: torch.device,
         seed: int,
         walks: bool = False,
+        plain: frozenset[str] = frozenset(),
+        everyone: bool = False,
     ):
-        self.model, self.wanted, self.seed = model, wanted, seed
-        self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device, scaled=not walks)
+        self.model, self.wanted, self.seed, self.plain = model, wanted, seed, plain
+        self.forward = LayerForward(model, ids.shape[1], fast_dtype(device), device, not walks, everyone)
         self.hidden = embedding.to(device)(ids.to(device)).to(fast_dtype(device))
         self.batch = max(1, BATCH_TOKENS[device.type] // ids.shape[1])
 
@@ -56,13 +60,15 @@ class Calibration:
     ) -> LayerStatistics:
         """The statistics of the next layer, of which these are the Hugging Face tensors."""
         self.forward.load(index, tensors)
-        statistics = calibrate_layer(self.forward, self.hidden, self.wanted, self.seed, self.batch, on_tokens)
+        statistics = calibrate_layer(
+            self.forward, self.hidden, self.wanted, self.seed, self.batch, on_tokens, self.plain
+        )
         statistics.hidden_amax = self.largest()
         return statistics
 
     def walk(self, index: int, layer: Layer, on_tokens: Callable[[int], None] = lambda tokens: None) -> Walk:
         """The next layer, quantized while tokens pass through it."""
-        return Walk(self.forward, index, layer, self.hidden, self.wanted, self.seed, self.batch, on_tokens)
+        return Walk(self.forward, index, layer, self.hidden, self.wanted, self.seed, self.batch, on_tokens, self.plain)
 
     def largest_normed(self, head: Head) -> float:
         """The largest |output| of the model's last norm."""

@@ -27,13 +27,21 @@ class Watch:
         forward: the layer, which shows what linears make and norms read until ``end``.
         hidden: [sequences, tokens, hidden_size], that will pass.
         seed: draws the kept tokens; the same for every layer.
+        plain: groups of whose inputs nobody wants more than ranges.
 
     Attributes:
         seen: what is known by now; inputs only of groups that all tokens have come to.
     """
 
-    def __init__(self, forward: LayerForward, wanted: Wanted, hidden: torch.Tensor, seed: int):
-        self.forward, self.wanted, self.seen = forward, wanted, LayerStatistics({})
+    def __init__(
+        self,
+        forward: LayerForward,
+        wanted: Wanted,
+        hidden: torch.Tensor,
+        seed: int,
+        plain: frozenset[str] = frozenset(),
+    ):
+        self.forward, self.wanted, self.plain, self.seen = forward, wanted, plain, LayerStatistics({})
         sequences, self.length, _ = hidden.shape
         draw = torch.Generator().manual_seed(seed)
         self.kept = torch.randint(self.length, (sequences, KEPT_PER_SEQUENCE), generator=draw).to(hidden.device)
@@ -45,14 +53,17 @@ class Watch:
                 forward.watch(NORMS, norm.name, partial(_see_stream, self.seen.stream_amax, norm.name))
 
     def input(self, group: Group, x: torch.Tensor) -> None:
-        """Some sequences' input of a group, [batch, tokens, in]."""
+        """Some sequences' input of a group, [batch, tokens, in]; an expert's is [its tokens, in]."""
         if self.wanted.inputs:
-            self.inputs.setdefault(group.name, _InputWatcher(self.kept, self.wanted))(x)
+            wanted = Wanted(ranges=True) if group.name in self.plain else self.wanted
+            self.inputs.setdefault(group.name, _InputWatcher(self.kept, wanted))(x)
+        if self.forward.family.linear(group.linears[0]).expert is not None:
+            self.seen.tokens[group.name] = self.seen.tokens.get(group.name, 0) + len(x)
 
     def all_came(self, group: Group) -> None:
         """No more tokens will come to a group."""
         if self.wanted.inputs:
-            self.seen.inputs[group.name] = self.inputs.pop(group.name).statistics(self.length)
+            self.seen.inputs[group.name] = self.inputs.pop(group.name).statistics()
 
     def query(self, query: torch.Tensor) -> None:
         """[batch, tokens, query_size], as its linear makes it."""
@@ -79,14 +90,18 @@ class _InputWatcher:
         self.wanted = wanted
         self.gram: torch.Tensor | None = None
         self.magnitude: torch.Tensor | None = None
-        self.seen = 0
+        self.seen = self.rows = 0
+        self.length = 0
         self.amax: list[torch.Tensor] = []
         self.tokens: list[torch.Tensor] = []
 
     def __call__(self, x: torch.Tensor) -> None:
-        batch, _, width = x.shape
-        self.amax.append(largest(x, 1).float())
-        if self.wanted.tokens:
+        whole = x.dim() == 3
+        x = x if whole else x[None]
+        batch, self.length, width = x.shape
+        self.rows += batch * self.length
+        self.amax.append(largest(x, 1).float() if self.length else x.new_zeros(1, width, dtype=torch.float32))
+        if self.wanted.tokens and whole:
             positions = self.kept[self.seen : self.seen + batch]
             positions = torch.cat((positions, largest(x, 2).argmax(1, keepdim=True)), 1)
             self.tokens.append(x.gather(1, positions[..., None].expand(-1, -1, width)).reshape(-1, width).float())
@@ -100,12 +115,12 @@ class _InputWatcher:
             total = x.abs().sum((0, 1), dtype=torch.float32)
             self.magnitude = total if self.magnitude is None else total + self.magnitude
 
-    def statistics(self, tokens_per_sequence: int) -> InputStatistics:
-        kept, count, amax = self.kept.shape[1], self.seen * tokens_per_sequence, torch.cat(self.amax)
-        stands_for = torch.full((self.seen, kept + 1), (tokens_per_sequence - 1) / kept)
+    def statistics(self) -> InputStatistics:
+        kept, count, amax = self.kept.shape[1], max(self.rows, 1), torch.cat(self.amax)
+        stands_for = torch.full((self.seen, kept + 1), (self.length - 1) / kept)
         stands_for[:, -1] = 1
         tokens, weight = amax.new_zeros(0, amax.shape[1]), amax.new_zeros(0)
-        if self.wanted.tokens:
+        if self.tokens:
             tokens, weight = torch.cat(self.tokens), stands_for.flatten().to(amax.device)
         gram = None if self.gram is None else mirror(self.gram).div_(count)
         return InputStatistics(amax, tokens, weight, gram, None if self.magnitude is None else self.magnitude / count)

@@ -19,6 +19,7 @@ from .internlm import INTERNLM
 from .internlm2 import INTERNLM2
 from .llama import LLAMA
 from .mistral import MISTRAL
+from .mixtral import MIXTRAL
 from .mpt import MPT
 from .nemotron import NEMOTRON
 from .opt import OPT
@@ -26,16 +27,21 @@ from .phi import PHI
 from .phi3 import PHI3, PHI4_MINI
 from .qwen import QWEN
 from .qwen2 import QWEN2
+from .qwen2_moe import QWEN2_MOE
 from .qwen3 import QWEN3
+from .qwen3_moe import QWEN3_MOE
 from .starcoder2 import STARCODER2
 
 # In the order in which they are listed.
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     MISTRAL,
+    MIXTRAL,
     QWEN,
     QWEN2,
     QWEN3,
+    QWEN2_MOE,
+    QWEN3_MOE,
     GEMMA,
     GEMMA2,
     GEMMA3,

@@ -1,5 +1,5 @@
-"""Gemma 3, text: Gemma 2 without a cap of scores, with norms of each head's query and key, and another rotary base where
-there is a window."""
+"""Gemma 3, text: Gemma 2 without a cap of scores, with norms of each head's query and key, and another rotary base
+where there is a window."""
 
 from __future__ import annotations
 

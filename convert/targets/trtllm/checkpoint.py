@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from ....plugins.lazy import torch
@@ -11,7 +12,7 @@ from ...models.dimensions import Model
 from ...models.ends import Embedding, Head
 from ...models.rotary import rotary_frequencies
 from ...quantize.precision import LAYER, Precision
-from .layout import check_kernels, layer_tensors
+from .layout import check_kernels, is_one, layer_tensors, stored_name
 from .ranks import Tensor
 from .stated import Stated
 
@@ -39,7 +40,7 @@ class Checkpoint(Stated):
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """What a layer's files hold, by name inside the layer."""
-        return layer_tensors(self.model, self.precision.layer(index), self.engine, self.precision.kv_cache)
+        return layer_tensors(self.model, self.precision.executed(index), self.engine, self.precision.kv_cache)
 
     def read(self, rank: int, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
         """One tensor of a rank's file, as it is stored."""
@@ -61,31 +62,43 @@ class Checkpoint(Stated):
         """
         stage = next(number for number, layers in enumerate(self.stages) if index in layers)
         prefix = LAYER.format(i=index - self.stages[stage].start)
-        ranks = range(stage * self.mapping.tp_size, (stage + 1) * self.mapping.tp_size)
+        held = cache(lambda rank, name: self.read(stage * self.mapping.tp_size + rank, prefix + name, device))
         tensors = {}
         for name, spec in self.tensors(index).items():
-            pieces = [spec.storage.read(self.read(rank, prefix + name, device)) for rank in ranks]
+            pieces = {
+                rank: spec.storage.read(self.piece(held(rank, stored_name(name, spec)), spec, rank))
+                for rank in range(self.mapping.tp_size)
+                if self.mapping.holds(spec.linear, self.model, rank)
+            }
             tensors[name] = self.join(spec, pieces, prefix + name)
         return tensors
 
-    def join(self, spec: Tensor, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
-        """Undo ``ranks.cut``: put every piece's channels back in their place."""
+    def piece(self, stored: torch.Tensor, spec: Tensor, tp_rank: int) -> torch.Tensor:
+        """One expert's part of a rank's tensor of all; any other as it is."""
+        if is_one(spec) or spec.linear is None or spec.linear.expert is None:
+            return stored
+        return stored[spec.linear.expert - self.mapping.experts(self.model, tp_rank).start]
+
+    def join(self, spec: Tensor, pieces: dict[int, torch.Tensor], name: str) -> torch.Tensor:
+        """Undo ``ranks.cut``: put every piece's channels back in their place; pieces: by tensor-parallel rank."""
+        first = next(iter(pieces.values()))
         if len(pieces) == 1:
-            return pieces[0]
-        if pieces[0].dtype == torch.float8_e4m3fn:  # PyTorch moves its bytes, but not its values
-            return self.join(spec, [piece.view(torch.int8) for piece in pieces], name).view(torch.float8_e4m3fn)
+            return first
+        if first.dtype == torch.float8_e4m3fn:  # PyTorch moves its bytes, but not its values
+            moved = {rank: piece.view(torch.int8) for rank, piece in pieces.items()}
+            return self.join(spec, moved, name).view(torch.float8_e4m3fn)
         if spec.summed:
-            return torch.stack(pieces).sum(0)
+            return torch.stack(list(pieces.values())).sum(0)
         if spec.cut_axis is None:
-            if not all(torch.equal(piece, pieces[0]) for piece in pieces):
+            if not all(torch.equal(piece, first) for piece in pieces.values()):
                 raise InputError(f"{self.folder}: ranks disagree about {name}")
-            return pieces[0]
+            return first
         axis = spec.axes.index(spec.cut_axis)
-        whole = pieces[0].new_zeros(spec.shape(self.model))
-        places = [spec.places(self.model, len(pieces), rank).to(whole.device) for rank in range(len(pieces))]
-        for place, piece in zip(places, pieces, strict=True):
-            whole.index_copy_(axis, place, piece)
-        if not all(torch.equal(whole.index_select(axis, p), x) for p, x in zip(places, pieces, strict=True)):
+        whole = first.new_zeros(spec.shape(self.model))
+        places = {rank: spec.places(self.model, self.mapping, rank).to(whole.device) for rank in pieces}
+        for rank, piece in pieces.items():
+            whole.index_copy_(axis, places[rank], piece)
+        if not all(torch.equal(whole.index_select(axis, places[rank]), piece) for rank, piece in pieces.items()):
             raise InputError(f"{self.folder}: ranks that share heads disagree about {name}")
         return whole
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ...models.dimensions import MOST_LAYERS, Model, Sizes, check_heads, family_of
+from ...models.dimensions import MOST_LAYERS, Model, Sizes, check_heads, family_of, with_experts
 from ...models.family import ALIBI, INTERLEAVED, LEARNED, ROTARY, SCALED_ALIBI
 from ...models.rope import read_rope
 from ...quantize.precision import Precision
@@ -48,8 +48,8 @@ def checkpoint_config(precision: Precision, mapping: Mapping, dtype: str, smooth
             "cp_size": 1,
             "tp_size": mapping.tp_size,
             "pp_size": mapping.pp_size,
-            "moe_tp_size": mapping.tp_size,
-            "moe_ep_size": 1,
+            "moe_tp_size": mapping.moe_tp_size,
+            "moe_ep_size": mapping.moe_ep_size,
         },
         "quantization": quantization(precision, smoothquant_val, mapping.stages(model.num_hidden_layers)[0]),
         "use_parallel_embedding": embedding_axis(model, mapping) is not None,
@@ -116,7 +116,7 @@ def model_of_checkpoint(config: dict[str, Any]) -> Model:
         tied=family.shares_embedding and said.flag("share_embedding_table"),
         **{flag: said.flag(flag, said.flag("bias", family.biased)) for flag in biased},
     )
-    model = Model(**(fields | family.stated(said)))
+    model = with_experts(Model(**(fields | family.stated(said))))
     check_config(said, model)
     check_heads(model)
     return model

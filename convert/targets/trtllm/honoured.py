@@ -43,6 +43,11 @@ FAMILIES: tuple[FamilyRule, ...] = (
         f"TensorRT-LLM quantizes the norms behind attention and MLP too, and cannot add them then; {KEPT_BY}",
     ),
     (
+        lambda family: family.mixture is not None,
+        (*REPLACING, "W8A16_GPTQ"),
+        "TensorRT-LLM's experts are not executed in it; use W8A16, W4A16_AWQ, W4A16_GPTQ or FP8",
+    ),
+    (
         lambda family: family.positions == SCALED_ALIBI,
         REPLACING,
         f"its attention has no ALiBi that is scaled; {KEPT_BY}",

@@ -64,6 +64,8 @@ FIXED: dict[str, Any] = {
     "use_prompt_tuning": False,
 }
 MOE_FIXED: dict[str, Any] = {"num_experts": 0, "top_k": 0, "shared_expert_intermediate_size": 0}
+# What a mixture of experts has its own values of.
+MOE_OWN = (*MOE_FIXED, "normalization_mode")
 NUMBER = (int, float)
 # Types of what says nothing about such a model: who wrote the file, and settings of experts that it does not have.
 EFFECTLESS: dict[str, tuple[type, ...]] = {
@@ -100,7 +102,8 @@ MAPPING_EFFECTLESS: dict[str, tuple[type, ...]] = {"gpus_per_node": (int,), "ran
 def check_config(said: Reader, model: Model) -> None:
     """Raise InputError for a key of config.json that is not known, or that says what is not executed here."""
     check(said, (*READ, *ROTATED, "bias"), fixed(model), EFFECTLESS)
-    check(said.section("moe"), (), MOE_FIXED, MOE_EFFECTLESS)
+    own = model.family.config(model).get("moe", {}) if model.num_experts else {}
+    check(said.section("moe"), (), MOE_FIXED | {key: own[key] for key in own if key in MOE_OWN}, MOE_EFFECTLESS)
     for key in ROTATED:
         if said.integer(key, model.rotary_dim) not in (model.rotary_dim, model.head_size):
             raise said.wrong(key, f"{model.rotary_dim}: so many of head_size {model.head_size} channels are turned")

@@ -24,6 +24,8 @@ def layer_tensors(model: Model, schemes: LayerSchemes, engine: Engine, kv_cache:
     tensors = {
         f"{norm.name}.{suffix}": norm_tensor(model, norm) for norm in model.family.all_norms for suffix in norm.suffixes
     }
+    for gate in model.family.gates:
+        tensors[f"{gate.name}.weight"] = Tensor(tuple(model.gate_shape(gate)), FLOAT32 if gate.exact else MODEL_DTYPE)
     if kv_cache is not None:
         tensors[CACHE_SCALE] = Tensor((1,), FLOAT32, POSITIVE)
     for group in model.family.groups:
@@ -50,13 +52,18 @@ def linear_tensors(model: Model, form: Format, linear: Linear, group: Group) -> 
     if model.has_bias(linear.name):
         tensors["bias"] = Tensor(("out",), MODEL_DTYPE, summed=adds_everywhere and linear.cut == COLUMNS)
     size = form.scheme.group_size or 1
-    return {suffix: replace(tensor, linear=linear, group_size=size) for suffix, tensor in tensors.items()}
+    return {
+        suffix: replace(
+            tensor, linear=linear, group_size=size, shared=linear.stacked is not None and suffix in form.shared
+        )
+        for suffix, tensor in tensors.items()
+    }
 
 
 def check_kernels(precision: Precision, engine: Engine, mapping: Mapping) -> None:
     """Raise InputError, naming the layer and sizes that would work, where a rank's weight fits no kernel."""
     model = precision.model
-    layers = map(precision.layer, range(model.num_hidden_layers))
+    layers = map(precision.executed, range(model.num_hidden_layers))
     for name, scheme in dict.fromkeys(place for schemes in layers for place in schemes.items()):
         group = next(group for group in model.family.groups if group.name == name)
         check_group(model, group, format_of(scheme, engine), mapping)
@@ -66,7 +73,7 @@ def check_group(model: Model, group: Group, form: Format, mapping: Mapping) -> N
     """``check_kernels`` for the linears that read one input."""
     for linear in map(model.family.linear, group.linears):
         weight = Tensor(("out", "in"), INT8, linear=linear)
-        out_features, in_features = weight.rank_shape(model, mapping.tp_size)
+        out_features, in_features = weight.rank_shape(model, mapping)
         name = f"{linear.name} on one of {mapping.tp_size} ranks" if mapping.tp_size > 1 else linear.name
         form.check(out_features, in_features, name)
 
@@ -121,7 +128,7 @@ def rank_tensors(
     # Most layers are alike.
     shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, engine, precision.kv_cache))
     for local, index in enumerate(mapping.stages(model.num_hidden_layers)[stage]):
-        for name, shape in shapes(*precision.layer(index).items()).items():
+        for name, shape in shapes(*precision.executed(index).items()).items():
             tensors[LAYER.format(i=local) + name] = shape
     if stage == mapping.pp_size - 1:
         rows = padded_vocab(model, mapping.tp_size) // mapping.tp_size
@@ -138,10 +145,22 @@ def layer_shapes(
     model: Model, schemes: LayerSchemes, mapping: Mapping, engine: Engine, kv_cache: str | None
 ) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, dtype) of one rank's tensors of a layer, as stored."""
-    return {
-        name: (
-            spec.storage.shape(spec.rank_shape(model, mapping.tp_size)),
-            engine.dtype if spec.dtype == MODEL_DTYPE else spec.dtype,
-        )
-        for name, spec in layer_tensors(model, schemes, engine, kv_cache).items()
-    }
+    shapes = dict[str, tuple[list[int], str]]()
+    for name, spec in layer_tensors(model, schemes, engine, kv_cache).items():
+        shape = spec.storage.shape(spec.rank_shape(model, mapping))
+        stacked = [] if is_one(spec) else [len(mapping.experts(model, 0))]
+        shapes[stored_name(name, spec)] = [*stacked, *shape], engine.dtype if spec.dtype == MODEL_DTYPE else spec.dtype
+    return shapes
+
+
+def stored_name(name: str, spec: Tensor) -> str:
+    """What a file calls a tensor of a layer; experts have theirs in one."""
+    linear = spec.linear
+    if linear is None or linear.stacked is None:
+        return name
+    return linear.stacked + name.removeprefix(linear.name)
+
+
+def is_one(spec: Tensor) -> bool:
+    """Whether a file's tensor is this one alone, not a stack of all experts'."""
+    return spec.linear is None or spec.linear.stacked is None or spec.shared

@@ -30,6 +30,7 @@ def packed_for_sm(precision: Precision, engine: Engine) -> int | None:
 def check(precision: Precision) -> None:
     """Raise InputError for what TensorRT-LLM cannot execute: of this model, or as a mixture."""
     honoured.check(precision)
+    check_experts(precision)
     for scheme in precision.schemes if len(precision.schemes) > 1 else ():
         if kind_of(scheme).whole_model:
             raise InputError(
@@ -45,6 +46,18 @@ def check(precision: Precision) -> None:
                     f"layer {index}: {whole.name} quantizes all of {module_of(group)} or nothing of it, not "
                     f"{group.name} without {other}; give a pattern for *layers.{index}.{module_of(group)}"
                 )
+
+
+def check_experts(precision: Precision) -> None:
+    """Raise InputError where experts are not quantized as the model is: TensorRT-LLM names no module of theirs."""
+    for mlp in precision.model.family.experts:
+        for linear in (*mlp.first, mlp.last):
+            for index in range(precision.model.num_hidden_layers):
+                if precision.others.get((index, linear.name), precision.base) != precision.base:
+                    raise InputError(
+                        f"layer {index}: {linear.name}: experts are quantized as the model is, or not with it; leave "
+                        "them out of the pattern, or use another --quant"
+                    )
 
 
 def beside(precision: Precision, group: Group, schemes: LayerSchemes) -> str | None:

@@ -26,10 +26,36 @@ INT8, FLOAT8, FLOAT16, FLOAT32, MODEL_DTYPE = "int8", "float8_e4m3fn", "float16"
 
 @dataclass(frozen=True)
 class Mapping:
-    """Tensor and pipeline parallelism; rank = pp_rank * tp_size + tp_rank."""
+    """Tensor and pipeline parallelism; rank = pp_rank * tp_size + tp_rank.
+
+    Attributes:
+        moe_ep_size: parts that the experts of a mixture are dealt out to; moe_tp_size ranks have each, and cut its
+            experts.
+    """
 
     tp_size: int = 1
     pp_size: int = 1
+    moe_ep_size: int = 1
+
+    @property
+    def moe_tp_size(self) -> int:
+        return self.tp_size // self.moe_ep_size
+
+    def share(self, linear: Linear | None, tp_rank: int) -> tuple[int, int]:
+        """(number of pieces that a linear is cut into, the one of a rank)."""
+        if linear is None or linear.expert is None:
+            return self.tp_size, tp_rank
+        return self.moe_tp_size, tp_rank // self.moe_ep_size
+
+    def experts(self, model: Model, tp_rank: int) -> range:
+        """The experts of one rank."""
+        size = model.num_experts // self.moe_ep_size
+        place = tp_rank % self.moe_ep_size
+        return range(place * size, (place + 1) * size)
+
+    def holds(self, linear: Linear | None, model: Model, tp_rank: int) -> bool:
+        """Whether a rank has a linear's tensors: an expert's are only where it is."""
+        return linear is None or linear.expert is None or linear.expert in self.experts(model, tp_rank)
 
     @property
     def world_size(self) -> int:
@@ -49,7 +75,8 @@ class Mapping:
             size
             for size in range(1, model.num_attention_heads + 1)
             if model.num_attention_heads % size == 0
-            and model.intermediate_size % size == 0
+            and (model.num_experts or model.intermediate_size % size == 0)
+            and model.shared_expert_intermediate_size % size == 0
             and (kv % size == 0 or size % kv == 0)
         ]
         if tp not in works:
@@ -58,6 +85,8 @@ class Mapping:
                 f"of them) and intermediate size {model.intermediate_size}; sizes that do: "
                 f"{', '.join(map(str, works))}"
             )
+        if model.num_experts:
+            self.check_experts(model)
         if self.pp_size > 1 and (model.shares_embedding or not model.family.pipelined):
             raise InputError(f"--pp_size {self.pp_size}: engines of {model.architecture} have one stage; use --tp_size")
         if self.tp_size > 1 and model.shares_embedding and model.vocab_size % self.tp_size:
@@ -72,6 +101,17 @@ class Mapping:
                 f"{', '.join(map(str, works))}"
             )
 
+    def check_experts(self, model: Model) -> None:
+        """Raise InputError unless experts can be dealt out and cut this way."""
+        ep, width = self.moe_ep_size, model.moe_intermediate_size
+        if self.tp_size % ep or model.num_experts % ep:
+            raise InputError(f"--moe_ep_size {ep} must divide --tp_size {self.tp_size} and {model.num_experts} experts")
+        if width % self.moe_tp_size:
+            raise InputError(
+                f"--moe_tp_size {self.moe_tp_size} does not divide the experts' width {width}; give a larger "
+                "--moe_ep_size"
+            )
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -82,6 +122,7 @@ class Tensor:
         values: what it may hold, once it is unpacked; None for integers of which every one means something.
         group_size: input channels of one place on the axis "groups".
         heads: name of the model dimension that the axis "heads" counts, which ranks share.
+        shared: all experts of a mixture have this one.
         summed: every rank adds it before their outputs are summed, so that the first holds it and the others zeros.
     """
 
@@ -92,6 +133,7 @@ class Tensor:
     storage: Storage = PLAIN
     group_size: int = 1
     heads: str | None = None
+    shared: bool = False
     summed: bool = False
 
     @property
@@ -118,8 +160,9 @@ class Tensor:
             sizes = whole | sizes
         return [sizes[axis] if isinstance(axis, str) else axis for axis in self.axes]
 
-    def places(self, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
-        """Where one rank's piece lies on the cut axis, in its order."""
+    def places(self, model: Model, mapping: Mapping, rank: int) -> torch.Tensor:
+        """Where the piece of one tensor-parallel rank lies on the cut axis, in its order."""
+        tp_size, tp_rank = mapping.share(self.linear, rank)
         if self.heads is not None:
             return share_of(model.dimension(self.heads), tp_size, tp_rank)
         assert self.linear is not None
@@ -127,8 +170,9 @@ class Tensor:
             return even_share(model.dimension(self.linear.in_features) // self.group_size, tp_size, tp_rank)
         return rank_indices(self.linear, model, tp_size, tp_rank)
 
-    def rank_shape(self, model: Model, tp_size: int) -> list[int]:
-        """The shape of one rank's piece, before it is stored."""
+    def rank_shape(self, model: Model, mapping: Mapping) -> list[int]:
+        """The shape of one rank's piece, before it is stored; of one expert's, where they are stacked."""
+        tp_size, _ = mapping.share(self.linear, 0)
         if self.heads is not None:
             return self.shape(model, heads=max(model.dimension(self.heads) // tp_size, 1))
         if tp_size == 1 or self.linear is None or self.cut_axis is None:
@@ -137,13 +181,13 @@ class Tensor:
         return self.shape(model, **{self.cut_axis: size // self.group_size if self.cut_axis == "groups" else size})
 
 
-def cut(tensor: torch.Tensor, spec: Tensor, model: Model, tp_size: int, tp_rank: int) -> torch.Tensor:
+def cut(tensor: torch.Tensor, spec: Tensor, model: Model, mapping: Mapping, tp_rank: int) -> torch.Tensor:
     """One tensor-parallel rank's piece of a whole layer tensor."""
     if spec.summed and tp_rank > 0:
         return torch.zeros_like(tensor)
-    if tp_size == 1 or spec.cut_axis is None:
+    if mapping.share(spec.linear, 0)[0] == 1 or spec.cut_axis is None:
         return tensor
-    places = spec.places(model, tp_size, tp_rank).to(tensor.device)
+    places = spec.places(model, mapping, tp_rank).to(tensor.device)
     return tensor.index_select(spec.axes.index(spec.cut_axis), places)
 
 

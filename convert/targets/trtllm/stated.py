@@ -76,6 +76,7 @@ class Stated:
         self.embedding_axis = self._embedding_axis(said)
         self.model: Model | None = None if self.family is None else model_of_checkpoint(config)
         if self.model is not None:
+            self.family = self.model.family
             self.mapping.check(self.model)
         self.stages = self.mapping.stages(self.sizes.num_hidden_layers)
         self.manifest = read_manifest(self.folder)
@@ -142,7 +143,8 @@ def read_mapping(parallel: Reader, layers: int) -> Mapping:
     check_experts(parallel, tp)
     if layers % pp:
         raise InputError(f"{CONFIG}: {layers} layers cannot be cut into {pp} equal stages")
-    return Mapping(tp, pp)
+    cut, dealt = (parallel.integer(f"moe_{name}_size", -1, least=-1) for name in ("tp", "ep"))
+    return Mapping(tp, pp, dealt if dealt != -1 else tp // cut if cut != -1 else 1)
 
 
 def check_experts(parallel: Reader, tp: int) -> None:

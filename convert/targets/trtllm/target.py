@@ -51,12 +51,12 @@ class Target:
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """What a layer's file holds, by name inside the layer."""
-        return layer_tensors(self.precision.model, self.precision.layer(index), self.engine, self.precision.kv_cache)
+        return layer_tensors(self.precision.model, self.precision.executed(index), self.engine, self.precision.kv_cache)
 
     def layer(self, index: int, quantized: QuantizedLayer) -> dict[str, torch.Tensor]:
         """A layer's tensors in the dtypes that its file holds, whole; packed integers are left logical."""
         specs = self.tensors(index)
-        named = self.named(self.precision.layer(index), quantized)
+        named = self.named(self.precision.executed(index), quantized)
         return {name: self.cast(tensor, specs[name], f"layer {index}: {name}") for name, tensor in named.items()}
 
     def named(self, schemes: LayerSchemes, quantized: QuantizedLayer) -> dict[str, torch.Tensor]:
@@ -72,7 +72,19 @@ class Target:
             for name in group.linears:
                 own = form.store(quantized.linears[name])
                 tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in own.items()}
-        return tensors
+        return tensors | self.shared(tensors)
+
+    def shared(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What all experts have one of: the largest of theirs, for each."""
+        form = format_of(self.precision.base.experts or self.precision.base, self.engine)
+        found = dict[str, torch.Tensor]()
+        for linears in zip(
+            *((mlp.first[0].name, mlp.last.name) for mlp in self.precision.model.family.experts), strict=True
+        ):
+            for suffix in form.shared:
+                names = [f"{linear}.{suffix}" for linear in linears]
+                found |= dict.fromkeys(names, torch.stack([tensors[name] for name in names]).amax(0))
+        return found
 
     def cast(self, tensor: torch.Tensor, spec: Tensor, name: str) -> torch.Tensor:
         if spec.storage is not PLAIN:

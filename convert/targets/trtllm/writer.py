@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from torch.nn import functional
 
 from ...files.tensors import TensorFile
@@ -15,8 +16,8 @@ from ...models.layer import Tensors
 from ...models.rope import rotary_pairs
 from ...models.rotary import rotary_frequencies
 from ...quantize.precision import LAYER
-from .layout import FREQUENCIES, PAIRS, embedding_axis, padded_vocab, rank_tensors
-from .ranks import Mapping, cut
+from .layout import FREQUENCIES, PAIRS, embedding_axis, is_one, padded_vocab, rank_tensors, stored_name
+from .ranks import Mapping, Tensor, cut
 from .target import Target
 
 
@@ -72,11 +73,18 @@ class RankFiles:
         stages, ranks = self.mapping.stages(self.model.num_hidden_layers), self.mapping.tp_size
         stage = next(number for number, layers in enumerate(stages) if index in layers)
         prefix, specs = LAYER.format(i=index - stages[stage].start), self.target.tensors(index)
-        for name, tensor in tensors.items():
-            spec = specs[name]
-            for tp_rank, file in enumerate(self.files[stage * ranks : (stage + 1) * ranks]):
-                piece = spec.storage.store(cut(tensor, spec, self.model, ranks, tp_rank))
-                file.write(prefix + name, piece)
+        stacks: dict[str, list[str]] = {}
+        for name in tensors:
+            stacks.setdefault(stored_name(name, specs[name]), []).append(name)
+        for tp_rank, file in enumerate(self.files[stage * ranks : (stage + 1) * ranks]):
+            for stored, names in stacks.items():
+                own = [name for name in names if self.mapping.holds(specs[name].linear, self.model, tp_rank)]
+                pieces = [self.piece(tensors[name], specs[name], tp_rank) for name in own]
+                file.write(prefix + stored, pieces[0] if is_one(specs[own[0]]) else torch.stack(pieces))
+
+    def piece(self, tensor: torch.Tensor, spec: Tensor, tp_rank: int) -> torch.Tensor:
+        """What a rank's file holds of a whole tensor."""
+        return spec.storage.store(cut(tensor, spec, self.model, self.mapping, tp_rank))
 
     def write_head(self, head: Head) -> None:
         """Store the final norm's tensors and each rank's rows of the output projection, zero rows at its end."""

@@ -38,7 +38,7 @@ SCHEMES = {scheme.name: scheme for kind in FORMATS for scheme in kind.schemes if
 
 def kind_of(scheme: Scheme) -> type[Format]:
     """The format that holds linears of a scheme."""
-    return _OF_NAME[scheme.name]
+    return _OF_NAME[scheme.held_as or scheme.name]
 
 
 def format_of(scheme: Scheme, engine: Engine) -> Format:

@@ -19,14 +19,25 @@ from ..storage import ROW_PAIRS
 from ..values import POSITIVE
 from .base import Activation, Tensors
 from .groupwise import Groupwise
+from .weight_only import by_channel
 
 
 class Awq(Groupwise):
     """Adds ``prequant_scaling_factor``; W4A8 ``activation_scaling_factor`` and ``weights_scaling_factor_2``."""
 
     schemes = (
-        Scheme("W4A16_AWQ", INTEGERS, 4, GROUP, 128, prescaled=True),
-        Scheme("W4A8_AWQ", INTEGERS, 4, GROUP, 128, activations="fp8", static=True, prescaled=True),
+        Scheme("W4A16_AWQ", INTEGERS, 4, GROUP, 128, prescaled=True, experts=by_channel("W4A16_AWQ")),
+        Scheme(
+            "W4A8_AWQ",
+            INTEGERS,
+            4,
+            GROUP,
+            128,
+            activations="fp8",
+            static=True,
+            prescaled=True,
+            experts=by_channel("W4A8_AWQ"),
+        ),
     )
     pre_quant_scale = True
 

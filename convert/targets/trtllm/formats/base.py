@@ -65,6 +65,7 @@ class Format(ABC):
         fuses_mlp: gate and up products may be one matrix.
         excludes: exclude_modules may name linears that stay in floating point; else they make a mixture.
         never, ending: what exclude_modules names besides, and how the names of linears end there.
+        shared: last names of what all experts of a mixture have one of.
         has_zero_point, pre_quant_scale: what the configuration says of it.
         flagged: TensorRT-LLM looks at those two.
     """
@@ -82,6 +83,7 @@ class Format(ABC):
     excludes: ClassVar[bool] = True
     never: ClassVar[tuple[str, ...]] = NEVER
     ending: ClassVar[str] = ""
+    shared: ClassVar[tuple[str, ...]] = ()
     has_zero_point: ClassVar[bool] = False
     pre_quant_scale: ClassVar[bool] = False
     flagged: ClassVar[bool] = True

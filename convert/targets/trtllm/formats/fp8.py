@@ -18,6 +18,7 @@ class Fp8(Format):
     """``weight`` e4m3, ``weights_scaling_factor`` and ``activation_scaling_factor`` one number each."""
 
     schemes = (Scheme("FP8", E4M3, 8, MATRIX, activations="fp8", static=True),)
+    shared = ("activation_scaling_factor",)
     fuses_mlp = True
 
     @classmethod

@@ -12,13 +12,24 @@ from ..storage import mixed_gemm
 from ..values import POSITIVE, Zeros
 from .base import Activation, Tensors
 from .groupwise import Groupwise
+from .weight_only import by_channel
 
 
 class Gptq(Groupwise):
     """Adds ``zero``, what is added to a dequantized weight: -zero point * scale."""
 
     schemes = tuple(
-        Scheme(f"W{bits}A16_GPTQ", INTEGERS, bits, GROUP, 128, zeros=True, rounding=GPTQ) for bits in (4, 8)
+        Scheme(
+            f"W{bits}A16_GPTQ",
+            INTEGERS,
+            bits,
+            GROUP,
+            128,
+            zeros=True,
+            rounding=GPTQ,
+            experts=by_channel(f"W{bits}A16_GPTQ", bits, GPTQ),
+        )
+        for bits in (4, 8)
     )
     arranged = True
     has_zero_point = True

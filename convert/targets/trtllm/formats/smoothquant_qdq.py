@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .....plugins import quantize_dequantize
 from .....plugins.identity import Generations
 from .....plugins.lazy import torch
@@ -17,7 +19,7 @@ from .smoothquant import scheme
 class SmoothQuantLayers(Format):
     """``weight`` int8, a scale per channel, one of the activations, and the reciprocal of the smoother."""
 
-    schemes = (scheme("W8A8_SQ_PER_CHANNEL", CHANNEL, static=True),)
+    schemes = (replace(scheme("W8A8_SQ_PER_CHANNEL", CHANNEL, static=True), experts=Scheme()),)
     flagged = False
 
     @classmethod

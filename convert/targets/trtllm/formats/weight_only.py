@@ -8,12 +8,17 @@ from .....plugins.lazy import torch
 from ....models.family import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....numbers.rounding import stored
-from ....quantize.scheme import CHANNEL, INTEGERS, Scheme
+from ....quantize.scheme import CHANNEL, INTEGERS, NEAREST, Scheme
 from .. import packing
 from ..ranks import INT8, MODEL_DTYPE, Tensor
 from ..storage import mixed_gemm
 from ..values import NOT_NEGATIVE
 from .base import Activation, Format, Tensors
+
+
+def by_channel(name: str, bits: int = 4, rounding: str = NEAREST) -> Scheme:
+    """What TensorRT-LLM makes of a mixture's experts under other weight-only schemes: they have a scale per channel."""
+    return Scheme(name, INTEGERS, bits, CHANNEL, rounding=rounding, held_as=f"W{bits}A16")
 
 
 class WeightOnly(Format):
