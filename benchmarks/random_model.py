@@ -1,4 +1,4 @@
-"""Write a random Llama of a given shape, one shard a layer, for benchmarks of memory and time.
+"""Write a random model of a given shape, one shard a layer, for benchmarks of memory and time.
 
 python benchmarks/random_model.py FOLDER --shape llama-2-7b [--layers N]
 
@@ -31,6 +31,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
         "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
         "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "torch_dtype": "float32",
+    },
+    "qwen3-30b-a3b": {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048,
+        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "vocab_size": 151936, "intermediate_size": 6144, "torch_dtype": "bfloat16",
     },
     "narrow": {
         "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "num_attention_heads": 16,

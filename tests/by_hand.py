@@ -173,7 +173,9 @@ def quantized(layer: Layer, algorithm: str, **options: Any) -> tuple[Target, Qua
     """The layer through the quantizer that an algorithm's name and options make, and the target that stores it."""
     source = Source(layer.folder)
     how, target = of_algorithm(algorithm, ConvertOptions(str(layer.folder), "", rotate=False, **options), source)
-    return target, Quantizer(how).quantize(0, layer.source, statistics_of(layer), target.computed)
+    quantizer = Quantizer(how)
+    made = quantizer.quantize(0, quantizer.float_layer(layer.source), statistics_of(layer), target.computed)
+    return target, made
 
 
 def fused(of: Tensors, linear: str) -> torch.Tensor:

@@ -133,7 +133,7 @@ def test_pickled_weights(tiny: Callable[..., Path], tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"architectures": ["T5ForConditionalGeneration"]}, "'T5ForConditionalGeneration' is not supported"),
-        ({"architectures": None, "model_type": None}, "is not supported; supported: LlamaForCausalLM"),
+        ({"architectures": None, "model_type": None}, "is not supported; enginesmith families lists"),
         ({"hidden_size": "64"}, "hidden_size must be an integer from 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer from 1"),
         ({"num_key_value_heads": 3}, "does not divide num_attention_heads"),

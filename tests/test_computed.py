@@ -43,8 +43,8 @@ def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[Targe
     tensors = quantizer.source_layer(source, 0, CPU)
     ids = load_file(folder.parent / "ids.safetensors")["input_ids"]
     calibration = Calibration(source.model, ids, quantizer.embedding(source, CPU), quantizer.wanted, CPU, 0)
-    statistics = calibration.layer(tensors)
-    return target, quantizer.quantize(0, tensors, statistics, target.computed)
+    statistics = calibration.layer(0, tensors)
+    return target, quantizer.quantize(0, quantizer.float_layer(tensors), statistics, target.computed)
 
 
 def alone(own: Tensors) -> Tensors:

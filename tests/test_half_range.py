@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.models.family import INTERLEAVED
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.prove.execution import Accuracy
@@ -28,7 +30,7 @@ from enginesmith.convert.statistics.stream import check_range
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
-from .conftest import write_model
+from .conftest import TINY, write_model
 
 CPU = torch.device("cpu")
 PART = "model.layers.1.{}.weight"
@@ -186,7 +188,11 @@ def test_every_place_of_a_layer_is_looked_at(tiny: Callable[..., Path]) -> None:
 
 def test_rotation_turns_two_channels_into_one() -> None:
     amax = torch.tensor([3.0, 1.0, 4.0, 0.0])
-    assert torch.equal(half_range.rotated(amax, 4), torch.tensor([[5.0, 1.0]]))
+    model = read_model(TINY | {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4})
+    assert torch.equal(half_range.rotated(amax, model), torch.tensor([[5.0, 1.0]]))
+    neighbours = replace(model, family=replace(model.family, positions=INTERLEAVED))
+    assert torch.equal(half_range.rotated(amax[[0, 2, 1, 3]], neighbours), torch.tensor([[5.0, 1.0]]))
+    assert torch.equal(half_range.rotated(amax[[0, 2, 1, 3]], replace(model, rotary_dim=2)), torch.tensor([[5.0]]))
 
 
 def test_smoothing_and_rotation_alone_can_leave_the_range(tiny: Callable[..., Path]) -> None:

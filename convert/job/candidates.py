@@ -42,7 +42,8 @@ class Candidate:
     def layer(self, index: int, source: Tensors, statistics: LayerStatistics, reference: torch.Tensor) -> None:
         """Quantize a layer and execute it; reference: the source's hidden states behind it."""
         with naming(self.name):
-            quantized = self.quantizer.quantize(index, source, statistics, self.target.computed)
+            layer = self.quantizer.float_layer(source)
+            quantized = self.quantizer.quantize(index, layer, statistics, self.target.computed)
             tensors = self.target.layer(index, quantized)
             self.execution.layer(tensors, self.quantizer.precision.executed(index), reference)
         self.factors = {name: s for name, s in quantized.layer.factors.items() if not bool((s == 1).all())}

@@ -17,7 +17,7 @@ from ..files.disk import MANIFEST, Hashes, write_json
 from ..files.staging import Partial, Staging
 from ..files.written import Written, plain_disk_errors
 from ..models.ends import Embedding
-from ..models.layer import Tensors
+from ..models.layer import Layer, Tensors
 from ..numbers.quantized import QuantizedLinear
 from ..quantize import half_range
 from ..quantize.layer import QuantizedLayer
@@ -160,6 +160,7 @@ class Job:
                 report.append(chosen)
                 on_progress(index, "write", 0)
                 files.write_layer(index, tensors)
+                del tensors
             on_progress(self.model.num_hidden_layers, "head", 0)
             head = self.target.head(self.quantizer.head(self.source, self.device))
             if calibration is not None and self.quantizer.dtype == "float16":
@@ -192,14 +193,17 @@ class Job:
         on_progress(index, "read", 0)
         source = self.quantizer.source_layer(self.source, index, self.device)
         if calibration is not None and self.requantized:
-            quantized = self.walked(index, source, calibration, on_progress)
+            layer = self.quantizer.float_layer(source)
+            del source  # experts' weights are kept once
+            quantized = self.walked(index, layer, calibration, on_progress)
         else:
             statistics = self.layer_statistics(index, source, calibration, on_progress)
             save(index, statistics)
             if self.precision.quantized:
                 on_progress(index, "quantize", 0)
-            ready = self.ready_layer(index)
-            quantized = self.quantizer.quantize(index, source, statistics, self.target.computed, ready)
+            ready, layer = self.ready_layer(index), self.quantizer.float_layer(source)
+            del source
+            quantized = self.quantizer.quantize(index, layer, statistics, self.target.computed, ready)
         return self.target.layer(index, quantized), quantized.chosen
 
     def layer_statistics(
@@ -215,11 +219,11 @@ class Job:
         check_range(statistics.hidden_amax, self.quantizer.dtype, index)
         return statistics
 
-    def walked(self, index: int, source: Tensors, calibration: Calibration, on_progress: OnProgress) -> QuantizedLayer:
+    def walked(self, index: int, layer: Layer, calibration: Calibration, on_progress: OnProgress) -> QuantizedLayer:
         """A layer quantized while tokens pass through it."""
         on_progress(index, "quantize", 0)
         quantized = self.quantizer.quantize_walking(
-            index, source, calibration, self.target.computed, lambda tokens: on_progress(index, "quantize", tokens)
+            index, layer, calibration, self.target.computed, lambda tokens: on_progress(index, "quantize", tokens)
         )
         check_range(calibration.largest(), self.quantizer.dtype, index)
         return quantized

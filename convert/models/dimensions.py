@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from .mixture import Gate
 from .rope import TABLED_ROPE_TYPES, Rope, attention_factor, check_rope, read_rope
 
 MOST_LAYERS = 10_000
+DECODES, OTHER_HEADS = "ForCausalLM", ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 ENGINE_EPSILON = 1e-5
 
 
@@ -248,8 +250,16 @@ def families_of(architecture: Any) -> list[Family]:
     """
     families = [f for f in FAMILIES if architecture in f.architectures]
     if not families:
-        known = ", ".join(name for f in FAMILIES for name in f.architectures)
-        raise InputError(f"config.json: architecture {shown(architecture)} is not supported; supported: {known}")
+        known = [name for f in FAMILIES for name in f.architectures]
+        name = architecture[:100] if isinstance(architecture, str) else ""
+        close = difflib.get_close_matches(name, known, 1, 0.8)
+        why = f"; did you mean {close[0]}?" if close else ""
+        if any(name.endswith(head) and name.replace(head, DECODES) in known for head in OTHER_HEADS):
+            why = ": its engine ends in the head of a language model"
+        raise InputError(
+            f"config.json: architecture {shown(architecture)} is not supported{why}; enginesmith families lists those "
+            "that are"
+        )
     return families
 
 

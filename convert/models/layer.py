@@ -6,7 +6,7 @@ TensorRT-LLM's for norms and groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +33,9 @@ class Weights:
 
     def __setitem__(self, part: str, weight: torch.Tensor) -> None:
         self.tensors[part] = weight.to(self.tensors[part].dtype) if part in self.kept else weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
 
     def held(self, part: str, divisor: torch.Tensor | None) -> torch.Tensor:
         """One of them over a divisor, where there is one; else as it is kept."""

@@ -38,7 +38,7 @@ class Quantizer:
     def quantize(
         self,
         index: int,
-        source: Tensors,
+        layer: Layer,
         statistics: LayerStatistics,
         computed: Computed,
         ready: Mapping[str, QuantizedLinear] | None = None,
@@ -47,12 +47,11 @@ class Quantizer:
 
         Args:
             index: its number.
-            source: its Hugging Face tensors, rotated where the model is.
+            layer: ``float_layer`` of its tensors; afterwards it computes what the result does.
             statistics: at least what is wanted; the rest is not looked at.
             computed: the weight that the engine will multiply with.
             ready: each linear as someone else quantized it, where it is kept so.
         """
-        layer = self.float_layer(source)
         seen = of_scaled_queries(statistics.only(self.wanted), self.model)
         schemes, dtype, cache = self.precision.executed(index), getattr(torch, self.dtype), self.precision.kv_cache
         with naming(f"layer {index}"):
@@ -61,13 +60,13 @@ class Quantizer:
     def quantize_walking(
         self,
         index: int,
-        source: Tensors,
+        layer: Layer,
         calibration: Calibration,
         computed: Computed,
         on_tokens: Callable[[int], None] = lambda tokens: None,
     ) -> QuantizedLayer:
         """The same, on what its quantized linears compute; calibration tokens are behind the layer afterwards."""
-        layer, precision = self.float_layer(source), self.precision
+        precision = self.precision
         walk, dtype = calibration.walk(index, layer, on_tokens), getattr(torch, self.dtype)
         with naming(f"layer {index}"):
             return quantize_walking(
@@ -75,7 +74,7 @@ class Quantizer:
             )
 
     def float_layer(self, source: Tensors) -> Layer:
-        """A layer before it is quantized. Yarn multiplies cos and sin, hence attention scores twice; the tables of an
+        """A layer before it is quantized, of its Hugging Face tensors, rotated where the model is. Yarn multiplies cos and sin, hence attention scores twice; the tables of an
         engine do not: queries do it here."""
         scaling = rotary_frequencies(self.model)[1]
         return Layer.of(with_scaled_queries(source, self.model, scaling**2), self.model)

@@ -64,6 +64,7 @@ class Calibration:
             self.forward, self.hidden, self.wanted, self.seed, self.batch, on_tokens, self.plain
         )
         statistics.hidden_amax = self.largest()
+        self.forward.tensors = {}
         return statistics
 
     def walk(self, index: int, layer: Layer, on_tokens: Callable[[int], None] = lambda tokens: None) -> Walk:

@@ -13,6 +13,7 @@ from ...models.dimensions import Model
 from ...models.family import LAYER, SANDWICHED, SCALED_ALIBI, Family
 from ...quantize.precision import Precision
 from .formats.fp8_rowwise import Fp8Rowwise
+from .formats.gptq import Gptq
 from .formats.qserve import QServeChannel, QServeGroup
 from .formats.smoothquant import SmoothQuant
 
@@ -20,6 +21,8 @@ PLUGINS = tuple(str(scheme.name) for scheme in SmoothQuant.schemes)
 ROWWISE = tuple(str(scheme.name) for scheme in Fp8Rowwise.schemes)
 QSERVE = tuple(str(scheme.name) for kind in (QServeGroup, QServeChannel) for scheme in kind.schemes)
 REPLACING = PLUGINS + ROWWISE + QSERVE
+# Of experts nothing is known under it.
+GROUPED_BYTES = tuple(str(scheme.name) for scheme in Gptq.schemes if scheme.bits == 8)
 KEPT_BY = "use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"
 
 FamilyRule = tuple[Callable[[Family], bool], tuple[str, ...], str]
@@ -44,7 +47,7 @@ FAMILIES: tuple[FamilyRule, ...] = (
     ),
     (
         lambda family: family.mixture is not None,
-        (*REPLACING, "W8A16_GPTQ"),
+        REPLACING + GROUPED_BYTES,
         "TensorRT-LLM's experts are not executed in it; use W8A16, W4A16_AWQ, W4A16_GPTQ or FP8",
     ),
     (
