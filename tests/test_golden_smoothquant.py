@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from enginesmith.convert.models.family import LEARNED
 from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.models.shapes import seen
 from enginesmith.convert.numbers.inputs import InputStatistics
 from enginesmith.convert.quantize.layer import quantize_layer
 from enginesmith.convert.quantize.options import QuantizeOptions as Options
@@ -33,7 +34,7 @@ from .conftest import DATA, GOLDEN
 
 def cases() -> list[Any]:
     found = []
-    families = [DATA / "golden_families" / name for name in ("qwen2", "gpt2")]
+    families = [DATA / "golden_families" / name for name in ("qwen2", "gpt2", "bloom")]
     for folder in (GOLDEN / "gqa", GOLDEN / "mha", *families):
         for case in json.loads((folder / "index.json").read_text())["cases"]:
             if (folder / case["name"]).is_dir() and case["quant_algo"] != "W8A16":
@@ -51,10 +52,10 @@ def golden_statistics(ranges: dict[str, torch.Tensor], source: Source, layer: in
         inputs[group.name] = InputStatistics(amax[None], torch.zeros(0, amax.shape[0]), torch.zeros(0))
     outputs = {}
     for linear in family.linears:
-        for part, rows in zip(linear.parts, source.model.out_features(linear.name), strict=True):
+        for part in linear.parts:
             view = family.view(part)
             made = ranges[f"{prefix}{view.tensor}.y"]
-            outputs[part] = made if view.piece is None else made[view.piece * rows : (view.piece + 1) * rows]
+            outputs[part] = seen(made, view, source.model.out_features(linear.name), source.model)
     # The library counts the queries in, and keys before the rotary embedding.
     everything = torch.cat([outputs[part] for part in family.attention])
     key = everything.max().expand(source.model.kv_size)
@@ -97,7 +98,7 @@ def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
                 theirs = ranks[stage * mapping.tp_size + tp_rank]
                 for name in [name for name in tensors if not name.startswith(unsmoothed)]:
                     tensor = tensors[name]
-                    piece = cut(tensor, specs[name], model, mapping.tp_size, tp_rank)
+                    piece = cut(tensor, specs[name], model, mapping, tp_rank)
                     assert_close(name, piece, theirs[f"transformer.layers.{local}.{name}"])
                     compared += 1
     assert compared >= len([name for name in specs if not name.startswith(unsmoothed)])
