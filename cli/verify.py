@@ -18,6 +18,7 @@ from .lines import counted, failed
 from .options import Command, option_of
 
 if TYPE_CHECKING:
+    from ..convert.prove.encoders import EncoderAccuracy
     from ..convert.prove.execution import Accuracy
 
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @shared.chunks
 @shared.seq_len
 @option_of(VerifyOptions, "max_ppl_increase", metavar="PERCENT", help="Fail (exit 1) above this increase.")
+@option_of(VerifyOptions, "max_distance", metavar="PERCENT", help="Fail if hidden states are further off.")
 @option_of(VerifyOptions, "device", metavar="auto|cpu|cuda", help="Where to execute.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, and no progress.")
 def verify(
@@ -37,6 +39,7 @@ def verify(
     chunks: int,
     seq_len: int,
     max_ppl_increase: float | None,
+    max_distance: float | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -45,9 +48,10 @@ def verify(
     With --reference, tensor and pipeline parallel ranks are put together again and executed with the
     plugins' arithmetic beside the source model in float32.
     """
-    if max_ppl_increase is not None and reference is None:
-        raise click.UsageError("--max_ppl_increase needs --reference HF_DIR to compare with")
-    options = VerifyOptions(text, chunks, seq_len, max_ppl_increase, device)
+    for gate, limit in (("--max_ppl_increase", max_ppl_increase), ("--max_distance", max_distance)):
+        if limit is not None and reference is None:
+            raise click.UsageError(f"{gate} needs --reference HF_DIR to compare with")
+    options = VerifyOptions(text, chunks, seq_len, max_ppl_increase, max_distance, device)
     checkpoint = Checkpoint(checkpoint_dir)
     with Bar("verify", checkpoint.model.num_hidden_layers, quiet=as_json or reference is None) as bar:
         found = check(checkpoint_dir, reference, options, bar.update)
@@ -61,7 +65,7 @@ def verify(
         raise click.exceptions.Exit(1)
 
 
-def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str]) -> None:
+def report(checkpoint: Checkpoint, accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) -> None:
     precision, mapping = checkpoint.precision, checkpoint.mapping
     what = f"{quant_algo(precision) or 'no quantization'}, KV cache {precision.kv_cache or checkpoint.dtype}"
     if checkpoint.sliding_window is not None:

@@ -134,6 +134,9 @@ class LayerForward:
     def normed(self, norm: Norm, made: list[torch.Tensor]) -> list[torch.Tensor]:
         return [normed(norm, x, self.tensors, self.model.norm_epsilon) for x in made]
 
+    def behind(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(norm, x)
+
     def add(self, linear: Linear, x: torch.Tensor, made: list[torch.Tensor]) -> torch.Tensor:
         return x + made[0]
 

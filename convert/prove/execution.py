@@ -18,6 +18,7 @@ from ..sources.folder import Source
 from ..sources.text import check_length, read_tokens
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.formats.base import Activation, Format
+from .encoders import EncoderAccuracy, encoder_accuracy
 from .runtime import Runtime, Tensors
 
 # Tokens whose logits are compared at once: what is made of them on the way is as large as they are.
@@ -144,11 +145,16 @@ class Execution:
         self.look_for_overflow("behind the last layer")
         count = chunks * (length - 1)
         nll, our_nll, kl, same = (totals / count).tolist()
-        result = Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors, self.beyond)
-        if self.roundings:
-            few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
-            result.few_tokens_error, result.many_tokens_error = few, many
-        return result
+        perplexities = exponential(our_nll), exponential(nll)
+        return Accuracy(count, *perplexities, kl, same, self.errors, self.beyond, *self.rounding)
+
+    @property
+    def rounding(self) -> tuple[float | None, float | None]:
+        """Root mean squares of what weight-only kernels lose with few tokens and with many."""
+        if not self.roundings:
+            return None, None
+        few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
+        return few, many
 
 
 @torch.inference_mode()
@@ -158,7 +164,7 @@ def side_by_side(
     ids: torch.Tensor,
     device: torch.device,
     on_progress: Callable[[int, str], None],
-) -> Accuracy:
+) -> Accuracy | EncoderAccuracy:
     """Run a checkpoint and its source model over the same tokens."""
     reference = Reference(source, ids, device)
     runtime = Runtime.of(checkpoint, ids.shape[1], device)
@@ -168,6 +174,8 @@ def side_by_side(
         reference.layer(index, source.layer(index, device))
         ours.layer(checkpoint.layer(index, device), checkpoint.precision.layer(index), reference.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
+    if source.model.family.task is not None:
+        return encoder_accuracy(ours, reference, checkpoint.encoder_head())
     return ours.accuracy(reference, checkpoint.head(device))
 
 

@@ -2,6 +2,7 @@
 
 from ..family import Family
 from .baichuan import BAICHUAN
+from .bert import ENCODERS
 from .bloom import BLOOM
 from .chatglm import CHATGLM
 from .cohere import COHERE
@@ -59,4 +60,5 @@ FAMILIES: tuple[Family, ...] = (
     MPT,
     NEMOTRON,
     *COHERE,
+    *ENCODERS,
 )
