@@ -67,7 +67,10 @@ def verify(
 
 def report(checkpoint: Checkpoint, accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) -> None:
     precision, mapping = checkpoint.precision, checkpoint.mapping
-    what = f"{quant_algo(precision) or 'no quantization'}, KV cache {precision.kv_cache or checkpoint.dtype}"
+    decodes = checkpoint.model.family.task is None
+    what = quant_algo(precision) or "no quantization"
+    if decodes:
+        what += f", KV cache {precision.kv_cache or checkpoint.dtype}"
     if checkpoint.sliding_window is not None:
         what += f", sliding window {checkpoint.sliding_window}"
     click.echo(f"{checkpoint.folder}: {what}, tp {mapping.tp_size}, pp {mapping.pp_size}")
@@ -75,7 +78,7 @@ def report(checkpoint: Checkpoint, accuracy: Accuracy | EncoderAccuracy | None, 
     if accuracy is not None:
         print_accuracy(accuracy)
         few, many = accuracy.few_tokens_error, accuracy.many_tokens_error
-        if few is not None and many is not None and accuracy.beyond is None:
+        if decodes and few is not None and many is not None and accuracy.beyond is None:
             click.echo(
                 f"decoding: weight-only kernels for 1 to 4 tokens sum in {checkpoint.dtype}: "
                 f"outputs are {100 * few:.2g} % off the exact product, {100 * many:.2g} % with more tokens"

@@ -23,17 +23,16 @@ class EncoderHead:
     biases: Mapping[str, torch.Tensor]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[sequences, tokens, hidden_size] -> scores in float32, [sequences, tokens, num_labels], or [sequences,
-        num_labels] of the first tokens; the hidden states where nothing projects them."""
+        """[sequences, tokens, hidden_size] -> scores, [sequences, tokens, num_labels] or, of the first tokens,
+        [sequences, num_labels], in what the last projection is kept in; the hidden states where nothing projects."""
         task, made = self.model.task, hidden
         if task.of_first_token:
             made = hidden[:, 0]
         for place, projection in enumerate(task.projections):
             read = torch.tanh(made).to(hidden.dtype) if place else made
             weight, bias = self.weights[projection.name].float(), self.biases[projection.name].float()
-            made = torch.nn.functional.linear(read.float(), weight, bias)
-            if projection is not task.projections[-1]:
-                made = made.to(hidden.dtype)
+            dtype = getattr(torch, projection.dtype) if projection.dtype else hidden.dtype
+            made = torch.nn.functional.linear(read.float(), weight, bias).to(dtype)
         return made
 
     def map(self, change: Callable[[Projection, str, torch.Tensor], torch.Tensor]) -> EncoderHead:

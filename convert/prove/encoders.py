@@ -49,7 +49,7 @@ def encoder_accuracy(ours: Execution, reference: Reference, head: EncoderHead) -
         wanted, got = (hidden[chunk : chunk + 1] for hidden in (reference.hidden, ours.hidden))
         cosines.append(functional.cosine_similarity(wanted, got.float(), -1).double().mean())
         if head.model.num_labels > 1 and head.model.task.projections:
-            scores = ours.runtime.held("a score", head(got).to(ours.runtime.dtype)).float()
+            scores = ours.runtime.held("a score", head(got)).float()
             compared.append(compare_scores(head.model.task.of_first_token, true_head(wanted), scores))
     ours.look_for_overflow("behind the last layer")
     few, many = ours.rounding
@@ -69,8 +69,8 @@ def compare_scores(of_classes: bool, wanted: torch.Tensor, got: torch.Tensor) ->
             beginning of an answer and one for its end.
     """
     axis = -1 if of_classes else 1
-    p, q = functional.log_softmax(wanted, axis), functional.log_softmax(got, axis)
-    divergence = (p.exp() * (p - q)).sum(axis, dtype=torch.float64).mean()
+    p, q = (functional.log_softmax(scores.double(), axis) for scores in (wanted, got))
+    divergence = (p.exp() * (p - q)).sum(axis).mean()
     same = (p.argmax(axis) == q.argmax(axis)).double().mean()
     return torch.stack((divergence, same)).cpu()
 

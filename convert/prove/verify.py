@@ -17,11 +17,12 @@ from ..files.disk import sha256
 from ..models.dimensions import Model
 from ..sources.folder import Source
 from ..sources.text import check_length, check_text
+from ..targets.trtllm import token_types
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.layout import layer_tensors, rank_tensors, rotary_tables
 from ..targets.trtllm.ranks import MODEL_DTYPE, Tensor
 from ..targets.trtllm.rotary_tables import faults
-from ..targets.trtllm.values import Values, Zeros
+from ..targets.trtllm.values import POSITIVE, Values, Zeros
 
 if TYPE_CHECKING:
     from .encoders import EncoderAccuracy
@@ -134,7 +135,8 @@ def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
     """The tensors of one rank's decoder layers, by name."""
     kept = checkpoint.engine, checkpoint.precision.kv_cache
     specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), *kept))
-    return {
+    scales = {token_types.names(checkpoint.precision)[1]: Tensor((), MODEL_DTYPE, POSITIVE)}
+    return scales | {
         checkpoint.model.family.engine_layer.format(i=local) + name: spec
         for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])
         for name, spec in specs(*checkpoint.precision.layer(index).items()).items()
