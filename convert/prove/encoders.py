@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
-
-from ..models.encoder_head import EncoderHead
-
-if TYPE_CHECKING:
-    from .execution import Execution, Reference
 
 
 @dataclass
@@ -37,28 +31,6 @@ class EncoderAccuracy:
     beyond: str | None = None
     few_tokens_error: float | None = None
     many_tokens_error: float | None = None
-
-
-def encoder_accuracy(ours: Execution, reference: Reference, head: EncoderHead) -> EncoderAccuracy:
-    """Behind the last layer; head: the checkpoint's."""
-    device, (chunks, length) = ours.runtime.device, reference.ids.shape
-    head = head.map(lambda projection, suffix, tensor: tensor.to(device))
-    true_head = reference.source.encoder_head(device)
-    cosines, compared = list[torch.Tensor](), list[torch.Tensor]()
-    for chunk in range(chunks):
-        wanted, got = (hidden[chunk : chunk + 1] for hidden in (reference.hidden, ours.hidden))
-        cosines.append(functional.cosine_similarity(wanted, got.float(), -1).double().mean())
-        if head.model.num_labels > 1 and head.model.task.projections:
-            scores = ours.runtime.held("a score", head(got)).float()
-            compared.append(compare_scores(head.model.task.of_first_token, true_head(wanted), scores))
-    ours.look_for_overflow("behind the last layer")
-    few, many = ours.rounding
-    result = EncoderAccuracy(chunks * length, ours.errors[-1], float(torch.stack(cosines).mean()))
-    result.layer_errors, result.beyond = ours.errors, ours.beyond
-    result.few_tokens_error, result.many_tokens_error = few, many
-    if compared:
-        result.kl, result.top1 = torch.stack(compared).mean(0).tolist()
-    return result
 
 
 def compare_scores(of_classes: bool, wanted: torch.Tensor, got: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from ...plugins import few_tokens
+from ..models.encoder_head import EncoderHead
 from ..models.ends import Embedding, Head
 from ..models.forward import LayerForward
 from ..models.rotation import Rotation
@@ -18,7 +19,7 @@ from ..sources.folder import Source
 from ..sources.text import check_length, read_tokens
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.formats.base import Activation, Format
-from .encoders import EncoderAccuracy, encoder_accuracy
+from .encoders import EncoderAccuracy, compare_scores
 from .runtime import Runtime, Tensors
 
 # Tokens whose logits are compared at once: what is made of them on the way is as large as they are.
@@ -148,6 +149,22 @@ class Execution:
         perplexities = exponential(our_nll), exponential(nll)
         return Accuracy(count, *perplexities, kl, same, self.errors, self.beyond, *self.rounding)
 
+    def encoder_accuracy(self, reference: Reference, head: EncoderHead) -> EncoderAccuracy:
+        """``accuracy`` of an encoder: the distance of hidden states, and of what is predicted of them."""
+        device, task = self.runtime.device, head.model.task
+        head, true_head = (one.map(lambda *of: of[-1].to(device)) for one in (head, reference.source.encoder_head()))
+        cosines, compared = list[torch.Tensor](), list[torch.Tensor]()
+        for wanted, got in zip(reference.hidden.split(1), self.hidden.split(1), strict=True):
+            cosines.append(functional.cosine_similarity(wanted, got.float(), -1).double().mean())
+            scores = self.runtime.held("a score", head(got)).float()
+            if task.projections and head.model.num_labels > 1:
+                compared.append(compare_scores(task.of_first_token, true_head(wanted), scores))
+        self.look_for_overflow("behind the last layer")
+        kl, top1 = torch.stack(compared).mean(0).tolist() if compared else (None, None)
+        cosine, distance = float(torch.stack(cosines).mean()), self.errors[-1]
+        count = reference.ids.numel()
+        return EncoderAccuracy(count, distance, cosine, kl, top1, self.errors, self.beyond, *self.rounding)
+
     @property
     def rounding(self) -> tuple[float | None, float | None]:
         """Root mean squares of what weight-only kernels lose with few tokens and with many."""
@@ -175,7 +192,7 @@ def side_by_side(
         ours.layer(checkpoint.layer(index, device), checkpoint.precision.layer(index), reference.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
     if source.model.family.task is not None:
-        return encoder_accuracy(ours, reference, checkpoint.encoder_head())
+        return ours.encoder_accuracy(reference, checkpoint.encoder_head())
     return ours.accuracy(reference, checkpoint.head(device))
 
 
