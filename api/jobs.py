@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .build.triton.check import Findings
     from .convert.job.compare import Comparison
     from .convert.job.conversion import Converted
+    from .convert.prove.encoders import EncoderAccuracy
     from .convert.prove.execution import Accuracy
 
 Kind = TypeVar("Kind")
@@ -46,7 +47,7 @@ class Verdict:
     """
 
     problems: list[str]
-    accuracy: Accuracy | None
+    accuracy: Accuracy | EncoderAccuracy | None
     failures: list[str]
 
     @property
@@ -104,6 +105,7 @@ def verify(
     """
     from .convert.prove.verify import (
         accuracy_failures,
+        check_gate,
         check_same_files,
         measure_beside,
         reference_of,
@@ -115,6 +117,7 @@ def verify(
     how = options.text, options.chunks, options.seq_len, options.device
     reference = None if reference is None else path_of(reference, "reference")
     checkpoint, accuracy = Checkpoint(path_of(checkpoint_dir, "checkpoint_dir")), None
+    check_gate(checkpoint.model, options.max_ppl_increase)
     source = None
     with ThreadPoolExecutor(1) as beside:
         if reference is not None:
@@ -129,7 +132,8 @@ def verify(
         problems = structure_problems(checkpoint, changed=changed.result)
     if source is not None and not problems:
         accuracy = measure_beside(checkpoint, source, *how, on_progress)
-    return Verdict(problems, accuracy, problems + accuracy_failures(accuracy, options.max_ppl_increase))
+    limits = options.max_ppl_increase, options.max_distance
+    return Verdict(problems, accuracy, problems + accuracy_failures(accuracy, *limits))
 
 
 def compare(

@@ -67,7 +67,7 @@ def layer_nodes(
     if gemm_plugin:
         plain = gemm.IN_FUSED_LAYER if checkpoint.uniform else gemm.IN_LAYER
         plugins.append((plain, [group for group in own if own[group] is None]))
-    plugins.append((catalog.ATTENTION, list(own)))
+    plugins.append((catalog.ATTENTION if family.task is None else catalog.ENCODER_ATTENTION, list(own)))
     if family.experts:
         plugins.append((mixture_of_experts.PLUGIN, list(own)))
     if checkpoint.mapping.tp_size > 1:
@@ -99,6 +99,8 @@ def outside(checkpoint: CheckpointFolder, rank: int, gemm_plugin: bool) -> list[
     mapping, nodes = checkpoint.mapping, []
     stage = rank // mapping.tp_size
     first, last = stage == 0, stage == mapping.pp_size - 1
+    if checkpoint.family is not None and checkpoint.family.task is not None:
+        return [(gemm.PLUGIN, of.name) for of in checkpoint.family.task.projections if gemm_plugin]
     if first and checkpoint.embedding_axis is not None:
         nodes.append((nccl.ALL_GATHER if checkpoint.embedding_axis == 1 else nccl.ALL_REDUCE, "vocab_embedding"))
     if not first:

@@ -26,7 +26,7 @@ from ..convert.job.conversion import Job, convert_job, versions
 from ..convert.job.options import ConvertOptions
 from ..convert.prove.execution import held_out
 from ..convert.prove.options import VerifyOptions
-from ..convert.prove.verify import gate_failures, measure, structure_problems, summary
+from ..convert.prove.verify import check_gate, gate_failures, measure, structure_problems, summary
 from ..convert.sources.documents import BUILT_IN
 from ..convert.sources.text import content_hash
 from ..convert.targets.trtllm.checkpoint import Checkpoint
@@ -91,6 +91,7 @@ class Run:
         job = Job(Checked(self.convert_options))
         if recipe.verify is not None:
             pick_device(recipe.verify.device)
+            check_gate(job.model, recipe.verify.max_ppl_increase)
             held_out(job.source, recipe.verify.text, recipe.verify.chunks, recipe.verify.seq_len)
         if recipe.build is not None:
             with about("build"), sketched(self.checkpoint, partial(sketch.checkpoint, job)) as checkpoint:
@@ -160,7 +161,9 @@ class Run:
 
     def verify(self, options: VerifyOptions) -> Step:
         """Measure, unless that was done before; the gate is judged anew each time."""
-        measured = {key: value for key, value in asdict(options).items() if key != "max_ppl_increase"}
+        measured = {
+            key: value for key, value in asdict(options).items() if key not in ("max_ppl_increase", "max_distance")
+        }
         files = hashes(tokenizer_files(self.recipe.model_dir))
         inputs = [measured, tree(self.checkpoint), content_hash(options.text), files, versions()]
 
@@ -182,7 +185,7 @@ class Run:
 
         step = self.step("verify", self.verdict, inputs, work)
         failures = [*step.result["structure"]["problems"]]
-        failures += gate_failures(step.result.get("accuracy") or {}, options.max_ppl_increase)
+        failures += gate_failures(step.result.get("accuracy") or {}, options.max_ppl_increase, options.max_distance)
         step.result = step.result | {"ok": not failures, "failures": failures}
         if failures:
             step.status = FAILED

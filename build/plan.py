@@ -96,6 +96,11 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
         InputError: what cannot work, and what would.
     """
     check_wishes(wishes)
+    if checkpoint.family is not None and checkpoint.family.task is not None:
+        raise InputError(
+            f"{checkpoint.architecture} is an encoder: plans are for engines with a KV cache; give the checkpoint to "
+            "trtllm-build itself"
+        )
     reason = algorithms.refusal(checkpoint.algorithms, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
     if reason:
         raise InputError(reason)

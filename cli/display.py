@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ..convert.prove.encoders import EncoderAccuracy
     from ..convert.prove.execution import Accuracy
 
 SHOWN_LAYERS = 5
@@ -81,19 +82,26 @@ def drawn_bar() -> Progress:
     )
 
 
-def print_accuracy(accuracy: Accuracy) -> None:
+def print_accuracy(accuracy: Accuracy | EncoderAccuracy) -> None:
     """The verdict of a verification as a table, and the layers that add most to the error."""
     from rich.console import Console
     from rich.table import Table
+
+    from ..convert.prove.execution import Accuracy
 
     table = Table(title=f"on {accuracy.tokens:,} held-out tokens")
     table.add_column("")
     table.add_column("source (float32)", justify="right")
     table.add_column("checkpoint", justify="right")
-    table.add_row("perplexity", f"{accuracy.reference_perplexity:.4f}", f"{accuracy.perplexity:.4f}")
-    table.add_row("increase", "", f"{accuracy.increase_percent:+.2f} %")
-    table.add_row("mean KL", "", f"{accuracy.kl:.5f} nats")
-    table.add_row("top-1 agreement", "", f"{100 * accuracy.top1:.2f} %")
+    if isinstance(accuracy, Accuracy):
+        table.add_row("perplexity", f"{accuracy.reference_perplexity:.4f}", f"{accuracy.perplexity:.4f}")
+        table.add_row("increase", "", f"{accuracy.increase_percent:+.2f} %")
+    else:
+        table.add_row("distance of hidden states", "", f"{100 * accuracy.distance:.2f} %")
+        table.add_row("mean cosine", "", f"{accuracy.cosine:.6f}")
+    if accuracy.kl is not None and accuracy.top1 is not None:
+        table.add_row("mean KL", "", f"{accuracy.kl:.5f} nats")
+        table.add_row("top-1 agreement", "", f"{100 * accuracy.top1:.2f} %")
     errors = [0.0, *accuracy.layer_errors]  # before the first layer, and after each
     for place, layer in enumerate(adding_most(accuracy)[:SHOWN_LAYERS]):
         name = f"error, layer {layer}" + ("" if place else " (adds most)")
@@ -101,7 +109,7 @@ def print_accuracy(accuracy: Accuracy) -> None:
     Console().print(table)
 
 
-def adding_most(accuracy: Accuracy) -> list[int]:
+def adding_most(accuracy: Accuracy | EncoderAccuracy) -> list[int]:
     """The layers that add to the error, those that add most first.
 
     A layer adds the growth of the squared relative error. That is approximate: each error is relative to the source's

@@ -56,7 +56,9 @@ def table() -> list[tuple[str, ...]]:
     for family in known():
         classes = ", ".join(f"`{name}`" for name in family.architectures)
         without = together(list(left_out(family)))
-        quant = f"all but {', '.join(without)}" if without else "all"
+        quant = (
+            "none" if set(left_out(family)) == set(SCHEMES) else f"all but {', '.join(without)}" if without else "all"
+        )
         rows.append((family.title, classes, f"{family.since} to 1.2.1", quant, ", ".join(family.tested) or "-"))
     return rows
 

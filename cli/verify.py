@@ -18,6 +18,7 @@ from .lines import counted, failed
 from .options import Command, option_of
 
 if TYPE_CHECKING:
+    from ..convert.prove.encoders import EncoderAccuracy
     from ..convert.prove.execution import Accuracy
 
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @shared.chunks
 @shared.seq_len
 @option_of(VerifyOptions, "max_ppl_increase", metavar="PERCENT", help="Fail (exit 1) above this increase.")
+@option_of(VerifyOptions, "max_distance", metavar="PERCENT", help="Fail if hidden states are further off.")
 @option_of(VerifyOptions, "device", metavar="auto|cpu|cuda", help="Where to execute.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, and no progress.")
 def verify(
@@ -37,6 +39,7 @@ def verify(
     chunks: int,
     seq_len: int,
     max_ppl_increase: float | None,
+    max_distance: float | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -45,9 +48,10 @@ def verify(
     With --reference, tensor and pipeline parallel ranks are put together again and executed with the
     plugins' arithmetic beside the source model in float32.
     """
-    if max_ppl_increase is not None and reference is None:
-        raise click.UsageError("--max_ppl_increase needs --reference HF_DIR to compare with")
-    options = VerifyOptions(text, chunks, seq_len, max_ppl_increase, device)
+    for gate, limit in (("--max_ppl_increase", max_ppl_increase), ("--max_distance", max_distance)):
+        if limit is not None and reference is None:
+            raise click.UsageError(f"{gate} needs --reference HF_DIR to compare with")
+    options = VerifyOptions(text, chunks, seq_len, max_ppl_increase, max_distance, device)
     checkpoint = Checkpoint(checkpoint_dir)
     with Bar("verify", checkpoint.model.num_hidden_layers, quiet=as_json or reference is None) as bar:
         found = check(checkpoint_dir, reference, options, bar.update)
@@ -61,9 +65,12 @@ def verify(
         raise click.exceptions.Exit(1)
 
 
-def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str]) -> None:
+def report(checkpoint: Checkpoint, accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) -> None:
     precision, mapping = checkpoint.precision, checkpoint.mapping
-    what = f"{quant_algo(precision) or 'no quantization'}, KV cache {precision.kv_cache or checkpoint.dtype}"
+    decodes = checkpoint.model.family.task is None
+    what = quant_algo(precision) or "no quantization"
+    if decodes:
+        what += f", KV cache {precision.kv_cache or checkpoint.dtype}"
     if checkpoint.sliding_window is not None:
         what += f", sliding window {checkpoint.sliding_window}"
     click.echo(f"{checkpoint.folder}: {what}, tp {mapping.tp_size}, pp {mapping.pp_size}")
@@ -71,7 +78,7 @@ def report(checkpoint: Checkpoint, accuracy: Accuracy | None, problems: list[str
     if accuracy is not None:
         print_accuracy(accuracy)
         few, many = accuracy.few_tokens_error, accuracy.many_tokens_error
-        if few is not None and many is not None and accuracy.beyond is None:
+        if decodes and few is not None and many is not None and accuracy.beyond is None:
             click.echo(
                 f"decoding: weight-only kernels for 1 to 4 tokens sum in {checkpoint.dtype}: "
                 f"outputs are {100 * few:.2g} % off the exact product, {100 * many:.2g} % with more tokens"

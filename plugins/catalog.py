@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    bert_attention,
     fp8_rowwise_gemm,
     gpt_attention,
     layernorm_quantization,
@@ -26,4 +27,4 @@ QUANTIZATION = (
     fp8_rowwise_gemm.PLUGIN,
     qserve_gemm.PLUGIN,
 )
-ATTENTION = gpt_attention.PLUGIN
+ATTENTION, ENCODER_ATTENTION = gpt_attention.PLUGIN, bert_attention.PLUGIN

@@ -72,6 +72,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Nemotron, Minitron": ("NemotronForCausalLM", {"head_dim": 64, "attention_bias": True, "mlp_bias": True}),
     "Cohere Command R": ("CohereForCausalLM", {"attention_bias": True}),
     "Cohere Command R+": ("CohereForCausalLM", {"use_qk_norm": True, "tie_word_embeddings": False}),
+    "BERT": ("BertModel", FOUR_TIMES),
+    "BERT, question answering": ("BertForQuestionAnswering", FOUR_TIMES),
+    "BERT, sequence classification": ("BertForSequenceClassification", FOUR_TIMES),
+    "RoBERTa": ("RobertaModel", FOUR_TIMES),
+    "RoBERTa, question answering": ("RobertaForQuestionAnswering", FOUR_TIMES),
+    "RoBERTa, sequence classification": ("RobertaForSequenceClassification", FOUR_TIMES),
 }
 
 

@@ -45,7 +45,8 @@ def cases() -> list[Any]:
         for case in manifest["cases"]:
             staged = manifest["mappings"][case["map"]]["pp"] > 1 and not family.pipelined
             known = case["algo"] == "none" or (case["algo"] in SCHEMES and case["algo"] not in left_out(family))
-            if known and not staged and "error" not in case:
+            cached = case["kv"] != "none" and family.task is not None
+            if known and not staged and not cached and "error" not in case:
                 found.append(pytest.param(manifest, case, id=f"{path.stem}-{case['algo']}-{case['kv']}-{case['map']}"))
     return found
 
@@ -58,9 +59,9 @@ def model_of(manifest: dict[str, Any], layers: int) -> Model:
 def declared(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
     """What the class declares, buffers left out; scale_to_int is float32 in every file."""
     table = manifest["param_tables"][case["params"]]
-    entries = dict(table["top"])
+    entries, prefix = dict(table["top"]), manifest.get("layer_prefix", "transformer.layers.")
     for i, layer in enumerate(table.get("per_layer") or [table["layer"]] * table["layers"]):
-        entries |= {f"transformer.layers.{i}.{suffix}": entry for suffix, entry in layer.items()}
+        entries |= {f"{prefix}{i}.{suffix}": entry for suffix, entry in layer.items()}
     held = {
         name: (entry[0], "float32" if name.endswith("scale_to_int") else entry[1])
         for name, entry in entries.items()

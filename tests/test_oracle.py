@@ -20,6 +20,8 @@ SIZES = {
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
 TINY_HEADS = {"num_key_value_heads": 1, "head_dim": 24}
+FOUR = {"intermediate_size": 256}
+LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 FALSE = {"tie_word_embeddings": False}
 CASES: dict[str, list[dict[str, Any]]] = {
     "LlamaForCausalLM": [
@@ -111,6 +113,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
         {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
     ],
+    **{
+        f"{kind}{task}": [FOUR, {**FOUR, "hidden_act": "gelu_new", "num_hidden_layers": 1, **more}]
+        for kind in ("Bert", "Roberta")
+        for task, more in (("Model", {}), ("ForQuestionAnswering", {}), ("ForSequenceClassification", LABELS))
+    },
     "CohereForCausalLM": [{"attention_bias": True}, {"use_qk_norm": True, "logit_scale": 0.3, **FALSE}],
     "MixtralForCausalLM": [
         {"num_local_experts": 4},
@@ -144,12 +151,23 @@ REMOTE = (
 )  # fmt: skip
 
 
+def outputs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What transformers' model gives."""
+    made = model(ids)
+    if "start_logits" in made:
+        return torch.stack((made.start_logits, made.end_logits), -1)
+    found: torch.Tensor = made.logits if "logits" in made else made.last_hidden_state
+    return found
+
+
 def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """What the family's description makes of a folder, [sequences, tokens, vocab_size]."""
+    """What the family's description makes of a folder: [sequences, tokens, vocab_size] of a decoder."""
     source = Source(folder)
     reference = Reference(source, ids, CPU)
     for index in range(source.model.num_hidden_layers):
         reference.layer(index, source.layer(index))
+    if source.model.family.task is not None:
+        return source.encoder_head()(reference.hidden)
     head = reference.head()
     made = head.logits(head.normed(reference.hidden.flatten(0, 1)))
     return made.view(*ids.shape, -1)
@@ -164,8 +182,8 @@ def test_every_family_has_a_case() -> None:
 )
 def test_logits_are_transformers(architecture: str, changes: dict[str, Any], tmp_path: Path) -> None:
     model = random_model(tmp_path, architecture, SIZES | changes)
-    ids = torch.randint(SIZES["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(2, SIZES["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        theirs = model(ids).logits
+        theirs = outputs(model, ids)
     ours = logits(tmp_path, ids)
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()

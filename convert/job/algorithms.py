@@ -43,12 +43,22 @@ class CheckedComparison:
         self.options, self.source = options, Source(options.model_dir)
         check_device(options.device)
         check_float(self.source)
+        check_decoder(self.source)
         self.ways = {name: of_algorithm(name, options, self.source) for name in algorithms}
         self.calibrates = any(how.wanted != Wanted() for how, _ in self.ways.values())
         self.text, self.chunks, self.length = text, chunks, length
         check_length(self.source.model, length, "--seq_len")
         check_text(text, chunks, length, "--text")
         check_calibration(options, self.source.model if self.calibrates else None)
+
+
+def check_decoder(source: Source) -> None:
+    """Raise InputError for a model that predicts no next token."""
+    if source.model.family.task is not None:
+        raise InputError(
+            f"{source.model.architecture} is an encoder, and algorithms are compared by the next token that they "
+            "predict; convert with each, and verify"
+        )
 
 
 def check_names(algorithms: list[str]) -> None:

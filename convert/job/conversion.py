@@ -162,13 +162,20 @@ class Job:
                 files.write_layer(index, tensors)
                 del tensors
             on_progress(self.model.num_hidden_layers, "head", 0)
-            head = self.target.head(self.quantizer.head(self.source, self.device))
-            if calibration is not None and self.quantizer.dtype == "float16":
-                half_range.check_one("the last norm's output", calibration.largest_normed(head))
-                half_range.check_one("a logit", calibration.largest_logit(head, half_range.LARGEST))
-            files.write_head(head)
+            self.write_head(files, calibration)
             files.finish(written)
         return report
+
+    def write_head(self, files: RankFiles, calibration: Calibration | None) -> None:
+        """What stands behind the last layer."""
+        if self.model.family.task is not None:
+            files.write_encoder_head(self.source.encoder_head(self.device))
+            return
+        head = self.target.head(self.quantizer.head(self.source, self.device))
+        if calibration is not None and self.quantizer.dtype == "float16":
+            half_range.check_one("the last norm's output", calibration.largest_normed(head))
+            half_range.check_one("a logit", calibration.largest_logit(head, half_range.LARGEST))
+        files.write_head(head)
 
     def calibration(self, embedding: Embedding) -> Calibration | None:
         """The calibration tokens before the first layer; None where no forward pass is needed."""

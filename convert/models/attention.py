@@ -25,6 +25,7 @@ def heads_of(model: Model, layer: int) -> Heads:
         model.window_of(layer),
         slopes,
         model.family.positions == INTERLEAVED,
+        model.family.task is None,
     )
 
 

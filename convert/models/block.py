@@ -3,6 +3,7 @@
     sequential    h = x + attention(norm(x))                  y = h + mlp(norm(h))
     parallel      y = x + attention(norm(x)) + mlp(norm(x))   of one norm, or of two
     sandwiched    h = x + norm(attention(norm(x)))            y = h + norm(mlp(norm(h)))
+    behind        h = norm(x + attention(x))                  y = norm(h + mlp(h))
 
     attention(x) = dense(attend(qkv(x)))                      mlp(x) = proj(product(fc(x), ...))
 
@@ -20,7 +21,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from ...plugins.mixture_of_experts import Routed
-from .family import PARALLEL, SANDWICHED, SEQUENTIAL, Family, Linear, Mlp, Norm
+from .family import BEHIND, PARALLEL, SANDWICHED, SEQUENTIAL, Family, Linear, Mlp, Norm
 
 # What a linear reads, and what it makes: a tensor, or more where a caller keeps more.
 Read = TypeVar("Read")
@@ -61,6 +62,9 @@ class Functions(Protocol[Read, Made]):
     def normed(self, norm: Norm, made: Made) -> Made:
         """A norm of what a linear makes."""
 
+    def behind(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        """A norm whose output is the hidden states themselves."""
+
     def add(self, linear: Linear, x: torch.Tensor, made: Made) -> torch.Tensor:
         """The residual behind a linear."""
 
@@ -74,9 +78,8 @@ def steps(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> 
 
     It stops before every group of linears, in the order of ``Family.groups``, and yields what they read.
     """
-    return {SEQUENTIAL: sequential, PARALLEL: parallel, SANDWICHED: sandwiched}[family.arrangement](
-        family, functions, x
-    )
+    ways = {SEQUENTIAL: sequential, PARALLEL: parallel, SANDWICHED: sandwiched, BEHIND: behind}
+    return ways[family.arrangement](family, functions, x)
 
 
 def sequential(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:
@@ -98,6 +101,16 @@ def sandwiched(family: Family, functions: Functions[Read, Made], x: torch.Tensor
     x = functions.add(family.linears[1], x, functions.normed(behind_attention, made))
     made = yield from mlp(family, functions, functions.norm(before_mlp, x))
     return functions.add(family.linears[-1], x, functions.normed(behind_mlp, made))
+
+
+def behind(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:
+    """What a norm makes of the residual is what is added to next."""
+    behind_attention, behind_mlp = family.norms
+    qkv, dense, fc, *_, proj = family.linears
+    made = yield from attention(family, functions, functions.read(qkv, x))
+    x = functions.behind(behind_attention, functions.add(dense, x, made))
+    made = yield from mlp(family, functions, functions.read(fc, x))
+    return functions.behind(behind_mlp, functions.add(proj, x, made))
 
 
 def parallel(family: Family, functions: Functions[Read, Made], x: torch.Tensor) -> Steps[Read]:

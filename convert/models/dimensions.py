@@ -14,6 +14,7 @@ from .families import FAMILIES
 from .family import Family, Norm
 from .mixture import Gate
 from .rope import TABLED_ROPE_TYPES, Rope, attention_factor, check_rope, read_rope
+from .task import Task
 
 MOST_LAYERS = 10_000
 DECODES, OTHER_HEADS = "ForCausalLM", ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -51,6 +52,7 @@ class Model(Sizes):
         moe_intermediate_size, shared_expert_intermediate_size: widths of experts.
         embedding_scale, logit_scale: what the embedding and logits are multiplied by.
         alibi_bias_max: the exponent of ALiBi's last slope.
+        type_vocab_size, pad_token_id, num_labels: token types, the padding token and what is predicted of an encoder.
     """
 
     architecture: str
@@ -81,11 +83,31 @@ class Model(Sizes):
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     alibi_bias_max: float = 8.0
+    type_vocab_size: int = 0
+    pad_token_id: int = 0
+    num_labels: int = 0
 
     @property
     def engine_class(self) -> str:
         """TensorRT-LLM's class."""
         return self.family.written or self.architecture
+
+    @property
+    def task(self) -> Task:
+        """What it is for, of an encoder."""
+        assert self.family.task is not None
+        return self.family.task
+
+    @property
+    def first_position(self) -> int:
+        """The row of the table of positions that the first token has."""
+        behind = self.pad_token_id + 1 if self.family.positions_behind_padding else 0
+        return self.family.first_position + behind
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a sequence has."""
+        return self.max_position_embeddings + self.family.first_position - self.first_position
 
     @property
     def query_size(self) -> int:
@@ -160,7 +182,7 @@ def read_model(config: dict[str, Any]) -> Model:
             return default
         return said.integer(key, family.defaults.get(name, default) if key not in config else default, largest=largest)
 
-    if not said.flag("is_causal", True):
+    if family.task is None and not said.flag("is_causal", True):
         raise InputError("config.json: is_causal is false; engines attend to the tokens before alone")
     hidden, heads = size("hidden_size"), size("num_attention_heads")
     if hidden % heads and ("head_size" in family.implied or not said.has("head_dim")):

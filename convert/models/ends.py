@@ -22,12 +22,14 @@ class Embedding:
         tokens: [vocab_size, hidden_size].
         positions: learned ones, [positions, hidden_size]; None where a family has none.
         norm: "weight" and "bias" of a norm behind, [hidden_size]; empty where a family has none.
+        types: of tokens, [types, hidden_size]; None where a family has none.
     """
 
     model: Model
     tokens: torch.Tensor
     positions: torch.Tensor | None = None
     norm: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    types: torch.Tensor | None = None
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens] -> [sequences, tokens, hidden_size]."""
@@ -36,7 +38,9 @@ class Embedding:
         if self.model.embedding_scale != 1:
             hidden = hidden * torch.tensor(self.model.embedding_scale, dtype=hidden.dtype)
         if self.positions is not None:
-            hidden = hidden + self.positions[family.first_position :][: ids.shape[1]]
+            hidden = hidden + self.positions[self.model.first_position :][: ids.shape[1]]
+        if self.types is not None:
+            hidden = hidden + self.types[0]
         if family.embedding_norm is not None:
             flat = hidden.view(-1, hidden.shape[-1])
             hidden = engine_norm(family.embedding_norm, flat, self.norm, self.model.norm_epsilon).view(hidden.shape)
@@ -48,9 +52,9 @@ class Embedding:
 
     def map(self, change: Change) -> Embedding:
         """The same with all tensors changed."""
-        positions = None if self.positions is None else change(self.positions)
+        positions, types = (None if table is None else change(table) for table in (self.positions, self.types))
         norm = {suffix: change(tensor) for suffix, tensor in self.norm.items()}
-        return replace(self, tokens=change(self.tokens), positions=positions, norm=norm)
+        return replace(self, tokens=change(self.tokens), positions=positions, norm=norm, types=types)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Head:
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden_size] behind the last norm."""
-        return engine_norm(self.model.family.final_norm, hidden, self.norm, self.model.norm_epsilon)
+        return engine_norm(self.model.family.last_norm, hidden, self.norm, self.model.norm_epsilon)
 
     def logits(self, normed: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[tokens, hidden_size] behind the last norm -> [tokens, vocab_size] in the weight's dtype.

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ..files.reader import Reader
 from .mixture import Gate, Mixture
 from .rope import Rope
+from .task import Task
 
 Part = TypeVar("Part")
 HEADS, ROWS, COLUMNS = "heads", "rows", "columns"
@@ -21,7 +22,7 @@ RMS, LAYER = "rms", "layer"
 # token's; or scores that fall with the distance, before or behind their scaling.
 ROTARY, INTERLEAVED, LEARNED, ALIBI, SCALED_ALIBI = "rotary", "interleaved", "learned", "alibi", "scaled alibi"
 # How attention and MLP are put together: see ``block``.
-SEQUENTIAL, PARALLEL, SANDWICHED = "sequential", "parallel", "sandwiched"
+SEQUENTIAL, PARALLEL, SANDWICHED, BEHIND = "sequential", "parallel", "sandwiched", "behind"
 # How the rows of a module that makes queries, keys and values follow each other.
 STACKED, GROUPED = "stacked", "grouped"
 
@@ -131,14 +132,16 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of decoders.
+    """A family of decoders, or of encoders.
 
     Attributes:
         title: what people call its models.
         architectures: Hugging Face's classes; TensorRT-LLM's have the same names, but where ``written`` says otherwise.
         embedding, head: full names of the tensors; layer: the prefix of a layer's.
-        final_norm: the norm before the output projection, by its full name.
-        arrangement: SEQUENTIAL, PARALLEL or SANDWICHED.
+        final_norm: the norm before the output projection, by its full name; an encoder has neither.
+        task: what an encoder is for; None for a decoder.
+        engine_layer, engine_embedding: TensorRT-LLM's prefixes of a layer's tensors, and of the embedding's.
+        arrangement: SEQUENTIAL, PARALLEL, SANDWICHED or BEHIND.
         norms: of a layer, in the order in which they are computed.
         linears: qkv and dense of the attention, then those of the MLP, the last of which makes its output.
         spellings: what config.json calls it besides: old class names, model_type.
@@ -148,6 +151,8 @@ class Family:
             one class.
         positions: ROTARY, INTERLEAVED, ALIBI, SCALED_ALIBI, or LEARNED from the tensor ``position_embedding``, a row a
             position, from the row ``first_position`` on.
+        positions_behind_padding: the first token's position is the one behind the padding token's number.
+        type_embedding: full name of a table whose first row is added to every token's.
         embedding_norm: a norm of what the embedding makes, by its full name.
         biased: its linears have biases, where a checkpoint does not say.
         norm_offset: what is added to every norm's stored weight.
@@ -186,8 +191,8 @@ class Family:
     title: str
     architectures: tuple[str, ...]
     embedding: str
-    final_norm: Norm
-    head: str
+    final_norm: Norm | None
+    head: str | None
     layer: str
     norms: tuple[Norm, ...]
     linears: tuple[Linear, ...]
@@ -200,9 +205,14 @@ class Family:
     when: Callable[[Reader], bool] = lambda said: True
     views: Mapping[str, View] = field(default_factory=dict)
     arrangement: str = SEQUENTIAL
+    task: Task | None = None
+    engine_layer: str = "transformer.layers.{i}."
+    engine_embedding: str = "transformer."
     positions: str = ROTARY
     position_embedding: str | None = None
     first_position: int = 0
+    positions_behind_padding: bool = False
+    type_embedding: str | None = None
     embedding_norm: Norm | None = None
     biased: bool = False
     norm_offset: float = 0.0
@@ -285,12 +295,21 @@ class Family:
     @property
     def rotates(self) -> bool:
         """Whether its norms, and what else reads the residual stream, commute with a rotation of it."""
-        plain = (
-            all(norm.kind == RMS for norm in (*self.norms, self.final_norm))
-            and self.arrangement == SEQUENTIAL
-            and not self.mixture
-        )
+        plain = all(norm.kind == RMS for norm in (*self.norms, self.last_norm)) and self.mixture is None
+        plain = plain and self.arrangement == SEQUENTIAL
         return plain and self.positions != LEARNED and self.embedding_norm is None and not self.shares_embedding
+
+    @property
+    def last_norm(self) -> Norm:
+        """The norm outside the layers that every family has: the final one, or an encoder's behind the embedding."""
+        norm = self.final_norm or self.embedding_norm
+        assert norm is not None
+        return norm
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Full names of the tables of tokens and, where there is one, of the output projection."""
+        return (self.embedding,) if self.head is None else (self.head, self.embedding)
 
     @property
     def attention(self) -> tuple[str, str, str]:

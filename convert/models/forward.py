@@ -164,6 +164,9 @@ class LayerForward:
     def gathered(self, routed: Routed, x: torch.Tensor) -> list[torch.Tensor]:
         return [routed.total.view_as(x)]
 
+    def behind(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(norm, x)
+
     def add(self, linear: Linear, x: torch.Tensor, made: list[torch.Tensor]) -> torch.Tensor:
         return x + made[0]
 

@@ -15,10 +15,16 @@ def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
     shapes = {family.embedding: [model.vocab_size, hidden]}
     if family.position_embedding is not None:
         shapes[family.position_embedding] = [family.first_position + model.max_position_embeddings, hidden]
+    if family.type_embedding is not None:
+        shapes[family.type_embedding] = [model.type_vocab_size, hidden]
     for norm in (family.embedding_norm, family.final_norm):
         if norm is not None:
             shapes |= {f"{norm.tensor}.{suffix}": [hidden] for suffix in norm.suffixes}
-    shapes[family.head] = [model.vocab_size, hidden]
+    for projection in family.task.projections if family.task else ():
+        rows = model.dimension(projection.size)
+        shapes |= {f"{projection.tensor}.weight": [rows, hidden], f"{projection.tensor}.bias": [rows]}
+    if family.head is not None:
+        shapes[family.head] = [model.vocab_size, hidden]
     if family.head_bias is not None:
         shapes[family.head_bias] = [model.vocab_size]
     layer = layer_shapes(model)

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from ...plugins import few_tokens
+from ..models.encoder_head import EncoderHead
 from ..models.ends import Embedding, Head
 from ..models.forward import LayerForward
 from ..models.rotation import Rotation
@@ -18,6 +19,7 @@ from ..sources.folder import Source
 from ..sources.text import check_length, read_tokens
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.formats.base import Activation, Format
+from .encoders import EncoderAccuracy, compare_scores
 from .runtime import Runtime, Tensors
 
 # Tokens whose logits are compared at once: what is made of them on the way is as large as they are.
@@ -144,11 +146,32 @@ class Execution:
         self.look_for_overflow("behind the last layer")
         count = chunks * (length - 1)
         nll, our_nll, kl, same = (totals / count).tolist()
-        result = Accuracy(count, exponential(our_nll), exponential(nll), kl, same, self.errors, self.beyond)
-        if self.roundings:
-            few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
-            result.few_tokens_error, result.many_tokens_error = few, many
-        return result
+        perplexities = exponential(our_nll), exponential(nll)
+        return Accuracy(count, *perplexities, kl, same, self.errors, self.beyond, *self.rounding)
+
+    def encoder_accuracy(self, reference: Reference, head: EncoderHead) -> EncoderAccuracy:
+        """``accuracy`` of an encoder: the distance of hidden states, and of what is predicted of them."""
+        device, task = self.runtime.device, head.model.task
+        head, true_head = (one.map(lambda *of: of[-1].to(device)) for one in (head, reference.source.encoder_head()))
+        cosines, compared = list[torch.Tensor](), list[torch.Tensor]()
+        for wanted, got in zip(reference.hidden.split(1), self.hidden.split(1), strict=True):
+            cosines.append(functional.cosine_similarity(wanted, got.float(), -1).double().mean())
+            scores = self.runtime.held("a score", head(got)).float()
+            if task.projections and head.model.num_labels > 1:
+                compared.append(compare_scores(task.of_first_token, true_head(wanted), scores))
+        self.look_for_overflow("behind the last layer")
+        kl, top1 = torch.stack(compared).mean(0).tolist() if compared else (None, None)
+        cosine, distance = float(torch.stack(cosines).mean()), self.errors[-1]
+        count = reference.ids.numel()
+        return EncoderAccuracy(count, distance, cosine, kl, top1, self.errors, self.beyond, *self.rounding)
+
+    @property
+    def rounding(self) -> tuple[float | None, float | None]:
+        """Root mean squares of what weight-only kernels lose with few tokens and with many."""
+        if not self.roundings:
+            return None, None
+        few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
+        return few, many
 
 
 @torch.inference_mode()
@@ -158,7 +181,7 @@ def side_by_side(
     ids: torch.Tensor,
     device: torch.device,
     on_progress: Callable[[int, str], None],
-) -> Accuracy:
+) -> Accuracy | EncoderAccuracy:
     """Run a checkpoint and its source model over the same tokens."""
     reference = Reference(source, ids, device)
     runtime = Runtime.of(checkpoint, ids.shape[1], device)
@@ -168,6 +191,8 @@ def side_by_side(
         reference.layer(index, source.layer(index, device))
         ours.layer(checkpoint.layer(index, device), checkpoint.precision.executed(index), reference.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
+    if source.model.family.task is not None:
+        return ours.encoder_accuracy(reference, checkpoint.encoder_head())
     return ours.accuracy(reference, checkpoint.head(device))
 
 

@@ -15,6 +15,7 @@ class VerifyOptions(Options):
         text: held-out text: a built-in one, a text file, or a safetensors file of token ids.
         chunks, seq_len: sequences of it, and tokens in each.
         max_ppl_increase: percent; more perplexity than that fails.
+        max_distance: percent; hidden states behind the last layer further from the source's than that fail.
         device: "auto", or a torch device.
     """
 
@@ -22,4 +23,5 @@ class VerifyOptions(Options):
     chunks: int = bounded(20, least=1)
     seq_len: int = bounded(512, least=2)
     max_ppl_increase: float | None = None
+    max_distance: float | None = None
     device: str = "auto"

@@ -189,6 +189,9 @@ class LayerFunctions:
     def gathered(self, routed: Routed, x: torch.Tensor) -> torch.Tensor:
         return self.runtime.held("what experts make", routed.total)
 
+    def behind(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        return self.runtime.normed(self.tensors, norm, x.view(-1, x.shape[-1])).view(x.shape)
+
     def read(self, linear: Linear, x: torch.Tensor) -> Activation:
         return self.runtime.smoothed(self.tensors, self.by_linear[linear.name], linear.name, x.view(-1, x.shape[-1]))
 

@@ -14,16 +14,18 @@ from ...plugins.lazy import torch
 from ..device import check_device, pick_device
 from ..errors import InputError, printable
 from ..files.disk import sha256
-from ..quantize.precision import LAYER
+from ..models.dimensions import Model
 from ..sources.folder import Source
 from ..sources.text import check_length, check_text
+from ..targets.trtllm import token_types
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.layout import is_one, layer_tensors, rank_tensors, rotary_tables, stored_name
 from ..targets.trtllm.ranks import MODEL_DTYPE, Tensor
 from ..targets.trtllm.rotary_tables import faults
-from ..targets.trtllm.values import Values, Zeros
+from ..targets.trtllm.values import POSITIVE, Values, Zeros
 
 if TYPE_CHECKING:
+    from .encoders import EncoderAccuracy
     from .execution import Accuracy
 
 SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -74,7 +76,8 @@ def rank_files_problems(checkpoint: Checkpoint, values: bool) -> list[str]:
 def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
     """What ranks hold in common must be the same on all of them."""
     problems = []
-    reads: list[Callable[[], object]] = [checkpoint.embedding, checkpoint.final_norm]
+    behind = checkpoint.final_norm if checkpoint.model.family.task is None else checkpoint.encoder_head
+    reads: list[Callable[[], object]] = [checkpoint.embedding, behind]
     reads += [partial(checkpoint.layer, index) for index in range(checkpoint.model.num_hidden_layers)]
     for read in reads if checkpoint.mapping.tp_size > 1 else []:
         try:
@@ -138,8 +141,9 @@ def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
     """The tensors of one rank's decoder layers, by name."""
     kept = checkpoint.engine, checkpoint.precision.kv_cache
     specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), *kept))
-    return {
-        LAYER.format(i=local) + stored_name(name, spec): spec
+    scales = {token_types.names(checkpoint.precision)[1]: Tensor((), MODEL_DTYPE, POSITIVE)}
+    return scales | {
+        checkpoint.model.family.engine_layer.format(i=local) + stored_name(name, spec): spec
         for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])
         for name, spec in specs(*checkpoint.precision.executed(index).items()).items()
     }
@@ -191,7 +195,7 @@ def measure(
     length: int = 512,
     device: str = "auto",
     on_progress: OnProgress = lambda layer, phase: None,
-) -> Accuracy:
+) -> Accuracy | EncoderAccuracy:
     """Run checkpoint and float32 source model side by side over ``chunks`` pieces of ``length`` tokens.
 
     Raises:
@@ -204,7 +208,7 @@ def measure(
 
 def measure_beside(
     checkpoint: Checkpoint, source: Source, text: str, chunks: int, length: int, device: str, on_progress: OnProgress
-) -> Accuracy:
+) -> Accuracy | EncoderAccuracy:
     """``measure``, of what ``reference_of`` gave."""
     from .execution import held_out, side_by_side
 
@@ -212,7 +216,7 @@ def measure_beside(
     return side_by_side(checkpoint, source, ids, pick_device(device), on_progress)
 
 
-def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:
+def summary(accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) -> dict[str, Any]:
     """The verdict as one JSON object."""
     result: dict[str, Any] = {"structure": {"ok": not problems, "problems": problems}}
     if accuracy is not None:
@@ -220,9 +224,18 @@ def summary(accuracy: Accuracy | None, problems: list[str]) -> dict[str, Any]:
     return result
 
 
-def figures(accuracy: Accuracy) -> dict[str, Any]:
+def figures(accuracy: Accuracy | EncoderAccuracy) -> dict[str, Any]:
     """An accuracy as one JSON object."""
-    values = {
+    from .encoders import EncoderAccuracy
+    from .encoders import figures as of_encoder
+
+    values = of_encoder(accuracy) if isinstance(accuracy, EncoderAccuracy) else of_decoder(accuracy)
+    return {name: finite(value) for name, value in values.items() if value is not None}
+
+
+def of_decoder(accuracy: Accuracy) -> dict[str, Any]:
+    """``figures`` of what predicts the next token."""
+    return {
         "tokens": accuracy.tokens,
         "perplexity": accuracy.perplexity,
         "reference_perplexity": accuracy.reference_perplexity,
@@ -234,7 +247,6 @@ def figures(accuracy: Accuracy) -> dict[str, Any]:
         "few_tokens_error": accuracy.few_tokens_error,
         "many_tokens_error": accuracy.many_tokens_error,
     }
-    return {name: finite(value) for name, value in values.items() if value is not None}
 
 
 def finite(value: Any) -> Any:
@@ -244,22 +256,44 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def accuracy_failures(accuracy: Accuracy | None, limit: float | None) -> list[str]:
-    """What fails a gate of ``limit`` percent more perplexity; without one, only what is no number."""
-    if accuracy is None:
-        return []
-    return gate_failures(figures(accuracy), limit)
+def check_gate(model: Model, limit: float | None) -> None:
+    """Raise InputError for a gate of ``limit`` percent more perplexity where a model has none."""
+    if limit is not None and model.family.task is not None:
+        raise InputError(
+            f"--max_ppl_increase: {model.architecture} is an encoder and has no perplexity; give --max_distance"
+        )
 
 
-def gate_failures(figures: dict[str, Any], limit: float | None) -> list[str]:
+def accuracy_failures(
+    accuracy: Accuracy | EncoderAccuracy | None, limit: float | None, most: float | None = None
+) -> list[str]:
+    """What fails a gate of ``limit`` percent more perplexity, or of ``most`` percent of distance; without one, only
+    what is no number."""
+    return [] if accuracy is None else gate_failures(figures(accuracy), limit, most)
+
+
+def gate_failures(figures: dict[str, Any], limit: float | None, most: float | None = None) -> list[str]:
     """``accuracy_failures`` of the JSON object that ``figures`` made; an empty one has no perplexity."""
     perplexity, increase = figures.get("perplexity"), figures.get("ppl_increase_percent")
     if figures.get("beyond_range"):
         return [f"{figures['beyond_range']}; convert with --dtype bfloat16"]
+    errors = figures.get("layer_errors")
+    distance = 100 * errors[-1] if errors and errors[-1] is not None else None
+    if "distance_percent" in figures:
+        return distance_failures(distance, most)
     if perplexity is None or increase is None or not math.isfinite(perplexity):
         return [f"perplexity is {perplexity}"]
     if figures.get("mean_kl") is None:
         return ["the divergence from the source is no number"]
     if limit is not None and not increase <= limit:
         return [f"perplexity rose by {increase:.2f} %, more than --max_ppl_increase {limit:g}"]
+    return [] if most is None else distance_failures(distance, most)
+
+
+def distance_failures(distance: float | None, most: float | None) -> list[str]:
+    """What fails a gate on the distance of hidden states, in percent of the source's."""
+    if distance is None:
+        return ["the distance from the source is no number"]
+    if most is not None and distance > most:
+        return [f"hidden states are {distance:.3g} % off the source's, more than --max_distance {most:g}"]
     return []

@@ -38,6 +38,9 @@ def check_one(what: str, largest: float) -> None:
 def places(layer: Layer, statistics: LayerStatistics) -> Iterator[tuple[float, str]]:
     """(largest absolute value, what it is) of all that one layer hands from operation to operation, in that order."""
     family, seen = layer.model.family, statistics
+    read = {group.norm for group in family.groups}
+    for norm in [norm for norm in seen.stream_amax if norm not in read]:
+        yield seen.stream_amax[norm], f"the hidden state before {norm}"
     for group in family.groups:
         if group.norm in seen.stream_amax:
             yield seen.stream_amax[group.norm], f"the hidden state before {group.norm}"

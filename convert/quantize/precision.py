@@ -17,7 +17,6 @@ from .scheme import LayerSchemes, Scheme
 
 # What a KV cache can be quantized to.
 KV_CACHE = ("INT8", "FP8")
-LAYER = "transformer.layers.{i}."
 
 # A group of linears, or a Hugging Face linear: (layer, name inside it).
 Place = tuple[int, str]
@@ -127,7 +126,10 @@ class Names:
             for linear in model.family.linears:
                 for part in linear.parts:
                     module = model.family.view(part).tensor
-                    names = (model.family.layer.format(i=index) + module, LAYER.format(i=index) + linear.name)
+                    names = (
+                        model.family.layer.format(i=index) + module,
+                        model.family.engine_layer.format(i=index) + linear.name,
+                    )
                     for name in around(names):
                         self.places.setdefault(name, {})[index, part] = None
 
@@ -144,12 +146,12 @@ class Names:
             found = dict[Place, None]()
             for name in called:
                 found |= self.places.get(name, {})
-            outside = any(matches(name.removesuffix(".weight")) for name in (family.head, family.embedding))
+            outside = any(matches(name.removesuffix(".weight")) for name in family.outside)
             if not found and not (outside and flag == "--exclude"):
                 last = family.linears[-1]
                 what = "the embedding and lm_head stay in floating point" if outside else "no linear has such a name"
                 raise InputError(
-                    f"{flag} {shown(pattern)}: {what}; names are like {LAYER.format(i=0)}{last.name} or "
+                    f"{flag} {shown(pattern)}: {what}; names are like {family.engine_layer.format(i=0)}{last.name} or "
                     f"{family.layer.format(i=0)}{family.view(last.parts[0]).tensor}, and * stands for any characters"
                 )
             yield list(found)

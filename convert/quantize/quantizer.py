@@ -74,8 +74,8 @@ class Quantizer:
             )
 
     def float_layer(self, source: Tensors) -> Layer:
-        """A layer before it is quantized, of its Hugging Face tensors, rotated where the model is. Yarn multiplies cos and sin, hence attention scores twice; the tables of an
-        engine do not: queries do it here."""
+        """A layer before it is quantized, of its Hugging Face tensors, rotated where the model is. Yarn multiplies cos
+        and sin, hence attention scores twice; the tables of an engine do not: queries do it here."""
         scaling = rotary_frequencies(self.model)[1]
         return Layer.of(with_scaled_queries(source, self.model, scaling**2), self.model)
 

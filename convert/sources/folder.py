@@ -18,6 +18,7 @@ from ..files.reader import Reader
 from ..files.shard import DTYPES as STORED
 from ..files.shard import Shard
 from ..models.dimensions import Model, read_model
+from ..models.encoder_head import EncoderHead, read_head
 from ..models.ends import Embedding, Head
 from ..models.family import Norm
 from ..models.shapes import hugging_face_shapes, layer_shapes, logical, multiplied, shifted
@@ -196,18 +197,24 @@ class Source:
         positions = None if family.position_embedding is None else self.tensor(family.position_embedding, device)
         norm = {} if family.embedding_norm is None else self._norm(family.embedding_norm, device)
         tokens = multiplied(self.model, family.embedding, self.tensor(family.embedding, device))
-        return Embedding(self.model, tokens, positions, norm)
+        types = None if family.type_embedding is None else self.tensor(family.type_embedding, device)
+        return Embedding(self.model, tokens, positions, norm, types)
+
+    def encoder_head(self, device: str | torch.device = "cpu") -> EncoderHead:
+        """What stands behind an encoder's last layer."""
+        return read_head(self.model, lambda projection, suffix: self.tensor(f"{projection.tensor}.{suffix}", device))
 
     def head(self, device: str | torch.device = "cpu") -> Head:
         """What stands behind the last layer; the output projection is the embedding where the two are tied."""
         family = self.model.family
+        assert family.head is not None
         stored = self.tensor(family.head if family.head in self.where else family.embedding, device)
         weight = multiplied(self.model, family.head, stored)
         if family.normalized_head:
             exact = weight if weight.dtype == torch.float16 else weight.float()  # its authors' code, but for bfloat16
             weight = torch.nn.functional.normalize(exact)
         bias = None if family.head_bias is None else self.tensor(family.head_bias, device)
-        return Head(self.model, self._norm(family.final_norm, device), weight, bias)
+        return Head(self.model, self._norm(family.last_norm, device), weight, bias)
 
     def _norm(self, norm: Norm, device: str | torch.device) -> dict[str, torch.Tensor]:
         """A norm's tensors [hidden_size], by last name; it stands outside the layers."""
@@ -284,7 +291,7 @@ class Source:
         expected = {
             name: Expected.of(FLOATS, *shape, optional=name in self.zeros) for name, shape in self.shapes.items()
         }
-        if self.model.tied:
+        if self.model.tied and self.model.family.head is not None:
             expected.pop(self.model.family.head)
         packed = set[str]()
         for linear in [] if self.ready is None else self._all_linears():

@@ -85,8 +85,8 @@ def check_length(model: Model, length: int, flag: str) -> None:
     """Raise InputError for sequences that are longer than the model's."""
     if model.sliding_window is not None and length > model.sliding_window:
         raise InputError(f"{flag} {length} is longer than the model's sliding window of {model.sliding_window} tokens")
-    if length > model.max_position_embeddings:
-        raise InputError(f"{flag} {length} is longer than the model's {model.max_position_embeddings} positions")
+    if length > model.longest:
+        raise InputError(f"{flag} {length} is longer than the model's {model.longest} positions")
 
 
 def encoded(source: str, tokenizer: Tokenizer, sequences: int, length: int, flag: str) -> torch.Tensor:

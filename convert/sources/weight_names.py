@@ -92,7 +92,7 @@ def find(shards: list[Shard], family: Family, note: Note) -> tuple[dict[str, Fou
 
 def common_prefix(names: list[str], family: Family) -> str:
     """What stands before every name, such as "module."; empty where something has its family's name, or not all do."""
-    last = f"{family.final_norm.tensor}.weight"
+    last = f"{family.last_norm.tensor}.weight"
     before = [name.removesuffix(last) for name in names if name.endswith(last)]
     if len(before) == 1 and before[0].endswith(".") and all(name.startswith(before[0]) for name in names):
         return before[0]
@@ -102,7 +102,7 @@ def common_prefix(names: list[str], family: Family) -> str:
 def lacking_prefix(names: Collection[str], family: Family) -> str:
     """What names lack that were saved from the model without its output projection, as transformers adds it: "model."
     of "model.norm.weight"; empty where they do not."""
-    first, _, rest = f"{family.final_norm.tensor}.weight".partition(".")
+    first, _, rest = f"{family.last_norm.tensor}.weight".partition(".")
     lacks = rest in names and not any(name.startswith(f"{first}.") for name in names)
     return f"{first}." if lacks else ""
 
@@ -125,8 +125,8 @@ def settle_head(where: dict[str, Found], model: Model, note: Note) -> Model:
     """Tie embedding and output projection as transformers does: where the config says so and the files hold one of
     them, or two that are equal; ``where`` keeps one then."""
     family = model.family
-    head, embedding = where.get(family.head), where.get(family.embedding)
-    if not model.tied or head is None:
+    head, embedding = where.get(family.head or ""), where.get(family.embedding)
+    if not model.tied or head is None or family.head is None:
         return model
     if embedding is None:
         note(f"{family.embedding} is not there; it is tied to {family.head}")

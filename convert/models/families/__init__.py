@@ -2,6 +2,7 @@
 
 from ..family import Family
 from .baichuan import BAICHUAN
+from .bert import ENCODERS
 from .bloom import BLOOM
 from .chatglm import CHATGLM
 from .cohere import COHERE
@@ -65,4 +66,5 @@ FAMILIES: tuple[Family, ...] = (
     MPT,
     NEMOTRON,
     *COHERE,
+    *ENCODERS,
 )

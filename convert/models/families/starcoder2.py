@@ -32,7 +32,7 @@ STARCODER2 = replace(
     title="StarCoder2",
     architectures=("Starcoder2ForCausalLM",),
     spellings=("starcoder2",),
-    final_norm=replace(LLAMA.final_norm, kind=LAYER),
+    final_norm=replace(LLAMA.last_norm, kind=LAYER),
     norms=tuple(replace(norm, kind=LAYER) for norm in LLAMA.norms),
     linears=(QKV, DENSE, FC, PROJ),
     groups=(*LLAMA.groups[:2], *GPT2.groups[2:]),

@@ -9,9 +9,11 @@ from ....plugins.lazy import torch
 from ...errors import InputError, shown
 from ...files.shard import Shard
 from ...models.dimensions import Model
+from ...models.encoder_head import EncoderHead, read_head
 from ...models.ends import Embedding, Head
 from ...models.rotary import rotary_frequencies
-from ...quantize.precision import LAYER, Precision
+from ...quantize.precision import Precision
+from . import token_types
 from .layout import check_kernels, is_one, layer_tensors, stored_name
 from .ranks import Tensor
 from .stated import Stated
@@ -61,7 +63,7 @@ class Checkpoint(Stated):
             InputError: ranks disagree about something that more than one of them holds.
         """
         stage = next(number for number, layers in enumerate(self.stages) if index in layers)
-        prefix = LAYER.format(i=index - self.stages[stage].start)
+        prefix = self.model.family.engine_layer.format(i=index - self.stages[stage].start)
         held = cache(lambda rank, name: self.read(stage * self.mapping.tp_size + rank, prefix + name, device))
         tensors = {}
         for name, spec in self.tensors(index).items():
@@ -112,16 +114,19 @@ class Checkpoint(Stated):
     def embedding(self) -> Embedding:
         """What stands before the first layer."""
         ranks, family, positions = range(self.mapping.tp_size), self.model.family, None
+        prefix = family.engine_embedding
         if family.position_embedding is not None:
-            stored = self.same(ranks, "transformer.position_embedding.weight")
+            stored = self.same(ranks, f"{prefix}position_embedding.weight")
             positions = torch.cat((stored.new_zeros(family.first_position, stored.shape[1]), stored))
         suffixes = () if family.embedding_norm is None else family.embedding_norm.suffixes
-        norm = {suffix: self.same(ranks, f"transformer.ln_embed.{suffix}") for suffix in suffixes}
-        return Embedding(self.model, self.tokens(), positions, norm)
+        before = "" if family.embedding_norm is None else prefix + family.embedding_norm.name
+        norm = {suffix: self.same(ranks, f"{before}.{suffix}") for suffix in suffixes}
+        types = token_types.read(self.precision, lambda name: self.same(ranks, name))
+        return Embedding(self.model, self.tokens(), positions, norm, types)
 
     def tokens(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """The table of tokens, [vocab_size, hidden_size]."""
-        ranks, name = range(self.mapping.tp_size), "transformer.vocab_embedding.weight"
+        ranks, name = range(self.mapping.tp_size), f"{self.model.family.engine_embedding}vocab_embedding.weight"
         if self.embedding_axis is None:
             return self.same(ranks, name).to(device)
         pieces = [self.read(rank, name, device) for rank in ranks]
@@ -134,8 +139,13 @@ class Checkpoint(Stated):
 
     def final_norm(self) -> dict[str, torch.Tensor]:
         """The last norm's tensors [hidden_size], by last name."""
-        suffixes = self.model.family.final_norm.suffixes
+        suffixes = self.model.family.last_norm.suffixes
         return {suffix: self.same(self.last_ranks, f"transformer.ln_f.{suffix}") for suffix in suffixes}
+
+    def encoder_head(self) -> EncoderHead:
+        """What stands behind an encoder's last layer."""
+        ranks = range(self.mapping.world_size)
+        return read_head(self.model, lambda projection, suffix: self.same(ranks, f"{projection.name}.{suffix}"))
 
     def same(self, ranks: range, name: str) -> torch.Tensor:
         """A tensor that these ranks all hold whole."""

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 
 from ...errors import InputError
 from ...models.dimensions import Model
-from ...models.family import LAYER, SANDWICHED, SCALED_ALIBI, Family
+from ...models.family import BEHIND, LAYER, SANDWICHED, SCALED_ALIBI, Family
 from ...quantize.precision import Precision
+from .formats import SCHEMES
 from .formats.fp8_rowwise import Fp8Rowwise
 from .formats.gptq import Gptq
 from .formats.qserve import QServeChannel, QServeGroup
@@ -23,6 +24,7 @@ QSERVE = tuple(str(scheme.name) for kind in (QServeGroup, QServeChannel) for sch
 REPLACING = PLUGINS + ROWWISE + QSERVE
 # Of experts nothing is known under it.
 GROUPED_BYTES = tuple(str(scheme.name) for scheme in Gptq.schemes if scheme.bits == 8)
+EVERY = tuple(str(scheme.name) for scheme in SCHEMES.values())
 KEPT_BY = "use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"
 
 FamilyRule = tuple[Callable[[Family], bool], tuple[str, ...], str]
@@ -54,6 +56,16 @@ FAMILIES: tuple[FamilyRule, ...] = (
         lambda family: family.positions == SCALED_ALIBI,
         REPLACING,
         f"its attention has no ALiBi that is scaled; {KEPT_BY}",
+    ),
+    (
+        lambda family: family.arrangement == BEHIND,
+        REPLACING,
+        "TensorRT-LLM quantizes its MLP alone and cannot build that; use W8A8_SQ_PER_CHANNEL, FP8 or W8A16",
+    ),
+    (
+        lambda family: family.task is not None and bool(family.task.projections),
+        EVERY,
+        "TensorRT-LLM quantizes what stands behind the last layer too, which is not written here; leave --quant away",
     ),
 )
 MODELS: tuple[ModelRule, ...] = (
@@ -99,7 +111,10 @@ def refused(model: Model) -> Mapping[str, str]:
 
 
 def check(precision: Precision) -> None:
-    """Raise InputError where an algorithm would not compute the model."""
+    """Raise InputError where an algorithm would not compute the model, or its engine has no cache to quantize."""
+    if precision.kv_cache is not None and precision.model.family.task is not None:
+        architecture = precision.model.architecture
+        raise InputError(f"--kv_cache {precision.kv_cache}: {architecture} is an encoder, whose engine has no KV cache")
     reasons = refused(precision.model)
     for scheme in precision.schemes:
         reason = reasons.get(scheme.name or "")

@@ -8,8 +8,9 @@ from functools import cache
 
 from ...models.dimensions import Model
 from ...models.family import COLUMNS, Group, Linear, Norm
-from ...quantize.precision import LAYER, Precision
+from ...quantize.precision import Precision
 from ...quantize.scheme import LayerSchemes
+from . import token_types
 from .formats import format_of
 from .formats.base import Engine, Format
 from .ranks import FLOAT32, INT8, MODEL_DTYPE, Mapping, Tensor
@@ -118,27 +119,41 @@ def rank_tensors(
         embedding = [model.vocab_size, model.hidden_size]
         if embedding_axis is not None:
             embedding[embedding_axis] = math.ceil(embedding[embedding_axis] / mapping.tp_size)
-        tensors["transformer.vocab_embedding.weight"] = (embedding, dtype)
+        prefix = model.family.engine_embedding
+        tensors[f"{prefix}vocab_embedding.weight"] = (embedding, dtype)
         if model.family.position_embedding is not None:
             table = [model.max_position_embeddings, model.hidden_size]
-            tensors["transformer.position_embedding.weight"] = (table, dtype)
+            tensors[f"{prefix}position_embedding.weight"] = (table, dtype)
         if model.family.embedding_norm is not None:
             for suffix in model.family.embedding_norm.suffixes:
-                tensors[f"transformer.ln_embed.{suffix}"] = ([model.hidden_size], dtype)
+                tensors[f"{prefix}{model.family.embedding_norm.name}.{suffix}"] = ([model.hidden_size], dtype)
+        tensors |= token_types.shapes(precision, dtype)
     # Most layers are alike.
     shapes = cache(lambda *schemes: layer_shapes(model, dict(schemes), mapping, engine, precision.kv_cache))
     for local, index in enumerate(mapping.stages(model.num_hidden_layers)[stage]):
         for name, shape in shapes(*precision.executed(index).items()).items():
-            tensors[LAYER.format(i=local) + name] = shape
+            tensors[model.family.engine_layer.format(i=local) + name] = shape
+    if model.family.task is not None:
+        return tensors | head_shapes(model, engine)
     if stage == mapping.pp_size - 1:
         rows = padded_vocab(model, mapping.tp_size) // mapping.tp_size
-        for suffix in model.family.final_norm.suffixes:
+        for suffix in model.family.last_norm.suffixes:
             tensors[f"transformer.ln_f.{suffix}"] = ([model.hidden_size], dtype)
         if not model.shares_embedding:
             tensors["lm_head.weight"] = ([rows, model.hidden_size], dtype)
         if model.family.head_bias is not None:
             tensors["lm_head.bias"] = ([rows], dtype)
     return tensors
+
+
+def head_shapes(model: Model, engine: Engine) -> dict[str, tuple[list[int], str]]:
+    """Name -> (shape, dtype) of what stands behind an encoder's last layer."""
+    found = dict[str, tuple[list[int], str]]()
+    for projection in model.task.projections:
+        rows, dtype = model.dimension(projection.size), projection.dtype or engine.dtype
+        found[f"{projection.name}.weight"] = ([rows, model.hidden_size], dtype)
+        found[f"{projection.name}.bias"] = ([rows], dtype)
+    return found
 
 
 def layer_shapes(

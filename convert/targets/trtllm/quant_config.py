@@ -20,7 +20,7 @@ from ...files.patterns import compiled
 from ...files.reader import Reader
 from ...models.dimensions import Model
 from ...models.family import Group
-from ...quantize.precision import KV_CACHE, LAYER, Precision
+from ...quantize.precision import KV_CACHE, Precision
 from ...quantize.scheme import Scheme
 from . import mixture
 from .formats import kind_of, scheme_of
@@ -77,7 +77,7 @@ def excluded(precision: Precision, layers: range) -> list[str] | None:
     for index in range(len(layers)):
         for group in precision.model.family.groups:
             if not precision.layer(index)[group.name].quantized:
-                names += modules(index, group, scheme)
+                names += modules(precision.model, index, group, scheme)
     kind = kind_of(scheme)
     return [*kind.never, *(name + kind.ending for name in dict.fromkeys(names))]
 
@@ -91,7 +91,9 @@ def quant_cfg(precision: Precision, layers: range) -> dict[str, Any] | None:
         for group in precision.model.family.groups:
             scheme = precision.layer(index)[group.name]
             if scheme.quantized:
-                described |= dict.fromkeys(modules(index, group, scheme), kind_of(scheme).entry(scheme))
+                described |= dict.fromkeys(
+                    modules(precision.model, index, group, scheme), kind_of(scheme).entry(scheme)
+                )
     return {
         "quant_algo": MIXED_PRECISION,
         "kv_cache_quant_algo": precision.kv_cache,
@@ -99,12 +101,12 @@ def quant_cfg(precision: Precision, layers: range) -> dict[str, Any] | None:
     }
 
 
-def modules(index: int, group: Group, scheme: Scheme) -> list[str]:
+def modules(model: Model, index: int, group: Group, scheme: Scheme) -> list[str]:
     """TensorRT-LLM's modules that make a group quantized by a scheme."""
     names = list(group.linears)
     if kind_of(scheme).whole_block:
         names = [module_of(group)] if group.norm is None else [group.norm, module_of(group)]
-    return [LAYER.format(i=index) + name for name in names]
+    return [model.family.engine_layer.format(i=index) + name for name in names]
 
 
 def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: list[range]) -> Precision:
@@ -139,7 +141,7 @@ def read_precision(folder: Path, config: dict[str, Any], model: Model, stages: l
     for layers in stages:
         for local, index in enumerate(layers):
             for group in model.family.groups:
-                scheme = scheme_at(local, group, base, places)
+                scheme = scheme_at(model, local, group, base, places)
                 if scheme is not None:
                     others[index, group.name] = scheme
     precision = Precision(model, base, others, kv_cache)
@@ -168,7 +170,7 @@ class Places:
         here."""
         groups = model.family.groups
         inside = {name for group in groups for name in (*group.linears, module_of(group), group.norm) if name}
-        known = {LAYER.format(i=index) + name for index in range(len(layers)) for name in inside}
+        known = {model.family.engine_layer.format(i=index) + name for index in range(len(layers)) for name in inside}
         for name in self.schemes:
             matches = self.patterns.get(name, name.__eq__)
             taken = name in known or (name in self.patterns and any(map(matches, known)))
@@ -178,9 +180,9 @@ class Places:
                 )
 
 
-def scheme_at(local: int, group: Group, base: Scheme, places: Places) -> Scheme | None:
+def scheme_at(model: Model, local: int, group: Group, base: Scheme, places: Places) -> Scheme | None:
     """The scheme that a checkpoint gives to a group besides its base; None where it gives none."""
-    prefix = LAYER.format(i=local)
+    prefix = model.family.engine_layer.format(i=local)
     found = {places.scheme(prefix + name) for name in group.linears}
     if len(found) > 1:
         raise InputError(f"{prefix}{group.name}: its linears are not quantized alike, which is not supported")

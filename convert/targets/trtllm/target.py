@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ....plugins.lazy import torch
 from ...errors import InputError
+from ...models.encoder_head import EncoderHead
 from ...models.ends import Embedding, Head
 from ...models.family import Norm
 from ...numbers.finite import finite
@@ -99,14 +100,22 @@ class Target:
         tokens = self.stored(embedding.tokens, family.embedding)
         if positions is not None:
             positions = self.stored(positions, str(family.position_embedding))
-        return replace(embedding, tokens=tokens, positions=positions, norm=self.norm(family.embedding_norm, embedding))
+        types = embedding.types
+        if types is not None:
+            types = self.stored(types, str(family.type_embedding))
+        norm = self.norm(family.embedding_norm, embedding)
+        return replace(embedding, tokens=tokens, positions=positions, norm=norm, types=types)
+
+    def encoder_head(self, head: EncoderHead) -> EncoderHead:
+        """In the engine's dtype, or in what an engine has there whatever its dtype."""
+        return head.map(lambda of, suffix, x: to_dtype(x, of.dtype or self.engine.dtype, f"{of.tensor}.{suffix}"))
 
     def head(self, head: Head) -> Head:
         """In the engine's dtype."""
         family, bias = self.precision.model.family, head.bias
         if bias is not None:
             bias = self.stored(bias, str(family.head_bias))
-        weight = self.stored(head.weight, family.head)
+        weight = self.stored(head.weight, str(family.head))
         return replace(head, weight=weight, bias=bias, norm=self.norm(family.final_norm, head))
 
     def norm(self, norm: Norm | None, end: Embedding | Head) -> dict[str, torch.Tensor]:

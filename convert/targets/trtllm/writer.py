@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from ...files.tensors import TensorFile
 from ...files.written import Written
+from ...models.encoder_head import EncoderHead
 from ...models.ends import Embedding, Head
 from ...models.layer import Tensors
 from ...models.rope import rotary_pairs
 from ...models.rotary import rotary_frequencies
-from ...quantize.precision import LAYER
+from . import token_types
 from .layout import FREQUENCIES, PAIRS, embedding_axis, is_one, padded_vocab, rank_tensors, stored_name
 from .ranks import Mapping, Tensor, cut
 from .target import Target
@@ -55,24 +56,27 @@ class RankFiles:
 
     def write_embedding(self, embedding: Embedding) -> None:
         """Store what stands before the first layer, in any floating dtype, on the first stage."""
-        stored = self.target.embedding(embedding)
+        stored, prefix = self.target.embedding(embedding), self.model.family.engine_embedding
         for tp_rank, file in enumerate(self.files[: self.mapping.tp_size]):
             tokens = stored.tokens
             if embedding_axis(self.model, self.mapping) is not None:
                 tokens = tokens.chunk(self.mapping.tp_size)[tp_rank]
-            file.write("transformer.vocab_embedding.weight", tokens)
+            file.write(f"{prefix}vocab_embedding.weight", tokens)
             if stored.positions is not None:
-                file.write(
-                    "transformer.position_embedding.weight", stored.positions[self.model.family.first_position :]
-                )
-            for suffix, tensor in stored.norm.items():
-                file.write(f"transformer.ln_embed.{suffix}", tensor)
+                positions = stored.positions[self.model.family.first_position :]
+                file.write(f"{prefix}position_embedding.weight", positions)
+            if self.model.family.embedding_norm is not None:
+                for suffix, tensor in stored.norm.items():
+                    file.write(f"{prefix}{self.model.family.embedding_norm.name}.{suffix}", tensor)
+            if stored.types is not None:
+                for name, tensor in token_types.store(self.target.precision, stored.types).items():
+                    file.write(name, tensor)
 
     def write_layer(self, index: int, tensors: Tensors) -> None:
         """Cut a layer's whole tensors, by name inside it, over the ranks of its stage and store them."""
         stages, ranks = self.mapping.stages(self.model.num_hidden_layers), self.mapping.tp_size
         stage = next(number for number, layers in enumerate(stages) if index in layers)
-        prefix, specs = LAYER.format(i=index - stages[stage].start), self.target.tensors(index)
+        prefix, specs = self.model.family.engine_layer.format(i=index - stages[stage].start), self.target.tensors(index)
         stacks: dict[str, list[str]] = {}
         for name in tensors:
             stacks.setdefault(stored_name(name, specs[name]), []).append(name)
@@ -99,6 +103,12 @@ class RankFiles:
                 file.write("lm_head.weight", functional.pad(rows, (0, 0, 0, share - rows.shape[0])))
             if head.bias is not None:
                 file.write("lm_head.bias", functional.pad(head.bias[own], (0, share - len(head.bias[own]))))
+
+    def write_encoder_head(self, head: EncoderHead) -> None:
+        """Store what stands behind an encoder's last layer, whole on every rank."""
+        for file in self.files:
+            for name, tensor in self.target.encoder_head(head).named():
+                file.write(name, tensor)
 
     def finish(self, written: Written) -> None:
         """Close the files, each of which must be complete by now."""
