@@ -12,6 +12,7 @@ from typing import Any
 from ..convert.errors import InputError, printable, shown
 from ..convert.files.bounds import LARGEST
 from ..convert.models.family import LEARNED
+from ..convert.targets.trtllm.honoured import releases
 from ..convert.targets.trtllm.packing import arrangement
 from ..plugins import catalog
 from . import algorithms
@@ -104,11 +105,7 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
     reason = algorithms.refusal(checkpoint.algorithms, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
     if reason:
         raise InputError(reason)
-    if checkpoint.family is not None and number(release.version) < number(checkpoint.family.since):
-        raise InputError(
-            f"{checkpoint.architecture} is known to TensorRT-LLM {checkpoint.family.since} and later, not "
-            f"{release.version}; give another --release"
-        )
+    check_release(checkpoint, release)
     check_arrangement(checkpoint, gpu)
     check_shapes_of_plugins(checkpoint)
     checkpoint.check_structure()
@@ -195,6 +192,23 @@ def check_arrangement(checkpoint: CheckpointFolder, gpu: GPU) -> None:
 def is_arranged(checkpoint: CheckpointFolder) -> bool:
     """Whether integers lie in the order of one GPU generation's kernels."""
     return any(map(algorithms.is_arranged, checkpoint.algorithms))
+
+
+def check_release(checkpoint: CheckpointFolder, release: Release) -> None:
+    """Raise InputError for a release that does not know the model, or not its experts as they are quantized."""
+    if checkpoint.model is None:
+        return
+    schemes = () if checkpoint.precision is None else checkpoint.precision.schemes
+    first, last = releases(checkpoint.model, schemes)
+    what = checkpoint.architecture
+    if checkpoint.model.num_experts and checkpoint.algorithm is not None:
+        what += f" with {checkpoint.algorithm}"
+    if number(release.version) < number(first):
+        raise InputError(
+            f"{what} is known to TensorRT-LLM {first} and later, not {release.version}; give another --release"
+        )
+    if number(release.version) > number(last):
+        raise InputError(f"{what} is known to TensorRT-LLM up to {last}, not {release.version}; give another --release")
 
 
 def check_shapes_of_plugins(checkpoint: CheckpointFolder) -> None:

@@ -125,7 +125,7 @@ def test_experts_that_saw_few_tokens_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"quant": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"}, "experts are not executed in it"),
+        ({"quant": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"}, "does not execute experts in it"),
         ({"quant": "FP8_PER_CHANNEL_PER_TOKEN"}, "not for MixtralForCausalLM"),
         ({"tp_size": 2, "moe_ep_size": 3}, "--moe_ep_size 3 must divide --tp_size 2 and 4 experts"),
         (
@@ -160,3 +160,46 @@ def test_their_plugin_is_planned(tmp_path: Path) -> None:
     assert found["WeightOnlyGroupwiseQuantMatmul"] == 4
     assert "WeightOnlyQuantMatmul" not in found
     assert Checkpoint(tmp_path / "ck").model.num_experts == 4
+
+
+@pytest.mark.parametrize(
+    ("title", "algo", "right", "wrong", "words"),
+    [
+        ("Mixtral", "W4A16_AWQ", "1.2", "0.18", "is known to TensorRT-LLM 0.19.0 and later"),
+        ("Mixtral", "W4A16_GPTQ", "0.17", "1.0", "is known to TensorRT-LLM up to 0.18.2"),
+        ("Qwen3-MoE", "FP8", "1.0", "0.20", "is known to TensorRT-LLM 1.0.0 and later"),
+    ],
+)
+def test_releases_hold_experts_each_in_their_way(
+    title: str, algo: str, right: str, wrong: str, words: str, tmp_path: Path
+) -> None:
+    folder = write_family(tmp_path / "hf", title)
+    converted(folder, tmp_path / "ck", quant=algo)
+    gpu = "H100" if algo == "FP8" else "A100"
+    plan = ["build", "--checkpoint_dir", tmp_path / "ck", "--plan_only", "--gpu", gpu, "--max_seq_len", 64]
+    assert words in run(*plan, "--output_dir", tmp_path / "old", "--release", wrong, expect=2).stderr
+    run(*plan, "--output_dir", tmp_path / "new", "--release", right)
+
+
+def test_experts_in_groups_are_held_as_later_releases_read_them(tmp_path: Path) -> None:
+    """int8 [experts, out / 2, in], scales [experts, out, groups], one factor of the input for all."""
+    folder = write_family(tmp_path / "hf", "Qwen3-MoE", moe_intermediate_size=256)
+    converted(folder, tmp_path / "ck", quant="W4A16_AWQ")
+    held = load_file(tmp_path / "ck/rank0.safetensors")
+    prefix = "transformer.layers.0.mlp."
+    assert held[f"{prefix}fc.weight"].shape == (4, 256, 256)
+    assert held[f"{prefix}fc.weights_scaling_factor"].shape == (4, 512, 2)
+    assert held[f"{prefix}proj.weights_scaling_factor"].shape == (4, 256, 2)
+    assert torch.equal(held[f"{prefix}fc.prequant_scaling_factor"], torch.ones(1, 256, dtype=torch.float16))
+    assert held[f"{prefix}router.weight"].dtype == torch.float32
+
+
+def test_experts_have_one_order_whatever_the_gpu(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "hf", "Mixtral")
+    held = []
+    for sm in (80, 90):
+        converted(folder, tmp_path / str(sm), quant="W8A16", sm=sm)
+        held.append(load_file(tmp_path / str(sm) / "rank0.safetensors"))
+        assert structure_problems(Checkpoint(tmp_path / str(sm))) == []
+    assert torch.equal(*(one["transformer.layers.0.mlp.fc.weight"] for one in held))
+    assert not torch.equal(*(one["transformer.layers.0.attention.qkv.weight"] for one in held))

@@ -45,6 +45,8 @@ def cases() -> list[Any]:
         for case in manifest["cases"]:
             staged = manifest["mappings"][case["map"]]["pp"] > 1 and not family.pipelined
             known = case["algo"] == "none" or (case["algo"] in SCHEMES and case["algo"] not in left_out(family))
+            if family.mixture is not None and case["algo"] == "W4A16_AWQ":
+                continue  # 0.16 declares experts that its own loader cannot read; later releases have them in groups
             cached = case["kv"] != "none" and family.task is not None
             if known and not staged and not cached and "error" not in case:
                 found.append(pytest.param(manifest, case, id=f"{path.stem}-{case['algo']}-{case['kv']}-{case['map']}"))
@@ -71,7 +73,8 @@ def declared(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, tuple[
 
 
 def as_stored(held: dict[str, tuple[list[int], str]]) -> dict[str, tuple[list[int], str]]:
-    """What the file of an AWQ checkpoint holds: the loader packs weights, and makes alpha of W4A8's two factors."""
+    """What the file of an AWQ checkpoint holds: the loader packs weights, turns scales, and makes alpha of W4A8's two
+    factors."""
     stored = {}
     for name, (shape, dtype) in held.items():
         if name.endswith(".alpha"):
@@ -79,6 +82,8 @@ def as_stored(held: dict[str, tuple[list[int], str]]) -> dict[str, tuple[list[in
                 stored[name.removesuffix("alpha") + factor] = ([1], "float32")
         elif name.removesuffix(".weight") + ".prequant_scaling_factor" in held:
             stored[name] = ([shape[1] * 2, shape[0]], "int8")
+        elif name.endswith(".weights_scaling_factor"):
+            stored[name] = (shape[::-1], dtype)
         else:
             stored[name] = (shape, dtype)
     return stored

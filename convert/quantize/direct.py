@@ -72,6 +72,9 @@ def weight_alone(
     weight: torch.Tensor, inputs: InputStatistics | None, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
 ) -> QuantizedLinear:
     """A fused weight, float32 [out, in], whose input stays in floating point."""
+    if scheme.granularity == GROUP:
+        assert scheme.group_size is not None
+        return Grid.of(weight, scheme.group_size, scheme.bits, symmetric=True).stored(dtype).round(weight)
     rounded = weight_only(weight, scheme.bits)
     if options.gptq(scheme):
         assert inputs is not None

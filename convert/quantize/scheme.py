@@ -58,8 +58,9 @@ class Scheme:
 
     @property
     def grouped(self) -> bool:
-        """Weights have a scale per group, and products are not of integers: AWQ and GPTQ."""
-        return self.weights == INTEGERS and self.granularity == GROUP and self.activations != "int8"
+        """Weights have a scale per group, products are not of integers, and what is read decides: AWQ and GPTQ."""
+        chosen = self.prescaled or self.zeros
+        return self.weights == INTEGERS and self.granularity == GROUP and self.activations != "int8" and chosen
 
     @property
     def takes_gptq(self) -> bool:

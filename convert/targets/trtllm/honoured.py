@@ -6,15 +6,16 @@ QServe replace whole modules: attention, MLP and norms. Of the old ones' argumen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ...errors import InputError
 from ...models.dimensions import Model
 from ...models.family import BEHIND, LAYER, SANDWICHED, SCALED_ALIBI, Family
 from ...quantize.precision import Precision
-from .formats import SCHEMES
+from ...quantize.scheme import Scheme
+from .formats import SCHEMES, kind_of
+from .formats.base import LAST
 from .formats.fp8_rowwise import Fp8Rowwise
-from .formats.gptq import Gptq
 from .formats.qserve import QServeChannel, QServeGroup
 from .formats.smoothquant import SmoothQuant
 
@@ -22,9 +23,8 @@ PLUGINS = tuple(str(scheme.name) for scheme in SmoothQuant.schemes)
 ROWWISE = tuple(str(scheme.name) for scheme in Fp8Rowwise.schemes)
 QSERVE = tuple(str(scheme.name) for kind in (QServeGroup, QServeChannel) for scheme in kind.schemes)
 REPLACING = PLUGINS + ROWWISE + QSERVE
-# Of experts nothing is known under it.
-GROUPED_BYTES = tuple(str(scheme.name) for scheme in Gptq.schemes if scheme.bits == 8)
 EVERY = tuple(str(scheme.name) for scheme in SCHEMES.values())
+EXPERTS = "TensorRT-LLM does not execute experts in it; use W8A16, W4A16 or FP8"
 KEPT_BY = "use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"
 
 FamilyRule = tuple[Callable[[Family], bool], tuple[str, ...], str]
@@ -46,11 +46,6 @@ FAMILIES: tuple[FamilyRule, ...] = (
         lambda family: family.arrangement == SANDWICHED,
         REPLACING,
         f"TensorRT-LLM quantizes the norms behind attention and MLP too, and cannot add them then; {KEPT_BY}",
-    ),
-    (
-        lambda family: family.mixture is not None,
-        REPLACING + GROUPED_BYTES,
-        "TensorRT-LLM's experts are not executed in it; use W8A16, W4A16_AWQ, W4A16_GPTQ or FP8",
     ),
     (
         lambda family: family.positions == SCALED_ALIBI,
@@ -98,7 +93,30 @@ def left_out(family: Family) -> dict[str, str]:
     for holds, algorithms, reason in FAMILIES:
         if holds(family):
             found |= dict.fromkeys(algorithms, reason)
+    if family.mixture is not None:
+        found |= dict.fromkeys(without_experts(family), EXPERTS)
     return found | dict(family.refused)
+
+
+def without_experts(family: Family) -> Iterator[str]:
+    """Algorithms that no release which knows a family executes its experts in."""
+    for name, scheme in SCHEMES.items():
+        span = kind_of(scheme).experts(scheme)
+        if span is None or number(span[1]) < number(family.since):
+            yield name
+
+
+def releases(model: Model, schemes: Iterable[Scheme]) -> tuple[str, str]:
+    """The first and the last release that can build a model that is quantized so."""
+    spans = [(model.family.since, LAST)]
+    if model.num_experts:
+        spans += [span for scheme in schemes if (span := kind_of(scheme).experts(scheme)) is not None]
+    return max((first for first, _ in spans), key=number), min((last for _, last in spans), key=number)
+
+
+def number(release: str) -> tuple[int, ...]:
+    """A release to compare others with."""
+    return tuple(map(int, release.split(".")))
 
 
 def refused(model: Model) -> Mapping[str, str]:

@@ -30,7 +30,13 @@ def _same(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def _turned(value: torch.Tensor) -> torch.Tensor:
+    return value.t().contiguous()
+
+
 PLAIN = Storage(_same, _same, lambda shape: shape)
+# AWQ: scales by outputs and then groups.
+TALL = Storage(_turned, _turned, lambda shape: shape[::-1])
 # AWQ: int8 [out, in] -> [out / 2, in], two rows a byte.
 ROW_PAIRS = Storage(pack_rows, unpack_rows, lambda shape: [shape[0] // 2, shape[1]])
 # QServe: int8 [out, in] -> [out, in / 2], and [out, groups] -> [groups, out] in the kernel's order.

@@ -20,7 +20,6 @@ from .formats.base import Engine
 from .layout import CACHE_SCALE, check_kernels, layer_tensors
 from .mixture import check_stages
 from .ranks import MODEL_DTYPE, Mapping, Tensor
-from .storage import PLAIN
 
 if TYPE_CHECKING:
     from ...quantize.layer import QuantizedLayer
@@ -88,7 +87,7 @@ class Target:
         return found
 
     def cast(self, tensor: torch.Tensor, spec: Tensor, name: str) -> torch.Tensor:
-        if spec.storage is not PLAIN:
+        if tensor.dtype == torch.int8:  # logical integers
             return tensor
         if spec.dtype == MODEL_DTYPE:
             return to_dtype(tensor, self.engine.dtype, name)

@@ -64,4 +64,9 @@ def scheme_of(name: Any, group_size: int = 128) -> Scheme:
     sizes = kind_of(scheme).group_sizes(scheme)
     if sizes and group_size not in sizes:
         raise InputError(f"group_size {group_size}: the kernels of {name} know {' and '.join(map(str, sizes))}")
-    return replace(scheme, group_size=group_size) if sizes else scheme
+    if not sizes:
+        return scheme
+    experts = scheme.experts
+    if experts is not None and experts.group_size is not None:
+        experts = replace(experts, group_size=group_size)
+    return replace(scheme, group_size=group_size, experts=experts)

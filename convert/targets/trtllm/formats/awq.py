@@ -1,7 +1,8 @@
 """AWQ: 4-bit integers without zeros, the input scaled channel by channel; with FP8 activations W4A8_AWQ.
 
-Files hold two rows a byte, whatever the GPU; the loader arranges them. For W4A8 it also makes other factors of those
-in the file: prequant_scaling_factor and weights_scaling_factor divided by what scales activations and weights to FP8,
+Files hold two rows a byte, whatever the GPU; the loader arranges them. Scales lie there by outputs and then groups: 0.16
+turns what is taller than wide, later releases whatever comes. For W4A8 the loader also makes other factors of those in
+the file: prequant_scaling_factor and weights_scaling_factor divided by what scales activations and weights to FP8,
 and the product of the two as alpha.
 """
 
@@ -15,31 +16,29 @@ from ....numbers.fp8 import range_scale
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import GROUP, INTEGERS, Scheme
 from ..ranks import FLOAT32, INT8, MODEL_DTYPE, Tensor
-from ..storage import ROW_PAIRS
+from ..storage import ROW_PAIRS, TALL
 from ..values import POSITIVE
-from .base import Activation, Tensors
+from .base import LAST, Activation, Tensors
 from .groupwise import Groupwise
-from .weight_only import by_channel
+
+# Experts of a mixture have their own input: nothing scales it.
+EXPERTS = Scheme("W4A16_AWQ", INTEGERS, 4, GROUP, 128)
 
 
 class Awq(Groupwise):
     """Adds ``prequant_scaling_factor``; W4A8 ``activation_scaling_factor`` and ``weights_scaling_factor_2``."""
 
     schemes = (
-        Scheme("W4A16_AWQ", INTEGERS, 4, GROUP, 128, prescaled=True, experts=by_channel("W4A16_AWQ")),
-        Scheme(
-            "W4A8_AWQ",
-            INTEGERS,
-            4,
-            GROUP,
-            128,
-            activations="fp8",
-            static=True,
-            prescaled=True,
-            experts=by_channel("W4A8_AWQ"),
-        ),
+        Scheme("W4A16_AWQ", INTEGERS, 4, GROUP, 128, prescaled=True, experts=EXPERTS),
+        Scheme("W4A8_AWQ", INTEGERS, 4, GROUP, 128, activations="fp8", static=True, prescaled=True),
     )
+    shared = ("prequant_scaling_factor",)
     pre_quant_scale = True
+
+    @classmethod
+    def experts(cls, scheme: Scheme) -> tuple[str, str] | None:
+        """Before, loaders arranged what an AWQ file holds of experts as if it were one matrix."""
+        return None if scheme.activations else ("0.19.0", LAST)
 
     @property
     def packed_for(self) -> int:
@@ -48,7 +47,7 @@ class Awq(Groupwise):
     def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
         tensors = {
             "weight": Tensor(("out", "in"), INT8, None, storage=ROW_PAIRS),
-            "weights_scaling_factor": Tensor(("groups", "out"), MODEL_DTYPE, POSITIVE),
+            "weights_scaling_factor": Tensor(("groups", "out"), MODEL_DTYPE, POSITIVE, storage=TALL),
             "prequant_scaling_factor": Tensor((1, "in"), MODEL_DTYPE, POSITIVE),
         }
         if self.scheme.activations:

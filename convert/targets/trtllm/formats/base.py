@@ -14,6 +14,8 @@ from ....quantize.scheme import Scheme
 from ..ranks import Tensor
 
 Tensors = dict[str, "torch.Tensor"]
+# The first and the last release that this project writes for.
+FIRST, LAST = "0.16.0", "1.2.1"
 # What exclude_modules holds where a checkpoint says nothing.
 NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 
@@ -87,6 +89,12 @@ class Format(ABC):
     has_zero_point: ClassVar[bool] = False
     pre_quant_scale: ClassVar[bool] = False
     flagged: ClassVar[bool] = True
+
+    @classmethod
+    def experts(cls, scheme: Scheme) -> tuple[str, str] | None:
+        """The first and the last release whose engines execute a mixture's experts as they are held here under it; None
+        where none does."""
+        return None
 
     @classmethod
     def gpus(cls, scheme: Scheme) -> Generations:

@@ -7,7 +7,7 @@ from ....models.family import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import Scheme
 from ..ranks import MODEL_DTYPE, Tensor
-from .base import Activation, Format, Tensors
+from .base import FIRST, LAST, Activation, Format, Tensors
 
 
 class Floating(Format):
@@ -15,6 +15,10 @@ class Floating(Format):
 
     schemes = (Scheme(),)
     fuses_mlp = True
+
+    @classmethod
+    def experts(cls, scheme: Scheme) -> tuple[str, str] | None:
+        return FIRST, LAST
 
     def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
         return {"weight": Tensor(("out", "in"), MODEL_DTYPE)}

@@ -11,7 +11,7 @@ from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import E4M3, MATRIX, Scheme
 from ..ranks import FLOAT8, FLOAT32, Tensor
 from ..values import POSITIVE
-from .base import Activation, Format, Tensors
+from .base import FIRST, LAST, Activation, Format, Tensors
 
 
 class Fp8(Format):
@@ -20,6 +20,10 @@ class Fp8(Format):
     schemes = (Scheme("FP8", E4M3, 8, MATRIX, activations="fp8", static=True),)
     shared = ("activation_scaling_factor",)
     fuses_mlp = True
+
+    @classmethod
+    def experts(cls, scheme: Scheme) -> tuple[str, str] | None:
+        return FIRST, LAST
 
     @classmethod
     def gpus(cls, scheme: Scheme) -> Generations:

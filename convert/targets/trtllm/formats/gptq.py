@@ -10,7 +10,7 @@ from ....quantize.scheme import GPTQ, GROUP, INTEGERS, Scheme
 from ..ranks import MODEL_DTYPE, Tensor
 from ..storage import mixed_gemm
 from ..values import POSITIVE, Zeros
-from .base import Activation, Tensors
+from .base import FIRST, Activation, Tensors
 from .groupwise import Groupwise
 from .weight_only import by_channel
 
@@ -27,12 +27,17 @@ class Gptq(Groupwise):
             128,
             zeros=True,
             rounding=GPTQ,
-            experts=by_channel(f"W{bits}A16_GPTQ", bits, GPTQ),
+            experts=by_channel(f"W{bits}A16_GPTQ", bits),
         )
         for bits in (4, 8)
     )
     arranged = True
     has_zero_point = True
+
+    @classmethod
+    def experts(cls, scheme: Scheme) -> tuple[str, str] | None:
+        """Later releases have experts in groups under it."""
+        return (FIRST, "0.18.2") if scheme.bits == 4 else None
 
     def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
         storage = mixed_gemm(self.layout, self.engine.sm, self.engine.dtype, 2)

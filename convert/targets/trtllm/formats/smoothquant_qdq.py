@@ -12,7 +12,7 @@ from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, Scheme
 from ..ranks import FLOAT32, INT8, MODEL_DTYPE, Tensor
 from ..values import POSITIVE, SYMMETRIC
-from .base import Activation, Format, Tensors
+from .base import FIRST, LAST, Activation, Format, Tensors
 from .smoothquant import scheme
 
 
@@ -21,6 +21,10 @@ class SmoothQuantLayers(Format):
 
     schemes = (replace(scheme("W8A8_SQ_PER_CHANNEL", CHANNEL, static=True), experts=Scheme()),)
     flagged = False
+
+    @classmethod
+    def experts(cls, scheme: Scheme) -> tuple[str, str] | None:
+        return FIRST, LAST
 
     @classmethod
     def gpus(cls, scheme: Scheme) -> Generations:

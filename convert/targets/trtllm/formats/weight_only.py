@@ -8,17 +8,20 @@ from .....plugins.lazy import torch
 from ....models.family import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....numbers.rounding import stored
-from ....quantize.scheme import CHANNEL, INTEGERS, NEAREST, Scheme
+from ....quantize.scheme import CHANNEL, GPTQ, INTEGERS, Scheme
 from .. import packing
 from ..ranks import INT8, MODEL_DTYPE, Tensor
 from ..storage import mixed_gemm
 from ..values import NOT_NEGATIVE
-from .base import Activation, Format, Tensors
+from .base import FIRST, LAST, Activation, Format, Tensors
+
+# Whatever the GPU, experts' integers have the order of this generation.
+EXPERTS_SM = 80
 
 
-def by_channel(name: str, bits: int = 4, rounding: str = NEAREST) -> Scheme:
-    """What TensorRT-LLM makes of a mixture's experts under other weight-only schemes: they have a scale per channel."""
-    return Scheme(name, INTEGERS, bits, CHANNEL, rounding=rounding, held_as=f"W{bits}A16")
+def by_channel(name: str, bits: int) -> Scheme:
+    """What TensorRT-LLM made of a mixture's experts under GPTQ: they have a scale per channel."""
+    return Scheme(name, INTEGERS, bits, CHANNEL, rounding=GPTQ, held_as=f"W{bits}A16")
 
 
 class WeightOnly(Format):
@@ -28,6 +31,10 @@ class WeightOnly(Format):
     arranged = True
     weight_only = True
     ending = "*"  # the loader compares exclude_modules with names of tensors too
+
+    @classmethod
+    def experts(cls, scheme: Scheme) -> tuple[str, str] | None:
+        return FIRST, LAST
 
     @classmethod
     def gpus(cls, scheme: Scheme) -> Generations:
@@ -45,7 +52,8 @@ class WeightOnly(Format):
         packing.check(self.layout, self.engine.sm, (out_features, in_features), name)
 
     def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
-        storage = mixed_gemm(self.layout, self.engine.sm, INT8, 1)
+        sm = self.engine.sm if linear.stacked is None else EXPERTS_SM
+        storage = mixed_gemm(self.layout, sm, INT8, 1)
         return {
             "weight": Tensor(("out", "in"), INT8, None, storage=storage),
             "per_channel_scale": Tensor(("out",), MODEL_DTYPE, NOT_NEGATIVE),
