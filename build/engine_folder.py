@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..convert.errors import InputError, shown
 from ..convert.files.disk import is_there, read_json
 from ..convert.files.reader import Reader
+from ..convert.targets.trtllm.manifest import windows_of
 from .build_engine import MANIFEST
 
 CONFIG_LIMIT = 16 * 2**20
@@ -100,6 +102,20 @@ class EngineFolder:
         checkpoint = self.plan().section("checkpoint")
         return checkpoint.integer("sliding_window") if checkpoint.has("sliding_window") else None
 
+    def windows(self) -> str | None:
+        """max_attention_window_size of the planned model: one for all layers, or a list that goes round them; None
+        where all attend to all.
+
+        Raises:
+            InputError: the plan is broken.
+        """
+        checkpoint = self.plan().section("checkpoint")
+        different = windows_of(checkpoint, "attention_windows")
+        if different:
+            return window_list(different, self.max_seq_len)
+        window = self.sliding_window()
+        return None if window is None else str(window)
+
     def _check_rank_files(self) -> None:
         numbers = {int(found[1]): path for path in self.folder.iterdir() if (found := RANK_FILE.fullmatch(path.name))}
         for rank in range(self.world_size):
@@ -122,3 +138,8 @@ def release_of(version: str, folder: Path) -> tuple[int, int]:
     if numbers is None:
         raise InputError(f"{folder / 'config.json'}: version {shown(version)} is no version of TensorRT-LLM")
     return int(numbers[1]), int(numbers[2])
+
+
+def window_list(windows: Sequence[int | None], longest: int) -> str:
+    """Windows as the backend reads them: tokens of each, as many as there may be where a layer has none."""
+    return ",".join(str(window or longest) for window in windows)

@@ -73,8 +73,10 @@ def rank_memory(
     element = 1 if checkpoint.kv_cache in ("INT8", "FP8") else ITEM_SIZE[checkpoint.dtype]
     per_token = 2 * len(checkpoint.layers_of(rank)) * kv_heads * checkpoint.sizes.head_size * element
     block: int = build_config["plugin_config"]["tokens_per_block"]
-    longest: int = min(build_config["max_seq_len"], checkpoint.sliding_window or build_config["max_seq_len"])
-    per_sequence = per_token * math.ceil(longest / block) * block
+    longest: int = build_config["max_seq_len"]
+    windows = checkpoint.windows or (checkpoint.sliding_window,)
+    kept = [math.ceil(min(longest, window or longest) / block) * block for window in windows]
+    per_sequence = per_token * sum(kept) // len(kept)
     weights = checkpoint.rank_bytes[rank]
     activations = activation_bytes(checkpoint, rank, build_config)
     reserve = CONTEXT + (ALL_REDUCE * tp if tp > 1 else 0)

@@ -18,6 +18,7 @@ from ..plugins import catalog
 from . import algorithms
 from .build_config import build_config, quantization_plugins
 from .checkpoint_folder import CheckpointFolder
+from .engine_folder import window_list
 from .features import check_features
 from .gpus import GPU
 from .memory import Memory, gibibytes, rank_memory
@@ -73,6 +74,7 @@ class Plan:
                 "quant_algo": checkpoint.algorithm,
                 "kv_cache_quant_algo": checkpoint.kv_cache,
                 "sliding_window": checkpoint.sliding_window,
+                "attention_windows": list(checkpoint.windows) or None,
                 "tp_size": checkpoint.mapping.tp_size,
                 "pp_size": checkpoint.mapping.pp_size,
             },
@@ -300,6 +302,12 @@ def warnings(
         yield (
             f"max_seq_len {config['max_seq_len']} is beyond the sliding window of {window} tokens, which is not in the "
             f"engine: serve with max_attention_window_size {window} (enginesmith triton sets it)"
+        )
+    if checkpoint.windows and config["max_seq_len"] > min(filter(None, checkpoint.windows)):
+        yield (
+            "layers have different attention windows, which are not in the engine: serve with "
+            f"max_attention_window_size {window_list(checkpoint.windows, config['max_seq_len'])} (enginesmith triton "
+            "sets it)"
         )
     if checkpoint.precision is None:
         unknown = checkpoint.architecture if checkpoint.family is None else ", ".join(map(str, checkpoint.algorithms))

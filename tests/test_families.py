@@ -264,6 +264,28 @@ def test_biases_of_qwen2_are_not_left_away(tmp_path: Path) -> None:
         converted(tmp_path / "hf", tmp_path / "ck", quant="W8A16")
 
 
+@pytest.mark.parametrize(("title", "wanted"), [("Gemma 2", "32,64"), ("Gemma 3, text", "32,64")])
+def test_windows_of_some_layers_are_served(title: str, wanted: str, tmp_path: Path) -> None:
+    """They are recorded beside the checkpoint, planned, and given to the server layer by layer."""
+    folder = write_family(tmp_path / "hf", title)
+    checkpoint = converted(folder, tmp_path / "ck", quant="W8A16")
+    assert checkpoint.windows == (32, None)
+    assert checkpoint.sliding_window is None
+    assert [checkpoint.model.window_of(layer) for layer in range(2)] == [32, None]
+    words = ["build", "--checkpoint_dir", tmp_path / "ck", "--plan_only", "--gpu", "A100", "--max_seq_len", 64]
+    said = run(*words, "--output_dir", tmp_path / "plan", "--release", "1.0").stderr
+    assert f"max_attention_window_size {wanted}" in said
+    accuracy = measure(checkpoint, folder, str(tmp_path / "ids.safetensors"), 8, 24)
+    assert accuracy.kl < MOST_KL["W8A16"]
+
+
+def test_a_window_bounds_what_layers_see(tmp_path: Path) -> None:
+    """Sequences may be longer than the window of some layers; the checkpoint computes what the source does."""
+    folder = write_family(tmp_path / "hf", "Gemma 2", sliding_window=5)
+    checkpoint = converted(folder, tmp_path / "ck", quant=None)
+    assert measure(checkpoint, folder, str(tmp_path / "ids.safetensors"), 8, 24).kl < MOST_KL[None]
+
+
 def test_families_are_listed() -> None:
     said = run("families").stdout
     for family in FAMILIES:

@@ -208,6 +208,18 @@ def test_a_sliding_window_is_served_as_planned(
     assert check(repository) == []
 
 
+def test_windows_of_some_layers_are_served_as_planned(tmp_path: Path) -> None:
+    """A list that goes round the layers: as many tokens as there may be where a layer has no window."""
+    engine = write_engine(tmp_path / "engine", max_seq_len=8192)
+    planned(engine, checkpoint={"sliding_window": None, "attention_windows": [512, 512, None]})
+    folders = str(engine), str(write_tokenizer(tmp_path / "tokenizer")), str(tmp_path / "repository")
+    repository = generate(TritonOptions(*folders))
+    assert parameters(config_of(repository, "tensorrt_llm"))["max_attention_window_size"] == "512,512,8192"
+    assert check(repository) == []
+    one_for_all = generate(TritonOptions(*folders[:2], str(tmp_path / "other"), max_attention_window_size=512))
+    assert any("the model's layers have 512,512,8192 in turn" in problem for problem in check(one_for_all))
+
+
 def test_a_window_wider_than_the_models(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "engine")
     planned(engine, checkpoint={"sliding_window": 4096})

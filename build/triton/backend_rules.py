@@ -80,10 +80,12 @@ def windows(model: Model, engine: EngineFolder) -> Iterator[str]:
         yield f"max_attention_window_size is {shown(stated)}; tokens, or a list of them with commas, are needed"
         return
     try:
-        planned = engine.sliding_window()
+        planned, different = engine.sliding_window(), engine.windows()
     except InputError as error:
         yield str(error)
         return
+    if planned is None and different is not None and whole_numbers(different) != sizes:
+        yield f"max_attention_window_size is {shown(stated)}; the model's layers have {different} in turn"
     if planned is None or planned >= engine.max_seq_len:
         return
     if not sizes or max(sizes) > planned:

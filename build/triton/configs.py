@@ -119,7 +119,7 @@ class Plan:
                 batch_scheduler_policy=options.batch_scheduler_policy,
                 kv_cache_free_gpu_mem_fraction=options.kv_cache_free_gpu_mem_fraction,
                 max_tokens_in_paged_kv_cache=options.max_tokens_in_paged_kv_cache,
-                max_attention_window_size=options.max_attention_window_size,
+                max_attention_window_size=options.max_attention_window_size or self.engine.windows(),
                 enable_kv_cache_reuse=options.enable_kv_cache_reuse,
                 enable_chunked_context=options.enable_chunked_context,
                 exclude_input_in_output=options.exclude_input_in_output,

@@ -33,7 +33,7 @@ class TritonOptions(Options):
         kv_cache_free_gpu_mem_fraction: of the GPU memory that is free once the engine is loaded; if None what the
             engine was planned for, else 0.9.
         max_tokens_in_paged_kv_cache: tokens; unlimited if None.
-        max_attention_window_size: tokens that a token attends to; if None the model's sliding window, as planned.
+        max_attention_window_size: tokens that a token attends to; if None the model's windows, as planned.
         enable_kv_cache_reuse, enable_chunked_context: need an engine with paged context FMHA; chunked context as the
             engine was planned for if None, else off.
         exclude_input_in_output: answers begin after the prompt.

@@ -271,7 +271,8 @@ class Job:
             "rotated": self.quantizer.rotation is not None,
             "packed_for_sm": packed_for_sm(self.precision, self.target.engine),
             "float16_range_checked": self.float16_range_checked(),
-            "sliding_window": self.model.sliding_window,
+            "sliding_window": None if self.model.windows else self.model.sliding_window,
+            "attention_windows": list(self.model.windows) or None,
             "layers": layers if any(layers) else [],
         }
 

@@ -138,6 +138,11 @@ class Model(Sizes):
         whole = self.window_pattern is not None and (layer + 1) % self.window_pattern == 0
         return None if whole else self.sliding_window
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Attention windows that go round the layers, where they have different ones; empty where all have the same."""
+        return tuple(map(self.window_of, range(self.window_pattern))) if self.window_pattern else ()
+
     def dimension(self, name: str) -> int:
         return int(getattr(self, name))
 

@@ -83,7 +83,7 @@ def check_text(source: str, sequences: int, length: int, flag: str) -> None:
 
 def check_length(model: Model, length: int, flag: str) -> None:
     """Raise InputError for sequences that are longer than the model's."""
-    if model.sliding_window is not None and length > model.sliding_window:
+    if not model.windows and model.sliding_window is not None and length > model.sliding_window:
         raise InputError(f"{flag} {length} is longer than the model's sliding window of {model.sliding_window} tokens")
     if length > model.longest:
         raise InputError(f"{flag} {length} is longer than the model's {model.longest} positions")

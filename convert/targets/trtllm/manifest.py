@@ -30,6 +30,7 @@ class Manifest:
         rotation: seed of the rotation of the residual stream; None where it was not rotated.
         packed_for_sm: the GPU generation that packed integers are arranged for, where there are any.
         sliding_window: attention window of the model in tokens, or None.
+        windows: of layers that have different ones, going round; None in it is none.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Manifest:
     rotation: int | None = None
     packed_for_sm: int | None = None
     sliding_window: int | None = None
+    windows: tuple[int | None, ...] = ()
 
     def check_files(self, ranks: int, mixed: bool) -> None:
         """Raise InputError unless the manifest names exactly the files that a checkpoint consists of.
@@ -91,7 +93,18 @@ def read_manifest(folder: Path) -> Manifest:
         said.section("options").integer("seed", least=0, largest=2**63 - 1) if said.flag("rotated") else None,
         packed,
         said.integer("sliding_window") if said.has("sliding_window") else None,
+        windows_of(said, "attention_windows"),
     )
+
+
+def windows_of(said: Reader, key: str) -> tuple[int | None, ...]:
+    """A list of windows in tokens, null for none; empty where there is no list."""
+    values = said.values.get(key)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not values:
+        raise said.wrong(key, "null, or a list of windows")
+    return tuple(None if one is None else Reader({key: one}, said.file, said.prefix).integer(key) for one in values)
 
 
 def digests(files: dict[str, Any]) -> dict[str, str]:

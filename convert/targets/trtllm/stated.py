@@ -7,6 +7,7 @@ config.json is known for the families that this project converts.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ...quantize.precision import Precision
 from .config import model_of_checkpoint, read_sizes
 from .formats.base import Engine
 from .keys import check_mapping
-from .manifest import CONFIG, QUANT_CFG, read_manifest
+from .manifest import CONFIG, QUANT_CFG, read_manifest, windows_of
 from .mixture import MIXED_PRECISION
 from .quant_config import algorithm_of, check_quantization, read_precision, read_quant_cfg
 from .ranks import Mapping
@@ -43,7 +44,8 @@ class Stated:
         embedding_axis: the axis along which the ranks of a stage share the embedding; None where each holds it whole.
         family, model: None for an architecture that this project does not convert.
         manifest: how this project made it, where it did.
-        sliding_window: attention window in tokens, or None.
+        sliding_window: attention window of all layers in tokens, or None.
+        windows: of layers that have different ones, going round; empty otherwise.
 
     Raises:
         InputError: a file that cannot be read, or that says what no build could use.
@@ -81,7 +83,11 @@ class Stated:
         self.stages = self.mapping.stages(self.sizes.num_hidden_layers)
         self.manifest = read_manifest(self.folder)
         self.manifest.check_files(self.mapping.world_size, self.algorithm == MIXED_PRECISION)
-        self.sliding_window = self._window(said.section("runtime_defaults"))
+        self.windows = self._windows(said.section("runtime_defaults"))
+        self.sliding_window = self.windows[0] if len(self.windows) == 1 else None
+        self.windows = self.windows if len(self.windows) > 1 else ()
+        if self.model is not None and self.windows:
+            self.model = replace(self.model, sliding_window=self.windows[0], window_pattern=len(self.windows))
 
     def rank_file(self, rank: int) -> Path:
         return self.folder / f"rank{rank}.safetensors"
@@ -112,20 +118,22 @@ class Stated:
             raise said.wrong("embedding_sharding_dim", f"0: {ranks} ranks do not divide hidden_size")
         return axis if parallel and ranks > 1 else None
 
-    def _window(self, defaults: Reader) -> int | None:
-        """The window that the manifest states, or that is the runtime's default on every layer."""
+    def _windows(self, defaults: Reader) -> tuple[int | None, ...]:
+        """The windows that the manifest states, or that are the runtime's default; several go round the layers."""
         defaults.check_keys(("max_attention_window", "sink_token_length"))
         if defaults.has("sink_token_length"):
             raise defaults.wrong("sink_token_length", "null; attention sinks are not supported")
-        windows = defaults.values.get("max_attention_window")
-        if windows is None:
-            return self.manifest.sliding_window
-        if not isinstance(windows, list) or not windows or any(window != windows[0] for window in windows):
+        made = self.manifest.windows or ((self.manifest.sliding_window,) if self.manifest.sliding_window else ())
+        made = made or (() if self.model is None else self.model.windows)
+        stated = windows_of(defaults, "max_attention_window")
+        stated = stated[:1] if len(set(stated)) == 1 else stated
+        if stated and None in stated:
+            raise defaults.wrong("max_attention_window", "null, or a list of windows in tokens")
+        if len(stated) > 1 and not made:
             raise defaults.wrong("max_attention_window", "null, or a list of one window for all layers")
-        window = Reader({"max_attention_window": windows[0]}, CONFIG, defaults.prefix).integer("max_attention_window")
-        if self.manifest.sliding_window not in (None, window):
-            raise defaults.wrong("max_attention_window", f"{self.manifest.sliding_window} as in enginesmith.json")
-        return window
+        if len(stated) == 1 and made not in ((), stated):
+            raise defaults.wrong("max_attention_window", f"{made[0]} as in enginesmith.json")
+        return made or stated
 
 
 def read_mapping(parallel: Reader, layers: int) -> Mapping:
