@@ -203,3 +203,12 @@ def test_experts_have_one_order_whatever_the_gpu(tmp_path: Path) -> None:
         assert structure_problems(Checkpoint(tmp_path / str(sm))) == []
     assert torch.equal(*(one["transformer.layers.0.mlp.fc.weight"] for one in held))
     assert not torch.equal(*(one["transformer.layers.0.attention.qkv.weight"] for one in held))
+
+
+def test_a_comparison_counts_experts_bits(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "hf", "Qwen1.5-MoE, Qwen2-MoE")
+    words = ["compare", "--model_dir", folder, "--quant", "none,W8A16", "--dtype", "float16", "--json"]
+    words += ["--text", tmp_path / "ids.safetensors", "--chunks", 4, "--seq_len", 24]
+    none, w8a16 = json.loads(run(*words).stdout)["algorithms"]
+    assert none["bits_per_weight"] == 16
+    assert 8 < w8a16["bits_per_weight"] < 8.2

@@ -84,6 +84,8 @@ class Checked:
     def check_kept(self) -> None:
         """Raise InputError for what would change a ready-made folder's weights."""
         options = self.options
+        if self.model.num_experts:
+            raise InputError(f"experts that are quantized already are not kept as they are; {ANEW}")
         changes = {
             "--rotate": bool(options.rotate),
             "--symmetric": options.symmetric,

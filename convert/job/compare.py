@@ -204,7 +204,7 @@ def size_of(target: Target) -> Size:
     model = target.precision.model
     tensors = rank_tensors(target.precision, Mapping(), 0, target.engine)
     sizes = {name: prod(shape) * ITEM_SIZE[dtype] for name, (shape, dtype) in tensors.items()}
-    names = {f".{linear.name}." for linear in model.family.linears}
+    names = {f".{linear.stacked or linear.name}." for linear in model.family.linears}
     own = [size for name, size in sizes.items() if any(n in name for n in names) and not name.endswith(".bias")]
     weights = sum(
         sum(model.out_features(linear.name)) * model.dimension(linear.in_features) for linear in model.family.linears

@@ -2,8 +2,8 @@
 
 Files hold two rows a byte, whatever the GPU; the loader arranges them. Scales lie there by outputs and then groups:
 0.16 turns what is taller than wide, later releases whatever comes. For W4A8 the loader also makes other factors of
-those in the file: prequant_scaling_factor and weights_scaling_factor divided by what scales activations and weights to FP8,
-and the product of the two as alpha.
+those in the file: prequant_scaling_factor and weights_scaling_factor divided by what scales activations and weights
+to FP8, and the product of the two as alpha.
 """
 
 from __future__ import annotations
