@@ -13,11 +13,14 @@ from safetensors.torch import load_file, save_file
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files import behind
 from enginesmith.convert.files.tensors import TensorFile
+from enginesmith.convert.job.conversion import convert
+from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
+from enginesmith.convert.prove.encoders import EncoderAccuracy
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.precision import Precision
 from enginesmith.convert.sources.folder import Source
@@ -32,6 +35,7 @@ from enginesmith.convert.targets.trtllm.target import Target
 from enginesmith.plugins import few_tokens, fp8, int8, quantize_per_token
 
 from .conftest import ALGORITHMS, TINY
+from .family_models import write_family
 from .test_formats import FORMATS, WIDE, group_size
 
 pytestmark = pytest.mark.gpu
@@ -130,7 +134,7 @@ def test_what_a_gpu_packs_is_packed_as_on_the_cpu(quant: str | None, tmp_path: P
     for name, tensor in tensors.items():
         spec = target.tensors(0)[name]
         for rank in range(mapping.tp_size):
-            ours, theirs = (cut(whole, spec, model, mapping.tp_size, rank) for whole in (tensor, tensor.cuda()))
+            ours, theirs = (cut(whole, spec, model, mapping, rank) for whole in (tensor, tensor.cuda()))
             packed = spec.storage.store(theirs)
             assert torch.equal(spec.storage.store(ours).view(torch.uint8), packed.cpu().view(torch.uint8)), name
             read = spec.storage.read(spec.storage.store(ours))
@@ -174,7 +178,7 @@ def test_tokens_find_room_or_come_again(monkeypatch: pytest.MonkeyPatch, tiny: C
         forward = LayerForward(source.model, 24, torch.float32, torch.device("cuda"))
         hidden = torch.randn(5, 24, 128, generator=torch.Generator().manual_seed(0)).cuda()
         layer = Layer.of(source.layer(0, "cuda"), source.model)
-        walk = calibrate.Walk(forward, layer, hidden, EVERYTHING, 0, 2)
+        walk = calibrate.Walk(forward, 0, layer, hidden, EVERYTHING, 0, 2)
         assert len(list(walk.groups())) == 4
         seen.append((hidden, walk.seen.inputs["mlp.proj"].gram_matrix(), walk.seen.inputs["mlp.proj"].amax))
     for one, other in zip(*seen, strict=True):
@@ -190,3 +194,26 @@ def test_nan_is_found_on_a_gpu(tiny: Callable[..., Path]) -> None:
     assert source.layer(0, "cuda")
     with pytest.raises(InputError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
         source.layer(1, "cuda")
+
+
+# One of each arrangement, of each kind of position, of fused matrices, experts, and an encoder.
+TITLES = (
+    "Gemma 2", "Gemma 3, text", "GPT-J", "GPT-NeoX, Pythia, Dolly", "BLOOM, BLOOMZ", "OPT", "Falcon 40B, 180B",
+    "Falcon RW", "Cohere Command R+", "Phi-3, Phi-3.5, Phi-4", "Granite 3, dense", "Baichuan 2 13B", "Mixtral",
+    "Qwen1.5-MoE, Qwen2-MoE", "Qwen3-MoE", "BERT",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("algo", [None, "FP8", "W4A16_AWQ", "W8A16"])
+@pytest.mark.parametrize("title", TITLES)
+def test_families_are_converted_and_executed(title: str, algo: str | None, tmp_path: Path) -> None:
+    """What a GPU writes computes, on the GPU, what its source does."""
+    model, text = write_family(tmp_path / "hf", title), str(tmp_path / "ids.safetensors")
+    settings = {"calib": text, "calib_size": 8, "calib_seq_len": 24, "device": "cuda", "dtype": "float16"}
+    convert(ConvertOptions(str(model), str(tmp_path / "ck"), quant=algo, tp_size=2, group_size=64, **settings))
+    checkpoint = Checkpoint(tmp_path / "ck")
+    assert structure_problems(checkpoint) == []
+    found = measure(checkpoint, model, text, chunks=4, length=24, device="cuda")
+    distance = found.distance if isinstance(found, EncoderAccuracy) else found.kl
+    assert distance < 0.1
+    assert found.beyond is None

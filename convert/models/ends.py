@@ -74,8 +74,9 @@ class Head:
     bias: torch.Tensor | None = None
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden_size] behind the last norm."""
-        return engine_norm(self.model.family.last_norm, hidden, self.norm, self.model.norm_epsilon)
+        """[tokens, hidden_size] behind the last norm, wherever they are."""
+        own = {suffix: tensor.to(hidden.device) for suffix, tensor in self.norm.items()}
+        return engine_norm(self.model.family.last_norm, hidden, own, self.model.norm_epsilon)
 
     def logits(self, normed: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[tokens, hidden_size] behind the last norm -> [tokens, vocab_size] in the weight's dtype.
