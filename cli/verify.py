@@ -67,7 +67,7 @@ def verify(
 
 def report(checkpoint: Checkpoint, accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) -> None:
     precision, mapping = checkpoint.precision, checkpoint.mapping
-    decodes = checkpoint.model.family.task is None
+    decodes = checkpoint.model.family.predicts_tokens
     what = quant_algo(precision) or "no quantization"
     if decodes:
         what += f", KV cache {precision.kv_cache or checkpoint.dtype}"

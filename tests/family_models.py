@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-MoE": ("Qwen3MoeForCausalLM", {**MOE, "head_dim": 64, "norm_topk_prob": True}),
     "Qwen": ("QWenLMHeadModel", QWEN),
     "Qwen2, Qwen2.5": ("Qwen2ForCausalLM", {}),
+    "Qwen2, sequence classification": ("Qwen2ForSequenceClassification", {"num_labels": 4, "pad_token_id": 0}),
     "Qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),
     "Gemma": ("GemmaForCausalLM", {"head_dim": 128, "num_key_value_heads": 1}),
     "Gemma 2": ("Gemma2ForCausalLM", {"head_dim": 64, "query_pre_attn_scalar": 100, "sliding_window": 32}),

@@ -60,7 +60,7 @@ def test_verify_tells_distances_and_no_perplexity(title: str, predicts: bool, tm
     failed = run(*words, "--max_distance", "0.001", expect=1)
     assert "more than --max_distance 0.001" in failed.stderr + failed.stdout
     refused = run(*words, "--max_ppl_increase", "1", expect=2).stderr
-    assert "is an encoder and has no perplexity; give --max_distance" in refused
+    assert "predicts no tokens and has no perplexity; give --max_distance" in refused
 
 
 def test_a_distance_that_is_no_number_fails() -> None:
@@ -193,7 +193,7 @@ def test_commands_for_decoders_say_so(tmp_path: Path) -> None:
     made(tmp_path)
     text = ["--calib", tmp_path / "ids.safetensors", "--text", tmp_path / "ids.safetensors", "--seq_len", "24"]
     refused = run("compare", "--model_dir", tmp_path / "hf", "--quant", "W8A16", *text, expect=2).stderr
-    assert "BertModel is an encoder, and algorithms are compared by the next token" in refused
+    assert "BertModel predicts no tokens, and algorithms are compared by the next one" in refused
     plan = ["build", "--checkpoint_dir", tmp_path / "ck", "--output_dir", tmp_path / "plan", "--plan_only"]
     assert "BertModel is an encoder: plans are for" in run(*plan, "--gpu", "A100", expect=2).stderr
     assert "BertAttention" in run("plugins", tmp_path / "ck").stdout

@@ -32,6 +32,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "MistralForCausalLM": [{"sliding_window": None}, {"sliding_window": 7, "head_dim": 24}],
     "Qwen2ForCausalLM": [{}, {"tie_word_embeddings": True}],
+    "Qwen2ForSequenceClassification": [{"num_labels": 3, "pad_token_id": 0, "tie_word_embeddings": True}],
     "Qwen3ForCausalLM": [{"head_dim": 24}, {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 4}],
     "GemmaForCausalLM": [TINY_HEADS, {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}],
     "Gemma2ForCausalLM": [
@@ -169,8 +170,8 @@ def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     if source.model.family.task is not None:
         return source.encoder_head()(reference.hidden)
     head = reference.head()
-    made = head.logits(head.normed(reference.hidden.flatten(0, 1)))
-    return made.view(*ids.shape, -1)
+    made = head.logits(head.normed(reference.hidden.flatten(0, 1))).view(*ids.shape, -1)
+    return made[:, -1] if source.model.family.classifies else made
 
 
 def test_every_family_has_a_case() -> None:

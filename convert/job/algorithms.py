@@ -54,10 +54,10 @@ class CheckedComparison:
 
 def check_decoder(source: Source) -> None:
     """Raise InputError for a model that predicts no next token."""
-    if source.model.family.task is not None:
+    if not source.model.family.predicts_tokens:
         raise InputError(
-            f"{source.model.architecture} is an encoder, and algorithms are compared by the next token that they "
-            "predict; convert with each, and verify"
+            f"{source.model.architecture} predicts no tokens, and algorithms are compared by the next one; convert "
+            "with each, and verify"
         )
 
 

@@ -110,6 +110,11 @@ class Model(Sizes):
         return self.max_position_embeddings + self.family.first_position - self.first_position
 
     @property
+    def head_rows(self) -> int:
+        """Rows of the output projection."""
+        return self.num_labels if self.family.classifies else self.vocab_size
+
+    @property
     def query_size(self) -> int:
         return self.num_attention_heads * self.head_size
 

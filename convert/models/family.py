@@ -140,6 +140,7 @@ class Family:
         embedding, head: full names of the tensors; layer: the prefix of a layer's.
         final_norm: the norm before the output projection, by its full name; an encoder has neither.
         task: what an encoder is for; None for a decoder.
+        classifies: a decoder whose output projection has a row for each class, of a sequence's last token.
         engine_layer, engine_embedding: TensorRT-LLM's prefixes of a layer's tensors, and of the embedding's.
         arrangement: SEQUENTIAL, PARALLEL, SANDWICHED or BEHIND.
         norms: of a layer, in the order in which they are computed.
@@ -206,6 +207,7 @@ class Family:
     views: Mapping[str, View] = field(default_factory=dict)
     arrangement: str = SEQUENTIAL
     task: Task | None = None
+    classifies: bool = False
     engine_layer: str = "transformer.layers.{i}."
     engine_embedding: str = "transformer."
     positions: str = ROTARY
@@ -298,6 +300,11 @@ class Family:
         plain = all(norm.kind == RMS for norm in (*self.norms, self.last_norm)) and self.mixture is None
         plain = plain and self.arrangement == SEQUENTIAL
         return plain and self.positions != LEARNED and self.embedding_norm is None and not self.shares_embedding
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether it is a language model, which has a perplexity."""
+        return self.task is None and not self.classifies
 
     @property
     def last_norm(self) -> Norm:

@@ -24,9 +24,9 @@ def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
         rows = model.dimension(projection.size)
         shapes |= {f"{projection.tensor}.weight": [rows, hidden], f"{projection.tensor}.bias": [rows]}
     if family.head is not None:
-        shapes[family.head] = [model.vocab_size, hidden]
+        shapes[family.head] = [model.head_rows, hidden]
     if family.head_bias is not None:
-        shapes[family.head_bias] = [model.vocab_size]
+        shapes[family.head_bias] = [model.head_rows]
     layer = layer_shapes(model)
     for i in range(model.num_hidden_layers):
         prefix = family.layer.format(i=i)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -22,6 +23,7 @@ from ..targets.trtllm.formats.base import Activation, Format
 from .encoders import EncoderAccuracy, compare_scores
 from .runtime import Runtime, Tensors
 
+Scores = Callable[[torch.Tensor], torch.Tensor]
 # Tokens whose logits are compared at once: what is made of them on the way is as large as they are.
 COMPARED = 128
 # Output rows of a linear that its rounding error is measured on, at most.
@@ -153,12 +155,27 @@ class Execution:
         """``accuracy`` of an encoder: the distance of hidden states, and of what is predicted of them."""
         device, task = self.runtime.device, head.model.task
         head, true_head = (one.map(lambda *of: of[-1].to(device)) for one in (head, reference.source.encoder_head()))
+        predicts = bool(task.projections) and head.model.num_labels > 1
+        return self.distances(reference, task.of_first_token, true_head if predicts else None, head)
+
+    def class_accuracy(self, reference: Reference, head: Head) -> EncoderAccuracy:
+        """``accuracy`` of what gives a class for every sequence, by its last token."""
+        own = head.map(lambda tensor: tensor.to(self.runtime.device).float())
+        true_head = reference.head()
+
+        def scores(of: Head, hidden: torch.Tensor) -> torch.Tensor:
+            return of.logits(of.normed(hidden[:, -1]))
+
+        return self.distances(reference, True, partial(scores, true_head), partial(scores, own))
+
+    def distances(self, reference: Reference, of_classes: bool, true: Scores | None, ours: Scores) -> EncoderAccuracy:
+        """The distance of hidden states, and of scores where there are some."""
         cosines, compared = list[torch.Tensor](), list[torch.Tensor]()
         for wanted, got in zip(reference.hidden.split(1), self.hidden.split(1), strict=True):
             cosines.append(functional.cosine_similarity(wanted, got.float(), -1).double().mean())
-            scores = self.runtime.held("a score", head(got)).float()
-            if task.projections and head.model.num_labels > 1:
-                compared.append(compare_scores(task.of_first_token, true_head(wanted), scores))
+            scores = self.runtime.held("a score", ours(got)).float()
+            if true is not None:
+                compared.append(compare_scores(of_classes, true(wanted), scores))
         self.look_for_overflow("behind the last layer")
         kl, top1 = torch.stack(compared).mean(0).tolist() if compared else (None, None)
         cosine, distance = float(torch.stack(cosines).mean()), self.errors[-1]
@@ -193,6 +210,8 @@ def side_by_side(
     on_progress(source.model.num_hidden_layers, "logits")
     if source.model.family.task is not None:
         return ours.encoder_accuracy(reference, checkpoint.encoder_head())
+    if source.model.family.classifies:
+        return ours.class_accuracy(reference, checkpoint.head(device))
     return ours.accuracy(reference, checkpoint.head(device))
 
 

@@ -258,9 +258,9 @@ def finite(value: Any) -> Any:
 
 def check_gate(model: Model, limit: float | None) -> None:
     """Raise InputError for a gate of ``limit`` percent more perplexity where a model has none."""
-    if limit is not None and model.family.task is not None:
+    if limit is not None and not model.family.predicts_tokens:
         raise InputError(
-            f"--max_ppl_increase: {model.architecture} is an encoder and has no perplexity; give --max_distance"
+            f"--max_ppl_increase: {model.architecture} predicts no tokens and has no perplexity; give --max_distance"
         )
 
 

@@ -28,6 +28,7 @@ from .phi import PHI
 from .phi3 import PHI3, PHI4_MINI
 from .qwen import QWEN
 from .qwen2 import QWEN2
+from .qwen2_classification import QWEN2_CLASSIFICATION
 from .qwen2_moe import QWEN2_MOE
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     QWEN,
     QWEN2,
+    QWEN2_CLASSIFICATION,
     QWEN3,
     QWEN2_MOE,
     QWEN3_MOE,

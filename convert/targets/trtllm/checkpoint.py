@@ -162,5 +162,5 @@ class Checkpoint(Stated):
         return Head(self.model, self.final_norm(), weight, bias)
 
     def rows(self, name: str, device: str | torch.device) -> torch.Tensor:
-        """A tensor of the output projection, [vocab_size, ...]."""
-        return torch.cat([self.read(rank, name, device) for rank in self.last_ranks])[: self.model.vocab_size]
+        """A tensor of the output projection, [its rows, ...]."""
+        return torch.cat([self.read(rank, name, device) for rank in self.last_ranks])[: self.model.head_rows]

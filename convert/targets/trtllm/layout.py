@@ -80,8 +80,8 @@ def check_group(model: Model, group: Group, form: Format, mapping: Mapping) -> N
 
 
 def padded_vocab(model: Model, tp_size: int) -> int:
-    """Rows of lm_head over all ranks: the vocabulary rounded up to a multiple of tp_size."""
-    return math.ceil(model.vocab_size / tp_size) * tp_size
+    """Rows of lm_head over all ranks: its own rounded up to a multiple of tp_size."""
+    return math.ceil(model.head_rows / tp_size) * tp_size
 
 
 def embedding_axis(model: Model, mapping: Mapping) -> int | None:

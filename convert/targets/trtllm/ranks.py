@@ -87,6 +87,8 @@ class Mapping:
             )
         if model.num_experts:
             self.check_experts(model)
+        if model.family.classifies and model.num_labels % tp:
+            raise InputError(f"--tp_size {tp} does not divide {model.num_labels} classes, whose scores ranks share")
         if self.pp_size > 1 and (model.shares_embedding or not model.family.pipelined):
             raise InputError(f"--pp_size {self.pp_size}: engines of {model.architecture} have one stage; use --tp_size")
         if self.tp_size > 1 and model.shares_embedding and model.vocab_size % self.tp_size:
