@@ -31,6 +31,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, Yi, DeepSeek-LLM, SmolLM": ("LlamaForCausalLM", {}),
     "Mistral, Mistral-Nemo": ("MistralForCausalLM", {"head_dim": 128}),
     "Mixtral": ("MixtralForCausalLM", {"num_local_experts": 4, "intermediate_size": 256}),
+    "DBRX": (
+        "DbrxForCausalLM",
+        {
+            "d_model": 256,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 64,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 256, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 256},
+        },
+    ),
     "Qwen1.5-MoE, Qwen2-MoE": ("Qwen2MoeForCausalLM", {**MOE, "shared_expert_intermediate_size": 256}),
     "Qwen3-MoE": ("Qwen3MoeForCausalLM", {**MOE, "head_dim": 64, "norm_topk_prob": True}),
     "Qwen": ("QWenLMHeadModel", QWEN),

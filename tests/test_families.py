@@ -170,7 +170,11 @@ def test_yarn_scales_the_norm_of_queries_where_there_is_one(tmp_path: Path) -> N
     assert accuracy.kl < MOST_KL[None]
 
 
-TIED = [name for name, (kind, _) in MODELS.items() if hasattr(transformers, kind) and FAMILY[name].head is not None]
+TIED = [
+    name
+    for name, (kind, _) in MODELS.items()
+    if hasattr(transformers, kind) and name != "DBRX" and FAMILY[name].head is not None
+]
 
 
 @pytest.mark.parametrize("title", TIED)

@@ -64,7 +64,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "MptForCausalLM": [
         {"d_model": 64, "n_heads": 4, "n_layers": 3},
-        {"d_model": 48, "n_heads": 6, "n_layers": 2},
+        {"d_model": 48, "n_heads": 6, "n_layers": 2, "attn_config": {"clip_qkv": 0.3}},
     ],
     "Gemma3ForCausalLM": [
         {"head_dim": 24, "query_pre_attn_scalar": 30, "sliding_window": 7, "sliding_window_pattern": 2},
@@ -132,6 +132,18 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "num_experts_per_tok": 2,
         },
         {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "norm_topk_prob": True},
+    ],
+    "DbrxForCausalLM": [
+        {
+            "d_model": 64,
+            "n_heads": 4,
+            "n_layers": 3,
+            "max_seq_len": 64,
+            "attn_config": {"kv_n_heads": kv_heads, "clip_qkv": clip, "rope_theta": 5000.0},
+            "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"},
+            "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": top, "hidden_size": 64},
+        }
+        for kv_heads, clip, top in ((2, 0.3, 2), (1, 8.0, 3))
     ],
     "Qwen3MoeForCausalLM": [
         {

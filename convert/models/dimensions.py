@@ -46,6 +46,7 @@ class Model(Sizes):
         sliding_window: attention window in tokens, or None; every ``window_pattern``-th layer has none.
         local_base: the rotary base of layers with a window, where it is another.
         q_scaling: attention's scores are divided by it, beside sqrt(head_size).
+        clip_qkv: queries, keys and values are clamped to it and its negative.
         attention_cap, logit_cap: scores and logits become cap * tanh(x / cap).
         multipliers: what tensors are multiplied by when they are read, by logical linear, or full name outside layers.
         num_experts: 0 without; top_k of them read a token, their weights divided by their sum if normalizes_experts.
@@ -72,6 +73,7 @@ class Model(Sizes):
     window_pattern: int | None = None
     local_base: float | None = None
     q_scaling: float = 1.0
+    clip_qkv: float | None = None
     attention_cap: float | None = None
     logit_cap: float | None = None
     num_experts: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .family import COLUMNS, ROWS, Family, Group, Linear, Mlp
+from .family import COLUMNS, EVEN, ROWS, Family, Group, Linear, Mlp, View
 from .mixture import Names
 
 # TensorRT-LLM's names: one tensor holds the same matrix of all experts.
@@ -16,7 +16,12 @@ def spread(family: Family, experts: int) -> Family:
     mixture = family.mixture
     if mixture is None:
         return family
-    own = [expert(tuple(name.format(e=e) for name in mixture.expert), e) for e in range(experts)]
+    named = [tuple(name.format(e=e) for name in mixture.expert) for e in range(experts)]
+    own = [expert(names, e) for e, names in enumerate(named)]
+    views = dict(family.views)
+    for e, names in enumerate(named if mixture.stacked else ()):
+        for part, module, turned in zip(names, mixture.stacked or (), (False, False, True), strict=True):
+            views[part] = View(module, e, turned, EVEN, bare=True)
     shared = None
     if mixture.shared is not None:
         fc, proj = f"{SHARED}.fc", f"{SHARED}.proj"
@@ -28,6 +33,7 @@ def spread(family: Family, experts: int) -> Family:
         family,
         linears=(*family.linears[:2], *(linear for mlp in all_of_them for linear in (*mlp.first, mlp.last))),
         groups=(*attention, *groups),
+        views=views,
         experts=tuple(own),
         shared=shared,
     )

@@ -25,6 +25,8 @@ ROTARY, INTERLEAVED, LEARNED, ALIBI, SCALED_ALIBI = "rotary", "interleaved", "le
 SEQUENTIAL, PARALLEL, SANDWICHED, BEHIND = "sequential", "parallel", "sandwiched", "behind"
 # How the rows of a module that makes queries, keys and values follow each other.
 STACKED, GROUPED = "stacked", "grouped"
+# How experts' matrices follow each other in one: as many rows of each.
+EVEN = "even"
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,20 @@ class View:
         tensor: the module that holds it, named inside the layer.
         piece: which of the linears that the module stacks; None for all of it.
         transposed: it is stored [in, out].
-        order: STACKED one behind the other; or GROUPED by heads of keys: the queries that meet one, its key, its value.
+        order: STACKED one behind the other; GROUPED by heads of keys: the queries that meet one, its key, its value; or
+            EVEN, one of all experts' matrices.
+        bare: the weight has the module's name.
     """
 
     tensor: str
     piece: int | None = None
     transposed: bool = False
     order: str = STACKED
+    bare: bool = False
+
+    def named(self, suffix: str) -> str:
+        """The name of the module's weight or bias."""
+        return self.tensor if self.bare else f"{self.tensor}.{suffix}"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,9 @@ class LayerForward:
 
     def made(self, part: str, read: torch.Tensor) -> torch.Tensor:
         """What a logical linear makes of its input."""
-        return functional.linear(read, self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias"))
+        made = functional.linear(read, self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias"))
+        clip = self.model.clip_qkv
+        return made if clip is None or part not in self.family.attention else made.clamp(-clip, clip)
 
     def attend(self, qkv: list[torch.Tensor]) -> torch.Tensor:
         q, k, v = (part.unflatten(-1, (-1, self.model.head_size)) for part in qkv)

@@ -6,7 +6,7 @@ TensorRT-LLM's for norms and groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from .family import Group, Linear
 Tensors = dict[str, torch.Tensor]
 
 
-class Weights:
+class Weights(Mapping[str, torch.Tensor]):
     """Weights of logical linears, float32 whoever asks; some are kept in the dtype that they came in.
 
     Args:
@@ -36,6 +36,9 @@ class Weights:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
     def held(self, part: str, divisor: torch.Tensor | None) -> torch.Tensor:
         """One of them over a divisor, where there is one; else as it is kept."""

@@ -34,12 +34,15 @@ class Mixture:
         expert: with the number {e} in them.
         shared: of an expert that reads every token; None without one.
         shared_gate: whose sigmoid the shared expert's output is multiplied by.
+        stacked: modules that hold the same matrix of all experts, rows of one behind rows of the other and that of down
+            transposed; None where each has its own.
     """
 
     router: Gate
     expert: Names
     shared: Names | None = None
     shared_gate: Gate | None = None
+    stacked: Names | None = None
 
     @property
     def gates(self) -> tuple[Gate, ...]:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from ...plugins.lazy import torch
 from .dimensions import Model
-from .family import STACKED, View
+from .family import EVEN, STACKED, View
+
+SUFFIXES = ("weight", "bias")
 
 
 def hugging_face_shapes(model: Model) -> dict[str, list[int]]:
@@ -48,7 +50,9 @@ def layer_shapes(model: Model) -> dict[str, list[int]]:
         for part in linear.parts:
             view = family.view(part)
             size = rows[view.tensor]
-            shapes[f"{view.tensor}.weight"] = [width, size] if view.transposed else [size, width]
+            shape = [width, size] if view.transposed else [size, width]
+            many = model.num_experts if view.order == EVEN else 1
+            shapes[view.named("weight")] = [shape[0] * many, shape[1]]
             if model.has_bias(linear.name):
                 shapes[f"{view.tensor}.bias"] = [size]
     return shapes
@@ -70,7 +74,9 @@ def logical(model: Model, read: Callable[[str], torch.Tensor]) -> dict[str, torc
         for part in linear.parts:
             view = family.view(part)
             for suffix in ("weight", "bias") if model.has_bias(linear.name) else ("weight",):
-                tensor = held[f"{view.tensor}.{suffix}"]
+                tensor = held[view.named(suffix)]
+                if view.order == EVEN and view.piece is not None:
+                    tensor = tensor.chunk(model.num_experts)[view.piece]
                 tensor = tensor.t() if view.transposed and suffix == "weight" else tensor
                 own = seen(tensor, view, sizes, model).contiguous()
                 tensors[f"{part}.{suffix}"] = multiplied(model, part, own)
@@ -78,13 +84,13 @@ def logical(model: Model, read: Callable[[str], torch.Tensor]) -> dict[str, torc
         for suffix in norm.suffixes:
             name = f"{norm.tensor}.{suffix}"
             tensors[name] = shifted(model, suffix, tensors[name])
-    stacked = {view.tensor for view in family.views.values() if view.piece is not None}
-    return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in stacked}
+    stacked = {view.named(suffix) for view in family.views.values() if view.piece is not None for suffix in SUFFIXES}
+    return {name: tensor for name, tensor in tensors.items() if name not in stacked}
 
 
 def seen(rows: torch.Tensor, view: View, sizes: list[int], model: Model) -> torch.Tensor:
     """A logical linear's rows of a module's, [out, ...]; sizes: rows of each that the module stacks."""
-    if view.piece is None:
+    if view.piece is None or view.order == EVEN:
         return rows
     if view.order == STACKED:
         stacked: torch.Tensor = rows.split(sizes)[view.piece]

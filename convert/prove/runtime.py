@@ -146,6 +146,8 @@ class LayerFunctions:
         return self.runtime.linear(self.tensors, self.by_linear[linear.name], linear.name, read)
 
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        clip = self.runtime.model.clip_qkv
+        qkv = qkv if clip is None else qkv.clamp(-clip, clip)
         return self.runtime.attention(self.index, self.tensors, self.head_normed(qkv).view(*self.shape[:2], -1))
 
     def head_normed(self, qkv: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from .bert import ENCODERS
 from .bloom import BLOOM
 from .chatglm import CHATGLM
 from .cohere import COHERE
+from .dbrx import DBRX
 from .exaone import EXAONE
 from .falcon import FALCON
 from .gemma import GEMMA
@@ -45,6 +46,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3,
     QWEN2_MOE,
     QWEN3_MOE,
+    DBRX,
     GEMMA,
     GEMMA2,
     GEMMA3,

@@ -20,25 +20,27 @@ def read(said: Reader) -> dict[str, Any]:
                                (attention, "prefix_lm", False)):  # fmt: skip
         if where.flag(key, wanted) != wanted:
             raise where.wrong(key, f"{str(wanted).lower()}: engines build no other MPT")
-    for where, key in ((attention, "softmax_scale"), (said, "logit_scale"), (attention, "clip_qkv")):
+    for where, key in ((attention, "softmax_scale"), (said, "logit_scale")):
         if where.has(key):
-            raise where.wrong(key, "null: engines, or their plugins' attentions, drop it")
+            raise where.wrong(key, "null: engines drop it")
     if said.number("expansion_ratio", 4) != 4:
         raise InputError("config.json: expansion_ratio must be 4: engines build no other MPT")
-    return {"alibi_bias_max": attention.number("alibi_bias_max", 8.0)}
+    return stated(attention)
 
 
 def config(model: Any) -> dict[str, Any]:
     return {
         "max_position_embeddings": None,
         "bias": False,
-        "clip_qkv": None,
+        "clip_qkv": model.clip_qkv,
         "alibi_bias_max": int(model.alibi_bias_max),
     }
 
 
 def stated(said: Reader) -> dict[str, Any]:
-    return {"alibi_bias_max": said.number("alibi_bias_max", 8.0)}
+    """What a model's attention and a checkpoint say under the same names."""
+    clip = said.number("clip_qkv") if said.has("clip_qkv") else None
+    return {"alibi_bias_max": said.number("alibi_bias_max", 8.0), "clip_qkv": clip}
 
 
 NAMED = renamed(BLOOM, QKV, ("attn.out_proj",), ("ffn.up_proj",), ("ffn.down_proj",))

@@ -75,6 +75,11 @@ MODELS: tuple[ModelRule, ...] = (
         f"its attention drops the factors of long sequences without a word; {KEPT_BY}",
     ),
     (
+        lambda model: model.clip_qkv is not None,
+        REPLACING,
+        f"its attention drops clip_qkv without a word; {KEPT_BY}",
+    ),
+    (
         lambda model: model.attention_cap is not None,
         REPLACING,
         f"its attention drops the soft cap of scores without a word; {KEPT_BY}",
