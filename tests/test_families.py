@@ -36,6 +36,11 @@ FAMILY = {family.title: family for family in FAMILIES}
 ALIKE = ("InternLM", "InternLM2, InternLM2.5", "EXAONE 3, 3.5", "Qwen", "Baichuan 1 7B", "Baichuan 1 13B")
 SOME = (None, "W4A16_AWQ", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN")
 CASES = [(title, algo) for title in MODELS for algo in (SOME if title in ALIKE else [None, *SCHEMES])][2 * 16 :]
+SQUARE = {"num_attention_heads": 1, "intermediate_size": 32}
+LONG = {
+    "original_max_position_embeddings": 32,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
+}
 # Mean KL against the float32 source, a few times what was seen.
 MOST_KL = {None: 1e-5, "W8A16": 1e-3, "W8A16_GPTQ": 1e-3, "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": 0.01}
 
@@ -133,6 +138,62 @@ def test_norms_of_heads_need_a_release_that_has_them(tmp_path: Path) -> None:
         ({"architectures": ["GPTBigCodeForCausalLM"], "multi_query": False}, "multi_query must be true"),
         ({"architectures": ["GPTBigCodeForCausalLM"], "activation_function": "gelu"}, "activation_function 'gelu'"),
         ({"architectures": ["Starcoder2ForCausalLM"], "use_bias": False}, "use_bias must be true"),
+        ({"architectures": ["Gemma2ForCausalLM"], "layer_types": ["full_attention"] * 40}, "on every 2. layer"),
+        ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["full_attention"] * 40}, "on every 6. layer"),
+        ({"architectures": ["Gemma3ForCausalLM"], "rope_parameters": {"rope_theta": 1e4}}, "an object with full_att"),
+        (
+            {
+                "architectures": ["Gemma3ForCausalLM"],
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "linear", "factor": 2.0},
+                },
+            },
+            r"sliding_attention\.rope_type must be default",
+        ),
+        (
+            {"architectures": ["Gemma3ForCausalLM"], "attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping must be null",
+        ),
+        ({"architectures": ["GemmaForCausalLM"], "rope_theta": 5e5}, "rope_theta must be 10000"),
+        ({"architectures": ["GemmaForCausalLM"], "attention_bias": True}, "attention_bias must be false"),
+        ({"architectures": ["QWenLMHeadModel"], "rotary_pct": 0.5}, "rotary_pct 1"),
+        ({"architectures": ["CohereForCausalLM"]}, "rope_theta must be stated"),
+        (
+            {"architectures": ["BaichuanForCausalLM"], "rope_theta": 5e5, "model_version": "v1_7b"},
+            "rope_theta must be 1",
+        ),
+        ({"architectures": ["InternLMForCausalLM"], "rotary": {"base": 5e3}}, r"rotary\.base must be 10000"),
+        ({"architectures": ["InternLM2ForCausalLM"], "bias": True}, "bias must be false"),
+        ({"architectures": ["PhiForCausalLM"], "num_key_value_heads": 2}, "num_key_value_heads must be 4"),
+        ({"architectures": ["PhiForCausalLM"], "qk_layernorm": True}, "qk_layernorm must be false"),
+        ({"architectures": ["OPTForCausalLM"], "do_layer_norm_before": False}, "do_layer_norm_before must be true"),
+        ({"architectures": ["OPTForCausalLM"], "word_embed_proj_dim": 4}, "word_embed_proj_dim must be hidden_size"),
+        (
+            {"architectures": ["GPTNeoXForCausalLM"], "use_parallel_residual": False},
+            "use_parallel_residual must be true",
+        ),
+        (
+            {"architectures": ["GPTNeoXForCausalLM"], "intermediate_size": 16, "num_attention_heads": 1},
+            "intermediate_size 16 must be 32",
+        ),
+        ({"architectures": ["GPTNeoXForCausalLM"], "layer_norm_eps": 1e-6, **SQUARE}, "layer_norm_eps must be 1e-05"),
+        ({"architectures": ["Qwen2MoeForCausalLM"], "mlp_only_layers": [0]}, "mlp_only_layers empty"),
+        ({"architectures": ["Qwen2MoeForCausalLM"], "num_experts": 10**6}, "at most 4096 are known"),
+        ({"architectures": ["MixtralForCausalLM"], "router_jitter_noise": 0.1}, "router_jitter_noise must be 0"),
+        ({"architectures": ["FalconForCausalLM"], "alibi": True}, "alibi must be false with such layers"),
+        (
+            {
+                "architectures": ["ChatGLMModel"],
+                "rope_ratio": 50,
+                "padded_vocab_size": 9,
+                "num_layers": 40,
+                "ffn_hidden_size": 8,
+            },
+            "chatglm_version must be chatglm2 or chatglm3",
+        ),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "its engine ends in the head of a language model"),
+        ({"architectures": ["RobertaModel"], "pad_token_id": 9999, "intermediate_size": 32}, "positions lie before it"),
         *(
             ({"architectures": [name], "is_causal": False}, "is_causal is false; engines attend")
             for family in FAMILIES
@@ -151,6 +212,51 @@ def test_what_an_engine_would_not_compute_is_refused(config: dict[str, Any], wor
     sizes |= {"hidden_size": 8, "n_embd": 8, "n_head": 4, "n_layer": 40}
     with pytest.raises(InputError, match=words):
         read_model(sizes | config)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"norm_type": "rmsnorm"}, "norm_type must be one of"),
+        ({"attn_config": {"qk_ln": True}}, r"attn_config\.qk_ln must be false"),
+        ({"attn_config": {"alibi": False}}, r"attn_config\.alibi must be true"),
+        ({"attn_config": {"rope": True}}, r"attn_config\.rope must be false"),
+        ({"attn_config": {"softmax_scale": 0.5}}, r"attn_config\.softmax_scale must be null"),
+        ({"ffn_config": {"ffn_type": "mptglu"}}, "ffn_config must be null"),
+        ({"no_bias": False}, "no_bias must be true"),
+        ({"expansion_ratio": 2}, "expansion_ratio must be 4"),
+    ],
+)
+def test_what_no_mpt_engine_builds(config: dict[str, Any], words: str) -> None:
+    sizes = {"architectures": ["MptForCausalLM"], "d_model": 8, "n_heads": 4, "n_layers": 2, "vocab_size": 9}
+    with pytest.raises(InputError, match=words):
+        read_model(sizes | config)
+
+
+def test_qwen_ends_where_it_would_scale_what_no_engine_does() -> None:
+    sizes = {"architectures": ["QWenLMHeadModel"], "hidden_size": 8, "num_attention_heads": 4, "num_hidden_layers": 2}
+    sizes |= {"vocab_size": 9, "intermediate_size": 16, "max_position_embeddings": 32768, "seq_length": 2048}
+    assert read_model(sizes).max_position_embeddings == 32768
+    assert read_model(sizes | {"use_dynamic_ntk": True, "use_logn_attn": True}).max_position_embeddings == 2048
+
+
+@pytest.mark.parametrize(
+    ("title", "options", "reason"),
+    [
+        ("Gemma 2", {}, "quantizes the norms behind attention and MLP too"),
+        ("Qwen3", {}, "drops the norms of queries and keys without a word"),
+        ("MPT", {"attn_config": {"clip_qkv": 6.0}}, "drops clip_qkv without a word"),
+        ("MPT", {"attn_config": {"alibi_bias_max": 4}}, "takes alibi_bias_max for 8 without a word"),
+        ("Falcon RW", {}, "has no ALiBi that is scaled"),
+        ("Phi-3, Phi-3.5, Phi-4", LONG, "drops the factors of long sequences without a word"),
+    ],
+)
+def test_what_an_engine_would_drop_is_refused(title: str, options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    """Before any work, and with what to take instead."""
+    folder = write_family(tmp_path / "hf", title, **options)
+    with pytest.raises(InputError, match=f"{reason}.*; use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"):
+        converted(folder, tmp_path / "ck", quant="W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN")
+    converted(folder, tmp_path / "ck", quant="W8A8_SQ_PER_CHANNEL")
 
 
 @pytest.mark.parametrize("algo", [name for name in SCHEMES if name.startswith("W8A8_SQ")])
@@ -301,3 +407,11 @@ def test_families_are_listed() -> None:
 def test_the_readme_has_the_table() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert run("families", "--markdown").stdout in readme
+
+
+def test_statistics_of_sandwiched_layers_are_kept(tmp_path: Path) -> None:
+    """Norms behind attention and MLP are looked at too."""
+    folder = write_family(tmp_path / "hf", "Gemma 2")
+    first = converted(folder, tmp_path / "ck", quant="W4A16_AWQ", save_stats=str(tmp_path / "stats"))
+    again = converted(folder, tmp_path / "again", quant="W4A16_AWQ", stats=str(tmp_path / "stats"))
+    assert_same_layers(first, again)

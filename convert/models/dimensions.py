@@ -16,7 +16,7 @@ from .mixture import Gate
 from .rope import TABLED_ROPE_TYPES, Rope, attention_factor, check_rope, read_rope
 from .task import Task
 
-MOST_LAYERS = 10_000
+MOST_LAYERS, MOST_EXPERTS = 10_000, 4096
 DECODES, OTHER_HEADS = "ForCausalLM", ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 ENGINE_EPSILON = 1e-5
 
@@ -235,8 +235,10 @@ def read_model(config: dict[str, Any]) -> Model:
 
 def with_experts(model: Model) -> Model:
     """The model with a family that has its experts."""
-    if not 0 <= model.top_k <= model.num_experts:
-        raise InputError(f"config.json: {model.top_k} experts for a token, of {model.num_experts}")
+    if not 0 <= model.top_k <= model.num_experts <= MOST_EXPERTS:
+        raise InputError(
+            f"config.json: {model.top_k} experts for a token, of {model.num_experts}; at most {MOST_EXPERTS} are known"
+        )
     return replace(model, family=spread(model.family, model.num_experts))
 
 
@@ -324,6 +326,11 @@ def check_rest(model: Model) -> None:
         raise InputError(
             f"config.json: {family.key('norm_epsilon')} must be {ENGINE_EPSILON}: the engine of {model.architecture} "
             "takes no other"
+        )
+    if model.longest < 1:
+        raise InputError(
+            f"config.json: pad_token_id {model.pad_token_id}: all {model.max_position_embeddings} positions lie "
+            "before it"
         )
     if family.four_times and width != 4 * hidden:
         raise InputError(

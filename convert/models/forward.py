@@ -146,6 +146,8 @@ class LayerForward:
         return x
 
     def normed(self, norm: Norm, made: list[torch.Tensor]) -> list[torch.Tensor]:
+        for x in made:
+            self.show(NORMS, norm.name, x)
         return [normed(norm, x, self.tensors, self.model.norm_epsilon) for x in made]
 
     def routed(self, norm: Norm, x: torch.Tensor) -> Routed:

@@ -104,7 +104,7 @@ def numbers(kind: str, section: Reader, said: Reader, positions: int) -> dict[st
 def longrope(section: Reader, said: Reader, positions: int) -> dict[str, Any]:
     """Two divisors of every frequency, for sequences up to the original length and beyond it."""
     place = said if said.has("original_max_position_embeddings") else section
-    original = place.integer("original_max_position_embeddings", positions)
+    original = place.integer("original_max_position_embeddings", positions, least=2)
     for key in ("factor", "attention_factor"):
         if section.has(key):
             raise section.wrong(key, "null: engines compute it from both lengths")

@@ -29,6 +29,8 @@ def not_long(said: Reader) -> bool:
 
 
 def read(said: Reader) -> dict[str, Any]:
+    if said.number("rope_theta", 1e4) != 1e4:
+        raise said.wrong("rope_theta", "10000: neither Baichuan's own code nor TensorRT-LLM's reads another")
     return {}
 
 

@@ -25,6 +25,8 @@ def read(said: Reader) -> dict[str, Any]:
     for key, wanted in FIXED.items():
         if said.flag(key, wanted) != wanted:
             raise InputError(f"config.json: {key} must be {str(wanted).lower()}: engines build no other ChatGLM")
+    if said.values.get("pre_seq_len") or said.values.get("interleaved_qkv"):
+        raise InputError("config.json: pre_seq_len and interleaved_qkv must be null: engines build no other ChatGLM")
     heads = said.integer("num_attention_heads", 32)
     groups = said.integer("multi_query_group_num", 1) if said.flag("multi_query_attention") else heads
     ratio = said.number("rope_ratio", 1.0)

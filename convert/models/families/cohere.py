@@ -17,6 +17,8 @@ def normed(said: Reader) -> bool:
 
 
 def read(said: Reader) -> dict[str, Any]:
+    if not said.has("rope_theta") and not said.section("rope_parameters").has("rope_theta"):
+        raise said.wrong("rope_theta", "stated: transformers 4 takes 10000 where it is not, transformers 5 500000")
     return {"attn_bias": said.flag("attention_bias"), "logit_scale": said.number("logit_scale", 0.0625)}
 
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from ...errors import InputError
 from ...files.reader import Reader
 from ..family import SANDWICHED, Norm, behind
 from .gemma import GEMMA
@@ -14,12 +15,27 @@ from .gemma import config as gemma_config
 from .gemma import read as read_gemma
 from .gemma import stated as stated_gemma
 
+# Every so many-th layer sees all tokens.
+PATTERN = 2
+
 
 def read(said: Reader) -> dict[str, Any]:
+    check_pattern(said, PATTERN)
     window = said.integer("sliding_window", 4096) if said.values.get("sliding_window", 1) else None
     return (
-        read_gemma(said) | scaled(said, said.integer("head_dim", 256)) | {"sliding_window": window, "window_pattern": 2}
+        read_gemma(said)
+        | scaled(said, said.integer("head_dim", 256))
+        | {"sliding_window": window, "window_pattern": PATTERN}
     )
+
+
+def check_pattern(said: Reader, pattern: int) -> None:
+    """Raise InputError where other layers than every so many-th see all tokens."""
+    layers = said.texts("layer_types")
+    if any((kind == "full_attention") != ((i + 1) % pattern == 0) for i, kind in enumerate(layers)):
+        raise InputError(
+            f"config.json: layer_types must be full_attention on every {pattern}. layer, and sliding_attention between"
+        )
 
 
 def stated(said: Reader) -> dict[str, Any]:

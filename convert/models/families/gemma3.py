@@ -7,25 +7,27 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
 from ..family import Norm
 from .gemma import read_any
 from .gemma import stated as stated_gemma
-from .gemma2 import GEMMA2, cap
+from .gemma2 import GEMMA2, cap, check_pattern
 from .gemma2 import config as gemma2_config
 
 PATTERN = 6
 
 
 def read(said: Reader) -> dict[str, Any]:
-    layers = said.texts("layer_types")
     pattern = said.integer("sliding_window_pattern", said.integer("_sliding_window_pattern", PATTERN))
-    if any((kind == "full_attention") != ((i + 1) % pattern == 0) for i, kind in enumerate(layers)):
-        raise InputError(f"config.json: layer_types must be full_attention on every {pattern}th layer, and no other")
+    check_pattern(said, pattern)
     if said.has("attn_logit_softcapping"):
         raise said.wrong("attn_logit_softcapping", "null: TensorRT-LLM's Gemma 3 has no cap of scores")
-    local = said.section("rope_parameters").section("sliding_attention")
+    ropes = said.section("rope_parameters")
+    local = ropes.section("sliding_attention")
+    if ropes.values and not (local.values and ropes.section("full_attention").values):
+        raise said.wrong("rope_parameters", "an object with full_attention and sliding_attention in it")
+    if local.text_or_none("rope_type") not in (None, "default"):
+        raise local.wrong("rope_type", "default: TensorRT-LLM scales no frequencies of layers with a window")
     return (
         read_any(said)
         | scaled(said, said.integer("head_dim", 256))

@@ -10,6 +10,9 @@ from .llama import LLAMA
 
 
 def read(said: Reader) -> dict[str, Any]:
+    rotary = said.section("rotary")
+    if rotary.number("base", 1e4) != 1e4:
+        raise rotary.wrong("base", "10000: TensorRT-LLM reads no other")
     return {"attn_bias": said.flag("bias", True)}
 
 

@@ -20,7 +20,16 @@ def read(said: Reader) -> dict[str, Any]:
                                (attention, "prefix_lm", False)):  # fmt: skip
         if where.flag(key, wanted) != wanted:
             raise where.wrong(key, f"{str(wanted).lower()}: engines build no other MPT")
-    for where, key in ((attention, "softmax_scale"), (said, "logit_scale")):
+    said.choice("norm_type", ("low_precision_layernorm", "layernorm"), "low_precision_layernorm")
+    for key in ("rope", "qk_gn"):
+        if attention.flag(key):
+            raise attention.wrong(key, "false: engines build no other MPT")
+    for where, key in (
+        (attention, "softmax_scale"),
+        (said, "logit_scale"),
+        (said, "ffn_config"),
+        (said, "block_overrides"),
+    ):
         if where.has(key):
             raise where.wrong(key, "null: engines drop it")
     if said.number("expansion_ratio", 4) != 4:
@@ -40,7 +49,7 @@ def config(model: Any) -> dict[str, Any]:
 def stated(said: Reader) -> dict[str, Any]:
     """What a model's attention and a checkpoint say under the same names."""
     clip = said.number("clip_qkv") if said.has("clip_qkv") else None
-    return {"alibi_bias_max": said.number("alibi_bias_max", 8.0), "clip_qkv": clip}
+    return {"alibi_bias_max": float(said.integer("alibi_bias_max", 8)), "clip_qkv": clip}
 
 
 NAMED = renamed(BLOOM, QKV, ("attn.out_proj",), ("ffn.up_proj",), ("ffn.down_proj",))

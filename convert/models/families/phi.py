@@ -18,6 +18,9 @@ from .llama import KEY, QUERY, VALUE
 def read(said: Reader) -> dict[str, Any]:
     if said.flag("qk_layernorm"):
         raise InputError("config.json: qk_layernorm must be false: TensorRT-LLM's Phi has no norms of queries and keys")
+    heads = said.integer("num_attention_heads", 32)
+    if said.integer("num_key_value_heads", heads) != heads:
+        raise said.wrong("num_key_value_heads", f"{heads}: TensorRT-LLM's Phi shares no keys")
     return {"attn_bias": True, "mlp_bias": True}
 
 

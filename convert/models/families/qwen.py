@@ -19,7 +19,16 @@ PARTS = (QKV, ("attn.c_proj",), (GATE,), (UP,), (DOWN,))
 def read(said: Reader) -> dict[str, Any]:
     if not said.flag("no_bias", True):
         raise InputError("config.json: no_bias must be true: biases of queries, keys and values alone are known")
-    return {"attn_bias": True, "intermediate_size": said.integer("intermediate_size", 2) // 2}
+    if not said.flag("scale_attn_weights", True) or said.number("rotary_pct", 1.0) != 1:
+        raise InputError("config.json: scale_attn_weights must be true and rotary_pct 1: engines compute no other Qwen")
+    return stated(said) | {"attn_bias": True} | shorter(said)
+
+
+def shorter(said: Reader) -> dict[str, Any]:
+    """Beyond seq_length, queries and frequencies are scaled by what engines do not read: positions end there."""
+    scaled = said.flag("use_dynamic_ntk") or said.flag("use_logn_attn")
+    positions = said.integer("max_position_embeddings", 8192)
+    return {"max_position_embeddings": min(positions, said.integer("seq_length", positions))} if scaled else {}
 
 
 def config(model: Any) -> dict[str, Any]:
@@ -27,7 +36,7 @@ def config(model: Any) -> dict[str, Any]:
 
 
 def stated(said: Reader) -> dict[str, Any]:
-    return {"intermediate_size": said.integer("intermediate_size") // 2}
+    return {"intermediate_size": said.integer("intermediate_size", 2) // 2}
 
 
 QWEN = replace(

@@ -50,6 +50,11 @@ def check(precision: Precision) -> None:
 
 def check_experts(precision: Precision) -> None:
     """Raise InputError where experts are not quantized as the model is: TensorRT-LLM names no module of theirs."""
+    if precision.model.family.experts and quant_algo(precision) == MIXED_PRECISION:
+        raise InputError(
+            "--quant_layer: of a model with experts TensorRT-LLM knows no mixture of algorithms; --exclude leaves "
+            "linears of the attention in floating point"
+        )
     for mlp in precision.model.family.experts:
         for linear in (*mlp.first, mlp.last):
             for index in range(precision.model.num_hidden_layers):

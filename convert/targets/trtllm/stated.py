@@ -78,7 +78,7 @@ class Stated:
         self.embedding_axis = self._embedding_axis(said)
         self.model: Model | None = None if self.family is None else model_of_checkpoint(config)
         if self.model is not None:
-            self.family = self.model.family
+            self.family, self.positions = self.model.family, self.model.max_position_embeddings
             self.mapping.check(self.model)
         self.stages = self.mapping.stages(self.sizes.num_hidden_layers)
         self.manifest = read_manifest(self.folder)
