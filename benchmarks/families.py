@@ -6,7 +6,7 @@ python benchmarks/families.py WORK_DIR smollm2|gemma3|qwen2 [SEQUENCES CHUNKS]
 The weights are GGUF files inside packages of Python's registry; no model hub is asked, no code of the packages runs.
 transformers dequantizes them into a float32 folder in WORK_DIR (SmolLM2: examples/smollm2.py). SEQUENCES of 512 tokens
 of the first half of Python's reference topics calibrate (64), CHUNKS of the second half are measured on (20). The
-source's perplexity stands beside transformers' own on the same tokens. Seconds and peak resident memory are those of the
+source's perplexity stands beside transformers' own on the same tokens. Seconds and peak resident memory are those of
 the whole process of `enginesmith convert`, bytes those of the folder that it wrote.
 """
 
@@ -20,7 +20,10 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,20 @@ def source(name: str, work: Path) -> Path:
     return folder
 
 
+def held_out(folder: Path, chunks: int, file: Path) -> tuple[float, int]:
+    """Write the token ids to measure on; (transformers' perplexity on them, how many it predicts)."""
+    ids = read_tokens("pydoc-heldout", folder, chunks, TOKENS, VOCABULARY, "text").ids
+    save_file({"input_ids": ids}, file)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return perplexity(model, ids), ids[:, 1:].numel()
+
+
+def apart(function: Callable[..., Any], *words: Any) -> Any:
+    """What a function returns, in a process of its own: the kernel counts a parent's peak as its children's."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *words).result()
+
+
 def algorithms(config: dict[str, Any]) -> dict[str, list[str]]:
     """Options by algorithm: SmoothQuant's plugins where the engine computes the model with them."""
     model = read_model(config)
@@ -137,18 +154,16 @@ def convert(command: list[str], checkpoint: Path) -> tuple[float, float, float]:
 
 def main(work: Path, name: str, sequences: int, chunks: int) -> None:
     work = work / name
-    folder, checkpoint, held_out = source(name, work), work / "checkpoint", work / "held-out.safetensors"
-    ids = read_tokens("pydoc-heldout", folder, chunks, TOKENS, VOCABULARY, "text").ids
-    save_file({"input_ids": ids}, held_out)
-    theirs = perplexity(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), ids)
-    print(f"{name}: transformers' perplexity {theirs:.4f}, on {ids[:, 1:].numel()} tokens", flush=True)
+    folder, checkpoint, text = apart(source, name, work), work / "checkpoint", work / "held-out.safetensors"
+    theirs, tokens = apart(held_out, folder, chunks, text)
+    print(f"{name}: transformers' perplexity {theirs:.4f}, on {tokens} tokens", flush=True)
     print(f"{'algorithm':38s} {'source':>9s} {'ppl':>9s} {'mean KL':>8s} {'top-1':>7s} {'s':>6s} {'GB':>6s} {'MB':>7s}")
     dtype = MODELS[name].dtype if name in MODELS else "auto"
     for quant, own in algorithms(json.loads((folder / "config.json").read_text())).items():
         command = ["enginesmith", "convert", "--model_dir", str(folder), "--output_dir", str(checkpoint), "--json"]
         command += ["--quant", quant, *own, "--dtype", dtype, "--calib_size", str(sequences)]
         seconds, peak, size = convert(command, checkpoint)
-        command = ["enginesmith", "verify", str(checkpoint), "--reference", str(folder), "--text", str(held_out)]
+        command = ["enginesmith", "verify", str(checkpoint), "--reference", str(folder), "--text", str(text)]
         command += ["--chunks", str(chunks), "--json"]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["accuracy"]
         print(
