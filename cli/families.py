@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import click
 
+from ..convert.models.families import TESTED
 from ..convert.models.family import Family
 from ..convert.targets.trtllm.formats import SCHEMES
 from ..convert.targets.trtllm.honoured import left_out
@@ -34,10 +35,15 @@ def families(as_json: bool, markdown: bool) -> None:
         for family in known():
             click.echo(
                 f"{family.title} ({', '.join(family.architectures)}): TensorRT-LLM {family.since} to 1.2.1"
-                + (f"; tried with {', '.join(family.tested)}" if family.tested else "")
+                + (f"; tried with {', '.join(tested(family))}" if tested(family) else "")
             )
             for reason, algorithms in by_reason(family).items():
                 click.echo(f"  not {', '.join(algorithms)}: {reason}")
+
+
+def tested(family: Family) -> tuple[str, ...]:
+    """Real weights that were converted and measured."""
+    return TESTED.get(family.title, ())
 
 
 def described(family: Family) -> dict[str, object]:
@@ -45,7 +51,7 @@ def described(family: Family) -> dict[str, object]:
         "title": family.title,
         "architectures": family.architectures,
         "since": family.since,
-        "tested": family.tested,
+        "tested": tested(family),
         "refused": left_out(family),
     }
 
@@ -59,7 +65,7 @@ def table() -> list[tuple[str, ...]]:
         quant = (
             "none" if set(left_out(family)) == set(SCHEMES) else f"all but {', '.join(without)}" if without else "all"
         )
-        rows.append((family.title, classes, f"{family.since} to 1.2.1", quant, ", ".join(family.tested) or "-"))
+        rows.append((family.title, classes, f"{family.since} to 1.2.1", quant, ", ".join(tested(family)) or "-"))
     return rows
 
 

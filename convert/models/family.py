@@ -192,7 +192,6 @@ class Family:
         config: keys of a checkpoint's config.json that are this family's own; of a ``Model``.
         stated: the inverse: fields of ``Model`` that a checkpoint's config.json says, or that all of the family have.
         written: TensorRT-LLM's class.
-        tested: real weights that were converted and measured.
         since: the first TensorRT-LLM release whose engines know it.
         reduce_fusion: an engine may fuse its all-reduce with the norm behind it.
         refused: algorithms whose engine does not compute this family, and why.
@@ -251,7 +250,6 @@ class Family:
     norm_epsilon: float = 1e-6
     tied: bool = False
     written: str | None = None
-    tested: tuple[str, ...] = ()
     since: str = "0.16.0"
     reduce_fusion: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)

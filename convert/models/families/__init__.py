@@ -2,7 +2,7 @@
 
 from ..family import Family
 from .baichuan import BAICHUAN
-from .bert import ENCODERS
+from .bert import BERT, ENCODERS
 from .bloom import BLOOM
 from .chatglm import CHATGLM
 from .cohere import COHERE
@@ -72,3 +72,10 @@ FAMILIES: tuple[Family, ...] = (
     *COHERE,
     *ENCODERS,
 )
+
+# Real weights that were converted and measured (benchmarks/README.md), by a family's title.
+TESTED: dict[str, tuple[str, ...]] = {
+    LLAMA.title: ("SmolLM2-135M",),
+    GEMMA3.title: ("Gemma-3-270M",),
+    BERT.title: ("all-MiniLM-L6-v2",),
+}
