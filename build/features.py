@@ -28,6 +28,7 @@ def feature_faults(
     paged, mapping = plugin["use_paged_context_fmha"], checkpoint.mapping
     fp8 = algorithm == "FP8"
     fusing = [name for family in FAMILIES if family.reduce_fusion for name in family.architectures]
+    scattering = [name for family in FAMILIES if family.stage_scatter for name in family.architectures]
     block = plugin["tokens_per_block"]
     yield (block & (block - 1) != 0, f"--tokens_per_block {block} is no power of two; use 32, 64 or 128")
     yield (
@@ -39,8 +40,8 @@ def feature_faults(
         "--gpt_attention_plugin disable: a paged KV cache needs it; use auto",
     )
     yield (
-        bool(plugin.get("pp_reduce_scatter")) and checkpoint.architecture != "MixtralForCausalLM",
-        "--pp_reduce_scatter enable works for MixtralForCausalLM only",
+        bool(plugin.get("pp_reduce_scatter")) and checkpoint.architecture not in scattering,
+        f"--pp_reduce_scatter enable works for {', '.join(scattering)} only",
     )
     yield (
         bool(plugin.get("gemm_allreduce_plugin")) and mapping.tp_size == 1,

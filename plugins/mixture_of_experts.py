@@ -24,7 +24,7 @@ PLUGIN = Plugin(
 def route(scores: torch.Tensor, most: int, normalize: bool) -> torch.Tensor:
     """What each expert's output counts for each token: 0 where a token is not sent to it.
 
-    softmax(scores) of the ``most`` largest; divided by their sum if ``normalize`` (Mixtral), else as they are.
+    softmax(scores) of the ``most`` largest; divided by their sum if ``normalize``, else as they are.
 
     Args:
         scores: float32 [tokens, experts], of the router.

@@ -194,6 +194,7 @@ class Family:
         written: TensorRT-LLM's class.
         since: the first TensorRT-LLM release whose engines know it.
         reduce_fusion: an engine may fuse its all-reduce with the norm behind it.
+        stage_scatter: an engine may scatter its sums before it hands them to the next stage.
         refused: algorithms whose engine does not compute this family, and why.
     """
 
@@ -252,6 +253,7 @@ class Family:
     written: str | None = None
     since: str = "0.16.0"
     reduce_fusion: bool = False
+    stage_scatter: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, name: str) -> str:

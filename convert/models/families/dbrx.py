@@ -88,6 +88,7 @@ DBRX = replace(
     implied=("head_size",),
     norm_epsilon=1e-5,
     defaults={"max_position_embeddings": 2048},
+    stage_scatter=False,
     read=read,
     config=config,
     stated=lambda said: stated_mixtral(said) | clipped(said),

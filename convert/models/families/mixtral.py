@@ -44,6 +44,7 @@ MIXTRAL = replace(
     rope=replace(MISTRAL.rope, theta=1e6),
     norm_epsilon=1e-5,
     activations={"silu": "swiglu"},
+    stage_scatter=True,
     read=read,
     config=config,
     stated=stated,
