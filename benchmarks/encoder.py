@@ -1,4 +1,4 @@
-"""A real encoder, all-MiniLM-L6-v2: how far hidden states are from float32's under each algorithm, seconds, bytes.
+"""A real encoder, all-MiniLM-L6-v2: how far hidden states are from float32's, seconds, memory, bytes.
 
 python benchmarks/encoder.py WORK_DIR
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import torch
+from families import apart, convert
 from transformers import AutoModel
 
 from enginesmith.convert.prove.execution import Reference
@@ -57,19 +57,20 @@ def main() -> None:
     work = Path(sys.argv[1])
     work.mkdir(parents=True, exist_ok=True)
     folder = fetch(work)
-    print(f"float32 beside transformers': {against_transformers(folder):.1e}")
+    print(f"float32 beside transformers': {apart(against_transformers, folder):.1e}")
     for algorithm in ALGORITHMS:
-        made, start = work / algorithm, time.monotonic()
-        convert = ["convert", "--model_dir", folder, "--output_dir", made, "--quant", algorithm, "--dtype", "float16"]
-        convert += ["--calib_seq_len", 128]
-        subprocess.run([*ENGINESMITH, *map(str, convert)], check=True, capture_output=True)
-        seconds = time.monotonic() - start
+        made = work / algorithm
+        words = ["convert", "--model_dir", folder, "--output_dir", made, "--quant", algorithm, "--dtype", "float16"]
+        words += ["--calib_seq_len", 128]
+        seconds, peak, size = convert([*ENGINESMITH, *map(str, words)], made)
         verify = ["verify", made, "--reference", folder, "--chunks", 40, "--seq_len", 128, "--json"]
         said = subprocess.run([*ENGINESMITH, *map(str, verify)], check=True, capture_output=True, text=True).stdout
         found = json.loads(said)["accuracy"]
-        size = sum(file.stat().st_size for file in made.glob("*.safetensors")) / 1e6
         distance, cosine = found["distance_percent"], found["cosine"]
-        print(f"| {algorithm} | {distance:.2f} % | {cosine:.5f} | {seconds:.0f} s | {size:.1f} MB |", flush=True)
+        print(
+            f"| {algorithm} | {distance:.2f} % | {cosine:.5f} | {seconds:.0f} s | {peak:.2f} GB | {size:.1f} MB |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

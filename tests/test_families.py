@@ -46,6 +46,9 @@ MOST_KL = {None: 1e-5, "W8A16": 1e-3, "W8A16_GPTQ": 1e-3, "W8A8_SQ_PER_CHANNEL_P
 
 # Distance of an encoder's hidden states from the float32 source's, whose GELU is exact and whose epsilon is smaller.
 MOST_DISTANCE = {None: 0.002, "W8A16": 0.01, "W8A16_GPTQ": 0.01}
+# Distance of unquantized hidden states in float16, whose steps are 0.001 apart; and where two scores are nearly equal,
+# so that a token may be sent to another expert.
+MOST_ROUNDED, MOST_SENT_ELSEWHERE = 0.002, 0.03
 
 
 def test_every_family_has_a_model() -> None:
@@ -81,6 +84,8 @@ def test_what_is_written_computes_what_the_source_does(
     assert_same_layers(whole, many)
     accuracy = measure(whole, model, str(model.parent / "ids.safetensors"), 8, 24)
     assert accuracy.beyond is None
+    if algo is None:
+        assert max(accuracy.layer_errors) < (MOST_SENT_ELSEWHERE if family.experts or family.mixture else MOST_ROUNDED)
     if family.task is not None:
         assert accuracy.distance < MOST_DISTANCE.get(algo, 0.15)
         assert accuracy.cosine > 1 - MOST_DISTANCE.get(algo, 0.15) ** 2
