@@ -65,7 +65,8 @@ def layer_nodes(
     }
     plugins = [(plugin, [g for g in own if plugin in plugins_of(own[g])]) for plugin in catalog.QUANTIZATION]
     if gemm_plugin:
-        plain = gemm.IN_FUSED_LAYER if checkpoint.uniform else gemm.IN_LAYER
+        fused = checkpoint.uniform and checkpoint.config["hidden_act"] in gemm.FUSED_FUNCTIONS
+        plain = gemm.IN_FUSED_LAYER if fused else gemm.IN_LAYER
         plugins.append((plain, [group for group in own if own[group] is None]))
     plugins.append((catalog.ATTENTION if family.task is None else catalog.ENCODER_ATTENTION, list(own)))
     if family.experts:
@@ -80,10 +81,12 @@ def sites(family: Family, site: Site, groups: list[Group]) -> tuple[str, ...]:
     linears = [family.linear(name) for group in groups for name in group.linears]
     if site == "linear":
         return tuple(linear.name for linear in linears)
-    if site == "group":
-        return tuple(group.name for group in groups)
+    if site == "fused linear":
+        gated = {"mlp.fc": "mlp.fc+gate"} if any(linear.name == "mlp.gate" for linear in linears) else {}
+        return tuple(gated.get(linear.name, linear.name) for linear in linears if linear.name != "mlp.gate")
     if site == "column linear":
-        return tuple(linear.name for linear in linears if linear.cut == COLUMNS) + (("mlp",) if family.experts else ())
+        cut = [linear.name for linear in linears if linear.cut == COLUMNS] + (["mlp"] if family.experts else [])
+        return ("+".join(cut),) if family.one_all_reduce else tuple(cut)
     if site in ("rmsnorm", "layernorm"):
         norms = [family.norm(group.norm) for group in groups if group.norm is not None]
         return tuple(norm.name for norm in norms if site == f"{norm.kind}norm")

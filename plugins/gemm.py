@@ -12,6 +12,8 @@ PLUGIN = Plugin(
     "gemm_plugin",
     "none",
 )
-# The same in layers whose linears are not quantized, and in models without any that are: there gate and up are one.
+# The same in layers whose linears are not quantized, and in models without any that are: there gate and up are one,
+# if between them stands one of these functions.
 IN_LAYER = replace(PLUGIN, site="linear")
-IN_FUSED_LAYER = replace(PLUGIN, site="group")
+IN_FUSED_LAYER = replace(PLUGIN, site="fused linear")
+FUSED_FUNCTIONS = ("silu", "gelu")

@@ -17,7 +17,7 @@ FP8: Generations = ((89, 90), (100, 121))
 FP8_SCALED: Generations = ((89, 90), (120, 121))
 FP8_INTEGER: Generations = ((89, 90),)
 
-Site = Literal["linear", "group", "column linear", "rmsnorm", "layernorm", "input", "attention", "experts", "none"]
+Site = Literal["linear", "fused linear", "column linear", "rmsnorm", "layernorm", "input", "attention", "experts", "none"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Plugin:
         name, version, namespace: the key in TensorRT's plugin registry.
         fields: names of its creation fields, in order.
         config_key: the PluginConfig entry that enables it.
-        site: what makes one node of it in a decoder layer: every "linear", every "group" of linears that read one
-            input, every "column linear" (cut along in_features by tensor parallelism), every "rmsnorm" or "layernorm"
+        site: what makes one node of it in a decoder layer: every "linear", every "fused linear" (gate and up are
+            one), every "column linear" (cut along in_features by tensor parallelism), every "rmsnorm" or "layernorm"
             before linears, every "input" of linears that no norm makes, the "attention"; "none" for plugins outside
             the layers.
         gpus: the GPU generations that run it.
