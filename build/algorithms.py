@@ -5,7 +5,7 @@ Source: TensorRT-LLM 0.16 to 1.2 (quantization/mode.py, builder.py, _torch/modul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from ..convert.quantize.scheme import Scheme
@@ -25,23 +25,25 @@ class Algorithm:
     Attributes:
         gpus: the GPU generations.
         why: what keeps it from the others.
-        instead: what would work there.
+        instead: what would work there; the first that the model can have.
         since: the first release that has it.
     """
 
     gpus: Generations = ANY
     why: str = ""
-    instead: str = ""
+    instead: tuple[str, ...] = ()
     since: str = "0.16.0"
 
 
 INTEGERS = Algorithm(
     INTEGER,
     "TensorRT-LLM's builder refuses INT8 and INT4 on SM 100 to 119",
-    "FP8 there, or an Ampere, Ada or Hopper GPU",
+    ("FP8 there, or an Ampere, Ada or Hopper GPU",),
 )
 EIGHT_BITS = Algorithm(
-    FP8, "FP8 needs Ada, Hopper or Blackwell (SM 89 or above)", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+    FP8,
+    "FP8 needs Ada, Hopper or Blackwell (SM 89 or above)",
+    ("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_CHANNEL", "W8A16", "another GPU"),
 )
 # By the generations that run them.
 EXPLAINED = {
@@ -50,14 +52,14 @@ EXPLAINED = {
         Algorithm(),
         INTEGERS,
         EIGHT_BITS,
-        Algorithm(FP8_SCALED, "TensorRT-LLM's builder refuses scales per channel or token on SM 100 to 119", "FP8"),
-        Algorithm(FP8_INTEGER, "its kernels are for Ada and Hopper (SM 89 and 90)", "W4A16_AWQ"),
+        Algorithm(FP8_SCALED, "TensorRT-LLM's builder refuses scales per channel or token on SM 100 to 119", ("FP8",)),
+        Algorithm(FP8_INTEGER, "its kernels are for Ada and Hopper (SM 89 and 90)", ("W4A16_AWQ",)),
     )
 }
 WEIGHTS: dict[str | None, Algorithm] = {
     None: Algorithm(),
     **{name: EXPLAINED[kind_of(scheme).gpus(scheme)] for name, scheme in SCHEMES.items()},
-    "NVFP4": Algorithm(((100, 121),), "NVFP4 needs Blackwell (SM 100 or above)", "FP8", since="0.17.0"),
+    "NVFP4": Algorithm(((100, 121),), "NVFP4 needs Blackwell (SM 100 or above)", ("FP8",), since="0.17.0"),
 }
 PYTORCH_ONLY = (
     "FP8_BLOCK_SCALES",
@@ -70,12 +72,17 @@ PYTORCH_ONLY = (
 KV_CACHE: dict[str | None, Algorithm] = {
     None: Algorithm(),
     "INT8": INTEGERS,
-    "FP8": replace(EIGHT_BITS, instead="an INT8 cache"),
+    "FP8": replace(EIGHT_BITS, instead=("an INT8 cache",)),
 }
 
 
 def refusal(
-    algorithms: Iterable[str | None], kv_cache: str | None, dtype: str, release: Release, sm: int
+    algorithms: Iterable[str | None],
+    kv_cache: str | None,
+    dtype: str,
+    release: Release,
+    sm: int,
+    never: Collection[str] = (),
 ) -> str | None:
     """Why this cannot be built, and what would; None if it can.
 
@@ -84,12 +91,15 @@ def refusal(
         kv_cache: a QuantAlgo name, or None.
         dtype: the engine's dtype.
         sm: the GPU's generation.
+        never: algorithms that this model cannot have.
     """
-    reasons = (refusal_of(algorithm, kv_cache, dtype, release, sm) for algorithm in algorithms)
+    reasons = (refusal_of(algorithm, kv_cache, dtype, release, sm, never) for algorithm in algorithms)
     return next((reason for reason in reasons if reason), None)
 
 
-def refusal_of(algorithm: str | None, kv_cache: str | None, dtype: str, release: Release, sm: int) -> str | None:
+def refusal_of(
+    algorithm: str | None, kv_cache: str | None, dtype: str, release: Release, sm: int, never: Collection[str]
+) -> str | None:
     """``refusal`` of one algorithm."""
     if algorithm in PYTORCH_ONLY:
         return f"{algorithm} exists only in the PyTorch backend; the engine backend has {listed(WEIGHTS)}"
@@ -108,7 +118,8 @@ def refusal_of(algorithm: str | None, kv_cache: str | None, dtype: str, release:
         if number(release.version) < number(known.since):
             return f"{what} begins with TensorRT-LLM {known.since}; {release.version} does not know it"
         if not within(sm, known.gpus):
-            return f"{what} cannot be built for SM {sm}: {known.why}; use {known.instead}"
+            instead = next(name for name in known.instead if name not in never)
+            return f"{what} cannot be built for SM {sm}: {known.why}; use {instead}"
     new_enough = number(release.version) >= number(W4A8_BFLOAT16_ON_HOPPER)
     if (algorithm, dtype, sm) == ("W4A8_AWQ", "bfloat16", 90) and not new_enough:
         return (

@@ -25,6 +25,8 @@ PLUGIN_DEFAULTS: dict[str, Any] = {
     "reduce_fusion": False,
     "streamingllm": False,
 }
+# Where a checkpoint says no max_position_embeddings, as under ALiBi.
+POSITIONS_UNSAID = 2048
 BUILD_DEFAULTS: dict[str, Any] = {
     "max_input_len": 1024,
     "max_batch_size": 2048,
@@ -54,7 +56,9 @@ def build_config(checkpoint: CheckpointFolder, release: Release, given: Given) -
     if given.get("gather_all_token_logits"):
         given = given | {"gather_context_logits": True, "gather_generation_logits": True}
     chosen = {into: values_for(into, given) for into in ("build", "plugin")}
-    config = BUILD_DEFAULTS | {"max_seq_len": checkpoint.positions} | chosen["build"]
+    unlimited = checkpoint.config.get("max_position_embeddings") is None
+    longest = POSITIONS_UNSAID if unlimited else checkpoint.positions
+    config = BUILD_DEFAULTS | {"max_seq_len": longest} | chosen["build"]
     config["kv_cache_type"] = str(config.get("kv_cache_type", "paged")).upper()
     if "max_input_len" not in given:
         config["max_input_len"] = min(config["max_input_len"], config["max_seq_len"])

@@ -41,6 +41,8 @@ class EngineFolder:
             raise InputError(f"{flag}: {self.folder} is not a folder")
         path = self.folder / "config.json"
         config = Reader(read_json(path, CONFIG_LIMIT), str(path))
+        if "pretrained_config" not in config.values:
+            raise InputError(f"{path} is not an engine's, but of a checkpoint; enginesmith build makes engines of it")
         pretrained, built = config.section("pretrained_config"), config.section("build_config")
         self.version = config.text("version")
         self.release = release_of(self.version, self.folder)

@@ -81,7 +81,7 @@ SHAPES = (
         "max_seq_len",
         "build",
         int,
-        "Longest sequence, prompt and output; default the model's positions.",
+        "Longest sequence, prompt and output; default the model's positions, of ALiBi 2048.",
         1,
         aliases=("max_decoder_seq_len",),
     ),

@@ -12,7 +12,7 @@ from typing import Any
 from ..convert.errors import InputError, printable, shown
 from ..convert.files.bounds import LARGEST
 from ..convert.models.family import LEARNED
-from ..convert.targets.trtllm.honoured import releases
+from ..convert.targets.trtllm.honoured import left_out, releases
 from ..convert.targets.trtllm.packing import arrangement
 from ..plugins import catalog
 from . import algorithms
@@ -104,7 +104,8 @@ def make_plan(checkpoint: CheckpointFolder, release: Release, gpu: GPU, wishes: 
             f"{checkpoint.architecture} is an encoder: plans are for engines with a KV cache; give the checkpoint to "
             "trtllm-build itself"
         )
-    reason = algorithms.refusal(checkpoint.algorithms, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm)
+    never = left_out(checkpoint.family) if checkpoint.family is not None else ()
+    reason = algorithms.refusal(checkpoint.algorithms, checkpoint.kv_cache, checkpoint.dtype, release, gpu.sm, never)
     if reason:
         raise InputError(reason)
     check_release(checkpoint, release)

@@ -185,8 +185,8 @@ def notes(done: Converted) -> Iterator[str]:
     shown = [f"{', '.join(map(str, some[:SHOWN_SCALES]))} of layer {index}" for index, some in few.items() if some]
     if shown:
         yield (
-            f"{sum(map(len, few.values()))} experts saw fewer than {FEW_TOKENS} calibration tokens, as {shown[0]}; "
-            "more text (--calib_size) or --calib_all_experts shows them more; enginesmith.json counts them all"
+            f"experts that saw fewer than {FEW_TOKENS} calibration tokens: {sum(map(len, few.values()))}, as "
+            f"{shown[0]}; more text (--calib_size) or --calib_all_experts shows more; enginesmith.json counts them all"
         )
     if done.manifest["options"]["kv_cache"] == "FP8":
         scales = [layer["kv_cache"]["scale"] for layer in done.manifest["layers"]]

@@ -17,7 +17,9 @@ FP8: Generations = ((89, 90), (100, 121))
 FP8_SCALED: Generations = ((89, 90), (120, 121))
 FP8_INTEGER: Generations = ((89, 90),)
 
-Site = Literal["linear", "fused linear", "column linear", "rmsnorm", "layernorm", "input", "attention", "experts", "none"]
+Site = Literal[
+    "linear", "fused linear", "column linear", "rmsnorm", "layernorm", "input", "attention", "experts", "none"
+]
 
 
 @dataclass(frozen=True)

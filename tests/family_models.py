@@ -24,7 +24,7 @@ GLM = {
     "padded_vocab_size": 102, "ffn_hidden_size": 512, "num_layers": 2, "kv_channels": 64, "multi_query_group_num": 2,
     "multi_query_attention": True, "add_qkv_bias": True, "seq_length": 64,
 }  # fmt: skip
-MOE = {"num_experts": 4, "moe_intermediate_size": 128, "num_experts_per_tok": 2}
+MOE = {"num_experts": 4, "moe_intermediate_size": 256, "num_experts_per_tok": 2}
 RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}
 # (class, changes of WIDE)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

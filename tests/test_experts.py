@@ -15,7 +15,7 @@ from enginesmith.build.network import rank_nodes, totals
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.numbers.rounding import weight_only
-from enginesmith.convert.prove.verify import structure_problems
+from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.calibrate import calibrate_layer
 from enginesmith.convert.statistics.wanted import EVERYTHING
@@ -116,7 +116,7 @@ def test_experts_that_saw_few_tokens_are_named(tmp_path: Path) -> None:
     words = ["convert", "--model_dir", folder, "--quant", "FP8", "--calib", tmp_path / "ids.safetensors"]
     words += ["--calib_size", 8, "--calib_seq_len", 24, "--dtype", "float16"]
     said = run(*words, "--output_dir", tmp_path / "few").stderr
-    assert "experts saw fewer than 64 calibration tokens" in said
+    assert "experts that saw fewer than 64 calibration tokens: " in said
     assert "fewer than" not in run(*words, "--output_dir", tmp_path / "all", "--calib_all_experts").stderr
     counts = json.loads((tmp_path / "few/enginesmith.json").read_text())["layers"][0]["experts"]["tokens"]
     assert sum(counts) == 8 * 24 * 2
@@ -125,14 +125,17 @@ def test_experts_that_saw_few_tokens_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"quant": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"}, "does not execute experts in it"),
+        ({"quant": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"}, "executes experts in it; use FP8, W8A16 or W4A16_AWQ"),
         ({"quant": "FP8_PER_CHANNEL_PER_TOKEN"}, "not for MixtralForCausalLM"),
         ({"tp_size": 2, "moe_ep_size": 3}, "--moe_ep_size 3 must divide --tp_size 2 and 4 experts"),
         (
             {"tp_size": 2, "moe_tp_size": 2, "moe_ep_size": 2},
             "--moe_tp_size 2 times --moe_ep_size 2 must be --tp_size 2",
         ),
-        ({"quant": "W8A16", "exclude": ("*layers.0.mlp*",)}, "experts are quantized as the model is"),
+        (
+            {"quant": "W8A16", "exclude": ("*layers.0.mlp*",)},
+            "give a pattern without them, as model.layers.0.self_attn",
+        ),
         ({"quant": "FP8", "save_stats": "stats"}, "--save_stats: statistics of experts are not kept in a file"),
     ],
 )
@@ -179,6 +182,17 @@ def test_releases_hold_experts_each_in_their_way(
     plan = ["build", "--checkpoint_dir", tmp_path / "ck", "--plan_only", "--gpu", gpu, "--max_seq_len", 64]
     assert words in run(*plan, "--output_dir", tmp_path / "old", "--release", wrong, expect=2).stderr
     run(*plan, "--output_dir", tmp_path / "new", "--release", right)
+
+
+def test_experts_of_awq_are_rounded_by_gptq_where_it_is_asked_for(tmp_path: Path) -> None:
+    model, kl = write_family(tmp_path / "hf", "Mixtral"), {}
+    for rounding in ("nearest", "gptq"):
+        checkpoint = converted(model, tmp_path / rounding, quant="W4A16_AWQ", group_size=64, rounding=rounding)
+        kl[rounding] = measure(checkpoint, model, str(model.parent / "ids.safetensors"), 8, 24).kl
+    nearest, gptq = (load_file(tmp_path / rounding / "rank0.safetensors") for rounding in kl)
+    for name in ("mlp.fc.weight", "mlp.proj.weight"):
+        assert not torch.equal(nearest[f"transformer.layers.0.{name}"], gptq[f"transformer.layers.0.{name}"])
+    assert kl["gptq"] < kl["nearest"]
 
 
 def test_experts_in_groups_are_held_as_later_releases_read_them(tmp_path: Path) -> None:

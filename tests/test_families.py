@@ -120,6 +120,50 @@ def test_layer_norms_are_quantized_by_their_own_plugin(algo: str, tmp_path: Path
     assert "input_layernorm" in said
 
 
+# Nodes of one layer on one of two ranks without quantization, from TensorRT-LLM 0.16's network builder.
+@pytest.mark.parametrize(
+    ("title", "products", "sums"),
+    [
+        ("Llama, Yi, DeepSeek-LLM, SmolLM", 4, 2),
+        ("Gemma", 5, 2),
+        ("Gemma 2", 5, 2),
+        ("GPT-J", 4, 1),
+        ("Phi-1, Phi-1.5, Phi-2", 4, 2),
+        ("Falcon 7B, 11B", 4, 1),
+        ("Falcon 40B, 180B", 4, 1),
+        ("Cohere Command R", 4, 2),
+    ],
+)
+def test_a_layer_has_the_nodes_of_its_network(
+    title: str, products: int, sums: int, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    converted(models(title), tmp_path / "ck", tp_size=2)
+    layer = [node for node in rank_nodes(CheckpointFolder(tmp_path / "ck"), 1) if node.layer == 0]
+    assert {name: count for name, count in totals(layer).items() if name in ("Gemm", "AllReduce")} == {
+        "AllReduce": sums,
+        "Gemm": products,
+    }
+
+
+@pytest.mark.parametrize("title", ["BLOOM, BLOOMZ", "MPT"])
+def test_positions_without_end_are_planned_as_trtllm_build_does(
+    title: str, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    converted(models(title), tmp_path / "ck", quant="W8A16")
+    run("build", "--checkpoint_dir", tmp_path / "ck", "--plan_only", "--gpu", "A100", "--output_dir", tmp_path / "plan")
+    assert json.loads((tmp_path / "plan" / "build_config.json").read_text())["max_seq_len"] == 2048
+
+
+@pytest.mark.parametrize(("title", "instead"), [("Gemma 2", "W8A8_SQ_PER_CHANNEL"), ("Mixtral", "W8A8_SQ_PER_CHANNEL")])
+def test_what_a_gpu_cannot_run_is_answered_with_what_the_family_can_have(
+    title: str, instead: str, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    converted(models(title), tmp_path / "ck", quant="FP8")
+    words = ["build", "--checkpoint_dir", tmp_path / "ck", "--plan_only", "--output_dir", tmp_path / "plan"]
+    assert run(*words, "--gpu", "A100", expect=2).stderr.endswith(f"; use {instead}\n")
+    converted(models(title), tmp_path / "other", quant=instead)
+
+
 def test_norms_of_heads_need_a_release_that_has_them(tmp_path: Path) -> None:
     random_model(tmp_path / "hf", "Qwen3ForCausalLM", WIDE)
     converted_ids = {"input_ids": torch.arange(96).view(4, 24)}

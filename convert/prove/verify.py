@@ -295,5 +295,5 @@ def distance_failures(distance: float | None, most: float | None) -> list[str]:
     if distance is None:
         return ["the distance from the source is no number"]
     if most is not None and distance > most:
-        return [f"hidden states are {distance:.3g} % off the source's, more than --max_distance {most:g}"]
+        return [f"hidden states are {distance:.3g} % off the source's, more than --max_distance {most:g} %"]
     return []

@@ -74,11 +74,16 @@ def weight_alone(
     """A fused weight, float32 [out, in], whose input stays in floating point."""
     if scheme.granularity == GROUP:
         assert scheme.group_size is not None
-        return Grid.of(weight, scheme.group_size, scheme.bits, symmetric=True).stored(dtype).round(weight)
+        grid = Grid.of(weight, scheme.group_size, scheme.bits, symmetric=True).stored(dtype)
+        return by_gptq(weight, inputs, grid) if options.gptq(scheme) else grid.round(weight)
     rounded = weight_only(weight, scheme.bits)
     if options.gptq(scheme):
-        assert inputs is not None
         half = 2 ** (scheme.bits - 1)
-        grid = Grid(stored(rounded.scale, dtype).float(), None, -half, half - 1)
-        rounded = gptq(weight, inputs.gram_matrix(), grid, act_order=True)
+        rounded = by_gptq(weight, inputs, Grid(stored(rounded.scale, dtype).float(), None, -half, half - 1))
     return replace(rounded, scale=rounded.scale[:, 0])
+
+
+def by_gptq(weight: torch.Tensor, inputs: InputStatistics | None, grid: Grid) -> QuantizedLinear:
+    """A weight, rounded so that its products with the inputs of calibration change least."""
+    assert inputs is not None
+    return gptq(weight, inputs.gram_matrix(), grid, act_order=True)

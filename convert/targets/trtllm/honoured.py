@@ -24,7 +24,7 @@ ROWWISE = tuple(str(scheme.name) for scheme in Fp8Rowwise.schemes)
 QSERVE = tuple(str(scheme.name) for kind in (QServeGroup, QServeChannel) for scheme in kind.schemes)
 REPLACING = PLUGINS + ROWWISE + QSERVE
 EVERY = tuple(str(scheme.name) for scheme in SCHEMES.values())
-EXPERTS = "TensorRT-LLM does not execute experts in it; use W8A16, W4A16 or FP8"
+EXPERTS = "no release that knows the family executes experts in it; use FP8, W8A16 or W4A16_AWQ"
 KEPT_BY = "use W8A8_SQ_PER_CHANNEL, FP8 or W8A16"
 
 FamilyRule = tuple[Callable[[Family], bool], tuple[str, ...], str]
@@ -60,7 +60,7 @@ FAMILIES: tuple[FamilyRule, ...] = (
     (
         lambda family: family.task is not None and bool(family.task.projections),
         EVERY,
-        "TensorRT-LLM quantizes what stands behind the last layer too, which is not written here; leave --quant away",
+        "TensorRT-LLM quantizes the head behind the last layer too, and that is not written here; leave --quant away",
     ),
 )
 MODELS: tuple[ModelRule, ...] = (

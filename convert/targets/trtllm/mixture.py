@@ -52,16 +52,16 @@ def check_experts(precision: Precision) -> None:
     """Raise InputError where experts are not quantized as the model is: TensorRT-LLM names no module of theirs."""
     if precision.model.family.experts and quant_algo(precision) == MIXED_PRECISION:
         raise InputError(
-            "--quant_layer: of a model with experts TensorRT-LLM knows no mixture of algorithms; --exclude leaves "
-            "linears of the attention in floating point"
+            "--quant_layer: TensorRT-LLM knows no mixture of algorithms in a model with experts; --exclude "
+            "'*.self_attn.*' leaves what is no expert in floating point"
         )
     for mlp in precision.model.family.experts:
         for linear in (*mlp.first, mlp.last):
             for index in range(precision.model.num_hidden_layers):
                 if precision.others.get((index, linear.name), precision.base) != precision.base:
                     raise InputError(
-                        f"layer {index}: {linear.name}: experts are quantized as the model is, or not with it; leave "
-                        "them out of the pattern, or use another --quant"
+                        f"layer {index}: {linear.name}: TensorRT-LLM knows experts under the model's algorithm alone; "
+                        f"give a pattern without them, as model.layers.{index}.self_attn"
                     )
 
 
