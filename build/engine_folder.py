@@ -40,9 +40,11 @@ class EngineFolder:
         if not self.folder.is_dir():
             raise InputError(f"{flag}: {self.folder} is not a folder")
         path = self.folder / "config.json"
+        if not path.exists() and (self.folder / "plan.json").exists():
+            raise InputError(f"{flag}: {self.folder} is a plan; bash {self.folder / 'build.sh'} makes an engine of it")
         config = Reader(read_json(path, CONFIG_LIMIT), str(path))
         if "pretrained_config" not in config.values:
-            raise InputError(f"{path} is not an engine's, but of a checkpoint; enginesmith build makes engines of it")
+            raise InputError(f"{path} has no pretrained_config, as an engine's has; enginesmith build plans engines")
         pretrained, built = config.section("pretrained_config"), config.section("build_config")
         self.version = config.text("version")
         self.release = release_of(self.version, self.folder)

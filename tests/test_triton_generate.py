@@ -269,12 +269,13 @@ def test_an_engine_with_pipeline_parallelism(tmp_path: Path) -> None:
     ("damage", "words"),
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+        (lambda folder: (folder / "config.json").rename(folder / "plan.json"), "engine is a plan; bash "),
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not readable as JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "not UTF-8 text"),
         (
             lambda folder: (folder / "config.json").write_text('{"version": "1.0.0"}'),
-            "pretrained_config.architecture must be a text",
+            "config.json has no pretrained_config, as an engine's has; enginesmith build plans engines",
         ),
         (lambda folder: (folder / "rank1.engine").unlink(), "rank1.engine is missing"),
         (lambda folder: (folder / "rank2.engine").touch(), "rank2.engine belongs to another build"),
