@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from ..convert.quantize.scheme import Scheme
 from ..convert.targets.trtllm.formats import SCHEMES, kind_of
+from ..convert.targets.trtllm.releases import number
 from ..plugins import catalog
 from ..plugins.identity import ANY, FP8, FP8_INTEGER, FP8_SCALED, INTEGER, Generations, Plugin, within
-from .releases import RELEASES, Release, number
+from .releases import RELEASES, Release
 
 # Until then the plugin had bfloat16 with FP8 for Ada alone (0.16's release notes, and its sources).
 W4A8_BFLOAT16_ON_HOPPER = "0.17.0"
@@ -43,7 +44,7 @@ INTEGERS = Algorithm(
 EIGHT_BITS = Algorithm(
     FP8,
     "FP8 needs Ada, Hopper or Blackwell (SM 89 or above)",
-    ("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_CHANNEL", "W8A16", "another GPU"),
+    ("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_CHANNEL", "W8A16"),
 )
 # By the generations that run them.
 EXPLAINED = {
@@ -118,7 +119,7 @@ def refusal_of(
         if number(release.version) < number(known.since):
             return f"{what} begins with TensorRT-LLM {known.since}; {release.version} does not know it"
         if not within(sm, known.gpus):
-            instead = next(name for name in known.instead if name not in never)
+            instead = next((name for name in known.instead if name not in never), "another GPU")
             return f"{what} cannot be built for SM {sm}: {known.why}; use {instead}"
     new_enough = number(release.version) >= number(W4A8_BFLOAT16_ON_HOPPER)
     if (algorithm, dtype, sm) == ("W4A8_AWQ", "bfloat16", 90) and not new_enough:

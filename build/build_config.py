@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..convert.errors import InputError
+from ..convert.targets.trtllm.releases import number
 from ..plugins import catalog
 from .algorithms import enabled_by, fuses_mlp
 from .checkpoint_folder import CheckpointFolder
 from .flags import BY_NAME, Flag
-from .releases import Release, number
+from .releases import Release
 
 PLUGIN_DEFAULTS: dict[str, Any] = {
     "gpt_attention_plugin": "auto",

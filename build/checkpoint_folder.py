@@ -14,7 +14,7 @@ from pathlib import Path
 from ..convert.errors import InputError, shown
 from ..convert.files.disk import DTYPE_NAMES, MANIFEST, sha256, text_digest
 from ..convert.files.shard import Shard
-from ..convert.models.family import COLUMNS
+from ..convert.models.pieces import COLUMNS
 from ..convert.quantize.precision import Precision
 from ..convert.targets.trtllm.formats import SCHEMES
 from ..convert.targets.trtllm.layout import rank_tensors, rotary_tables

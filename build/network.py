@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..convert.errors import InputError
 from ..convert.models.families import FAMILIES
-from ..convert.models.family import COLUMNS, Family, Group
+from ..convert.models.family import Family
+from ..convert.models.pieces import COLUMNS, Group
 from ..convert.targets.trtllm.formats import SCHEMES
 from ..plugins import catalog, gemm, mixture_of_experts, nccl
 from ..plugins.identity import Plugin, Site
@@ -60,9 +61,7 @@ def layer_nodes(
 ) -> list[tuple[Plugin, tuple[str, ...]]]:
     """The plugins of one decoder layer, and where each has its nodes."""
     algorithms = checkpoint.layer_algorithms(layer)
-    own = {
-        group: algorithms[group.linears[0]] for group in family.groups if family.linear(group.linears[0]).expert is None
-    }
+    own = {group: algorithms[group.linears[0]] for group in family.groups if group.name not in family.of_experts}
     plugins = [(plugin, [g for g in own if plugin in plugins_of(own[g])]) for plugin in catalog.QUANTIZATION]
     if gemm_plugin:
         fused = checkpoint.uniform and checkpoint.config["hidden_act"] in gemm.FUSED_FUNCTIONS

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..convert.errors import InputError, printable, shown
 from ..convert.files.bounds import LARGEST
-from ..convert.models.family import LEARNED
+from ..convert.models.pieces import LEARNED
 from ..convert.targets.trtllm.honoured import left_out, releases
 from ..convert.targets.trtllm.packing import arrangement
+from ..convert.targets.trtllm.releases import number
 from ..plugins import catalog
 from . import algorithms
 from .build_config import build_config, quantization_plugins
@@ -22,7 +23,7 @@ from .engine_folder import window_list
 from .features import check_features
 from .gpus import GPU
 from .memory import Memory, gibibytes, rank_memory
-from .releases import Release, number
+from .releases import Release
 from .wishes import Wishes
 
 LATENCY_BATCH = 8

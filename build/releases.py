@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..convert.errors import InputError
+from ..convert.targets.trtllm.releases import number
 from ..plugins.identity import Generations
 
 
@@ -83,13 +84,3 @@ def find(version: str) -> Release:
         why = " (1.2.1 is the last stable release with the engine backend)" if later else ""
         raise InputError(f"--release {version} is not a release that engines are planned for{why}; use one of: {known}")
     return matches[-1]
-
-
-def number(version: str) -> tuple[int, ...]:
-    """A version as numbers to compare: "1.2.1" -> (1, 2, 1); what follows a part that is no number is dropped."""
-    parts: list[int] = []
-    for part in version.split("."):
-        if not part.isdecimal():
-            break
-        parts.append(int(part))
-    return tuple(parts)

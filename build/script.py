@@ -10,10 +10,10 @@ from typing import Any
 
 from ..convert.files.disk import write_json
 from ..convert.files.staging import MARK, RESUMABLE
+from ..convert.targets.trtllm.releases import number
 from . import build_engine
 from .flags import BUILD, PLUGINS, SHAPES, Flag
 from .plan import Plan
-from .releases import number
 
 BUILD_SH = """#!/usr/bin/env bash
 # Builds engines for TensorRT-LLM {release} on {gpu}.

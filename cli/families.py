@@ -10,16 +10,14 @@ import click
 from ..convert.models.families import TESTED
 from ..convert.models.family import Family
 from ..convert.targets.trtllm.formats import SCHEMES
-from ..convert.targets.trtllm.honoured import left_out
+from ..convert.targets.trtllm.honoured import PLUGINS, QSERVE, left_out
+from ..convert.targets.trtllm.releases import LAST
 from ..jobs import families as known
 from .options import Command
 
 HEAD = ("family", "Hugging Face's classes", "TensorRT-LLM", "`--quant`", "real weights tried")
 # Algorithms that are named together.
-NAMES = {
-    "the SmoothQuant plugins": tuple(name for name in SCHEMES if name.startswith("W8A8_SQ") and "PLUGIN" in name),
-    "QServe": tuple(name for name in SCHEMES if "QSERVE" in name),
-}
+NAMES = {"the SmoothQuant plugins": PLUGINS, "QServe": QSERVE}
 
 
 @click.command(cls=Command)
@@ -34,7 +32,7 @@ def families(as_json: bool, markdown: bool) -> None:
     else:
         for family in known():
             click.echo(
-                f"{family.title} ({', '.join(family.architectures)}): TensorRT-LLM {family.since} to 1.2.1"
+                f"{family.title} ({', '.join(family.architectures)}): TensorRT-LLM {family.since} to {LAST}"
                 + (f"; tried with {', '.join(tested(family))}" if tested(family) else "")
             )
             for reason, algorithms in by_reason(family).items():
@@ -65,7 +63,7 @@ def table() -> list[tuple[str, ...]]:
         quant = (
             "none" if set(left_out(family)) == set(SCHEMES) else f"all but {', '.join(without)}" if without else "all"
         )
-        rows.append((family.title, classes, f"{family.since} to 1.2.1", quant, ", ".join(tested(family)) or "-"))
+        rows.append((family.title, classes, f"{family.since} to {LAST}", quant, ", ".join(tested(family)) or "-"))
     return rows
 
 

@@ -32,8 +32,8 @@ class Plugin:
         config_key: the PluginConfig entry that enables it.
         site: what makes one node of it in a decoder layer: every "linear", every "fused linear" (gate and up are
             one), every "column linear" (cut along in_features by tensor parallelism), every "rmsnorm" or "layernorm"
-            before linears, every "input" of linears that no norm makes, the "attention"; "none" for plugins outside
-            the layers.
+            before linears, every "input" of linears that no norm makes, the "attention", the
+            "experts" of a mixture; "none" for plugins outside the layers.
         gpus: the GPU generations that run it.
         dtypes: engine dtypes it is compiled for.
         in_multiple, out_multiple: what a linear's in_features and out_features on one rank must be multiples of.

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from enginesmith.convert.models.family import LEARNED
 from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.models.pieces import LEARNED
 from enginesmith.convert.models.shapes import seen
 from enginesmith.convert.numbers.inputs import InputStatistics
 from enginesmith.convert.quantize.layer import quantize_layer

@@ -17,9 +17,9 @@ from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
-from enginesmith.convert.models.family import INTERLEAVED
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.models.pieces import INTERLEAVED
 from enginesmith.convert.prove.execution import Accuracy
 from enginesmith.convert.prove.verify import accuracy_failures, measure
 from enginesmith.convert.quantize.layer import half_range

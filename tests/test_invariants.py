@@ -14,9 +14,9 @@ from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
-from enginesmith.convert.models.family import Linear
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.models.pieces import Linear
 from enginesmith.convert.models.rotation import Rotation, hartley
 from enginesmith.convert.numbers.smoothing import Block, Smoothing
 from enginesmith.convert.quantize.options import QuantizeOptions as Options

@@ -10,8 +10,9 @@ import pytest
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files.reader import Reader
-from enginesmith.convert.models.dimensions import Model, family_of, read_model
+from enginesmith.convert.models.dimensions import family_of, read_model
 from enginesmith.convert.models.family import Family
+from enginesmith.convert.models.model import Model
 from enginesmith.convert.quantize.precision import Precision
 from enginesmith.convert.targets.trtllm import honoured
 from enginesmith.convert.targets.trtllm.config import checkpoint_config

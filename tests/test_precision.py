@@ -19,8 +19,9 @@ from enginesmith.build.wishes import Wishes
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.compare import compare
 from enginesmith.convert.job.options import ConvertOptions
-from enginesmith.convert.models.dimensions import Model, read_model
+from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.families.llama import LLAMA
+from enginesmith.convert.models.model import Model
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.precision import Precision, mixed
 from enginesmith.convert.sources.folder import Source

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from ..releases import RELEASES, TRITON, number
+from ...convert.targets.trtllm.releases import number
+from ..releases import RELEASES, TRITON
 
 DOCKER = "docker run --rm --gpus all --net host --shm-size 2g --ulimit memlock=-1"
 

@@ -57,6 +57,17 @@ class Reader:
             raise self.wrong(key, "true or false")
         return value
 
+    def require(self, key: str, wanted: bool, why: str) -> None:
+        """Raise InputError where a flag is said that is not the wanted one."""
+        if self.flag(key, wanted) != wanted:
+            raise InputError(f"{self.file}: {self.prefix}{key} must be {str(wanted).lower()}: {why}")
+
+    def integer_or_none(self, key: str) -> int | None:
+        return self.integer(key) if self.has(key) else None
+
+    def number_or_none(self, key: str) -> float | None:
+        return self.number(key) if self.has(key) else None
+
     def text(self, key: str, default: str | None = None) -> str:
         """A name."""
         value = self._value(key, default)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..models.dimensions import Model
+from ..models.model import Model
 from ..sources.folder import Source
 from ..sources.text import Tokens, check_length, check_text, read_tokens
 from .options import ConvertOptions

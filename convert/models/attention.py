@@ -6,8 +6,8 @@ import math
 
 from ...plugins.gpt_attention import Heads
 from ...plugins.lazy import torch
-from .dimensions import Model
-from .family import INTERLEAVED, SCALED_ALIBI
+from .model import Model
+from .pieces import INTERLEAVED, SCALED_ALIBI
 
 
 def heads_of(model: Model, layer: int) -> Heads:

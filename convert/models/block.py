@@ -21,7 +21,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from ...plugins.mixture_of_experts import Routed
-from .family import BEHIND, PARALLEL, SANDWICHED, SEQUENTIAL, Family, Linear, Mlp, Norm
+from .family import Family
+from .pieces import BEHIND, PARALLEL, SANDWICHED, SEQUENTIAL, Linear, Mlp, Norm
 
 # What a linear reads, and what it makes: a tensor, or more where a caller keeps more.
 Read = TypeVar("Read")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ...plugins.lazy import torch
-from .dimensions import Model
+from .model import Model
 from .task import Projection
 
 

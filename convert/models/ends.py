@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from ...plugins import layernorm_quantization, rmsnorm_quantization
 from ...plugins.lazy import torch
-from .dimensions import Model
-from .family import LAYER, Norm
+from .model import Model
+from .pieces import LAYER, Norm
 
 Change = Callable[["torch.Tensor"], "torch.Tensor"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .family import COLUMNS, EVEN, ROWS, Family, Group, Linear, Mlp, View
+from .family import Family
 from .mixture import Names
+from .pieces import COLUMNS, EVEN, ROWS, Group, Linear, Mlp, View
 
 # TensorRT-LLM's names: one tensor holds the same matrix of all experts.
 FIRST, LAST, SHARED = "mlp.fc", "mlp.proj", "mlp.shared_expert"

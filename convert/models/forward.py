@@ -12,9 +12,9 @@ from ...plugins import gpt_attention
 from ...plugins.mixture_of_experts import Routed, route
 from . import block
 from .attention import heads_of
-from .dimensions import Model
-from .family import LAYER, Linear, Mlp, Norm
 from .mixture import Gate
+from .model import Model
+from .pieces import LAYER, Linear, Mlp, Norm
 from .rotary import Turns, rotary_frequencies
 
 Tensors = dict[str, torch.Tensor]
@@ -34,7 +34,7 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
 
 
 Function = Callable[[torch.Tensor], torch.Tensor]
-# By Hugging Face's names, and by TensorRT-LLM's, who approximates every GELU.
+# By Hugging Face's names.
 ACTIVATIONS: dict[str, Function] = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), gelu),
     "silu": functional.silu,
@@ -42,14 +42,6 @@ ACTIVATIONS: dict[str, Function] = {
     "relu": functional.relu,
     "relu2": squared_relu,
     "gelu": functional.gelu,
-}
-ENGINE_ACTIVATIONS: dict[str, Function] = {
-    **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"), gelu),
-    "silu": functional.silu,
-    "swiglu": functional.silu,
-    "geglu": gelu,
-    "relu": functional.relu,
-    "squared-relu": squared_relu,
 }
 
 

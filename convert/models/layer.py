@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .dimensions import Model
-from .family import Group, Linear
+from .model import Model
+from .pieces import Group, Linear
 
 Tensors = dict[str, torch.Tensor]
 

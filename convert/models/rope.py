@@ -115,8 +115,11 @@ def longrope(section: Reader, said: Reader, positions: int) -> dict[str, Any]:
     }
 
 
-def longrope_scale(scaling: dict[str, Any], positions: int) -> float:
-    """What longrope multiplies cos and sin by, whatever the length: sqrt(1 + ln(grown) / ln(original))."""
+def table_scale(scaling: dict[str, Any] | None, positions: int) -> float:
+    """What an engine's cos and sin are multiplied by: of longrope sqrt(1 + ln(grown) / ln(original)), whatever the
+    length; else 1."""
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return 1.0
     original = scaling["original_max_position_embeddings"]
     return math.sqrt(1 + math.log(max(positions / original, 1.0)) / math.log(original))
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ...plugins.lazy import torch
-from .dimensions import Model
-from .family import INTERLEAVED
-from .rope import longrope_scale
+from .model import Model
+from .pieces import INTERLEAVED
+from .rope import table_scale
 
 Change = Callable[["torch.Tensor"], "torch.Tensor"]
 
@@ -89,11 +89,11 @@ class Turns:
     """
 
     def __init__(self, model: Model, frequencies: torch.Tensor, tokens: int, change: Change):
-        self.model, scale, scaling = model, 1.0, model.rotary_scaling
+        self.model, scaling = model, model.rotary_scaling
+        scale = table_scale(scaling, model.max_position_embeddings)
         if scaling is not None and scaling["rope_type"] == "longrope":
             longer = tokens > scaling["original_max_position_embeddings"]
             frequencies = frequencies / torch.tensor(scaling["long_factor" if longer else "short_factor"])
-            scale = longrope_scale(scaling, model.max_position_embeddings)
         self.whole = tuple(change(table * scale) for table in rotary_tables(model, frequencies, tokens))
         self.windowed = self.whole
         if model.local_base is not None:

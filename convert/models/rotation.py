@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from .dimensions import Model
+from .model import Model
 
 Tensors = dict[str, torch.Tensor]
 # Rows rotated at once: bounds the memory of a large embedding's transform.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...plugins.lazy import torch
-from .dimensions import Model
-from .family import EVEN, STACKED, View
+from .model import Model
+from .pieces import EVEN, STACKED, View
 
 SUFFIXES = ("weight", "bias")
 
@@ -73,7 +73,7 @@ def logical(model: Model, read: Callable[[str], torch.Tensor]) -> dict[str, torc
         sizes = model.out_features(linear.name)
         for part in linear.parts:
             view = family.view(part)
-            for suffix in ("weight", "bias") if model.has_bias(linear.name) else ("weight",):
+            for suffix in SUFFIXES if model.has_bias(linear.name) else SUFFIXES[:1]:
                 tensor = held[view.named(suffix)]
                 if view.order == EVEN and view.piece is not None:
                     tensor = tensor.chunk(model.num_experts)[view.piece]

@@ -32,6 +32,11 @@ class EncoderAccuracy:
     few_tokens_error: float | None = None
     many_tokens_error: float | None = None
 
+    @property
+    def own_figures(self) -> dict[str, float]:
+        """What decoders have not, by the names that JSON has for it."""
+        return {"distance_percent": 100 * self.distance, "cosine": self.cosine}
+
 
 def compare_scores(of_classes: bool, wanted: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
     """Mean KL(wanted || got), and the share of equal most likely ones, float64 [2].
@@ -45,18 +50,3 @@ def compare_scores(of_classes: bool, wanted: torch.Tensor, got: torch.Tensor) ->
     divergence = (p.exp() * (p - q)).sum(axis).mean()
     same = (p.argmax(axis) == q.argmax(axis)).double().mean()
     return torch.stack((divergence, same)).cpu()
-
-
-def figures(accuracy: EncoderAccuracy) -> dict[str, object]:
-    """An encoder's accuracy by the names that JSON has for it."""
-    return {
-        "tokens": accuracy.tokens,
-        "distance_percent": 100 * accuracy.distance,
-        "cosine": accuracy.cosine,
-        "mean_kl": accuracy.kl,
-        "top1_agreement": accuracy.top1,
-        "layer_errors": accuracy.layer_errors,
-        "beyond_range": accuracy.beyond,
-        "few_tokens_error": accuracy.few_tokens_error,
-        "many_tokens_error": accuracy.many_tokens_error,
-    }

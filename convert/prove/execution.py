@@ -59,6 +59,15 @@ class Accuracy:
     def increase_percent(self) -> float:
         return 100 * (self.perplexity / self.reference_perplexity - 1)
 
+    @property
+    def own_figures(self) -> dict[str, float]:
+        """What encoders have not, by the names that JSON has for it."""
+        return {
+            "perplexity": self.perplexity,
+            "reference_perplexity": self.reference_perplexity,
+            "ppl_increase_percent": self.increase_percent,
+        }
+
 
 class Reference:
     """The source model in float32.

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
 from ...plugins import gpt_attention
 from ...plugins.mixture_of_experts import Routed, route
 from ..models import block
 from ..models.attention import heads_of
-from ..models.dimensions import Model
 from ..models.ends import Head, engine_norm
-from ..models.family import Group, Linear, Mlp, Norm
-from ..models.forward import ENGINE_ACTIVATIONS
+from ..models.forward import Function, gelu, squared_relu
 from ..models.mixture import Gate
+from ..models.model import Model
+from ..models.pieces import Group, Linear, Mlp, Norm
 from ..models.rotary import Turns
 from ..numbers.finite import finite
 from ..quantize.scheme import LayerSchemes, Scheme
@@ -24,6 +25,15 @@ from ..targets.trtllm.formats.base import Activation, Engine, Format
 from ..targets.trtllm.layout import CACHE_SCALE
 
 Tensors = dict[str, torch.Tensor]
+# By TensorRT-LLM's names, who approximates every GELU.
+ENGINE_ACTIVATIONS: dict[str, Function] = {
+    **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"), gelu),
+    "silu": functional.silu,
+    "swiglu": functional.silu,
+    "geglu": gelu,
+    "relu": functional.relu,
+    "squared-relu": squared_relu,
+}
 
 
 class Runtime:

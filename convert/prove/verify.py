@@ -14,7 +14,7 @@ from ...plugins.lazy import torch
 from ..device import check_device, pick_device
 from ..errors import InputError, printable
 from ..files.disk import sha256
-from ..models.dimensions import Model
+from ..models.model import Model
 from ..sources.folder import Source
 from ..sources.text import check_length, check_text
 from ..targets.trtllm import token_types
@@ -226,20 +226,9 @@ def summary(accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) ->
 
 def figures(accuracy: Accuracy | EncoderAccuracy) -> dict[str, Any]:
     """An accuracy as one JSON object."""
-    from .encoders import EncoderAccuracy
-    from .encoders import figures as of_encoder
-
-    values = of_encoder(accuracy) if isinstance(accuracy, EncoderAccuracy) else of_decoder(accuracy)
-    return {name: finite(value) for name, value in values.items() if value is not None}
-
-
-def of_decoder(accuracy: Accuracy) -> dict[str, Any]:
-    """``figures`` of what predicts the next token."""
-    return {
+    values = {
         "tokens": accuracy.tokens,
-        "perplexity": accuracy.perplexity,
-        "reference_perplexity": accuracy.reference_perplexity,
-        "ppl_increase_percent": accuracy.increase_percent,
+        **accuracy.own_figures,
         "mean_kl": accuracy.kl,
         "top1_agreement": accuracy.top1,
         "layer_errors": accuracy.layer_errors,
@@ -247,6 +236,7 @@ def of_decoder(accuracy: Accuracy) -> dict[str, Any]:
         "few_tokens_error": accuracy.few_tokens_error,
         "many_tokens_error": accuracy.many_tokens_error,
     }
+    return {name: finite(value) for name, value in values.items() if value is not None}
 
 
 def finite(value: Any) -> Any:

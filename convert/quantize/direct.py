@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..models.family import Group, Linear
 from ..models.layer import Layer
+from ..models.pieces import Group, Linear
 from ..numbers import fp8, qserve
 from ..numbers.gptq import gptq
 from ..numbers.inputs import InputStatistics

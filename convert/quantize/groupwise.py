@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..models.family import Group
 from ..models.layer import Layer
+from ..models.pieces import Group
 from ..numbers import awq
 from ..numbers.gptq import Compensation, round_by
 from ..numbers.gram import output_energy

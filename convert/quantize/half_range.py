@@ -9,10 +9,10 @@ from operator import itemgetter
 import torch
 
 from ..errors import InputError
-from ..models.dimensions import Model
-from ..models.family import INTERLEAVED
 from ..models.layer import Layer
-from ..models.rope import longrope_scale
+from ..models.model import Model
+from ..models.pieces import INTERLEAVED
+from ..models.rope import table_scale
 from ..statistics.layer import LayerStatistics
 
 LARGEST = torch.finfo(torch.float16).max
@@ -58,8 +58,6 @@ def places(layer: Layer, statistics: LayerStatistics) -> Iterator[tuple[float, s
 def rotated(amax: torch.Tensor, model: Model) -> torch.Tensor:
     """As far as the rotary embedding can turn two channels of a head into one. amax: [heads * head_size]."""
     turning = amax.view(-1, model.head_size)[:, : model.rotary_dim]
-    pairs = turning.unflatten(1, (-1, 2) if model.family.positions == INTERLEAVED else (2, -1))
-    turned: torch.Tensor = torch.linalg.vector_norm(pairs, dim=2 if model.family.positions == INTERLEAVED else 1)
-    scaling = model.rotary_scaling
-    longer = scaling is not None and scaling["rope_type"] == "longrope"
-    return turned * longrope_scale(scaling, model.max_position_embeddings) if scaling and longer else turned
+    sizes, axis = ((-1, 2), 2) if model.family.positions == INTERLEAVED else ((2, -1), 1)
+    turned: torch.Tensor = torch.linalg.vector_norm(turning.unflatten(1, sizes), dim=axis)
+    return turned * table_scale(model.rotary_scaling, model.max_position_embeddings)

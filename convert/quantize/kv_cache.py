@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 
 from ...plugins import fp8
-from ..models.family import Group
 from ..models.layer import Layer
+from ..models.pieces import Group
 from ..numbers.inputs import InputStatistics
 from ..numbers.rounding import SMALLEST
 from ..statistics.layer import LayerStatistics

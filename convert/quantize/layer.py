@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..models.family import Group
 from ..models.layer import Layer, Tensors
+from ..models.pieces import Group
 from ..numbers.quantized import QuantizedLinear
 from ..statistics.calibrate import Walk
 from ..statistics.layer import LayerStatistics

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from ..errors import InputError, shown
 from ..files.patterns import compiled
-from ..models.dimensions import Model
+from ..models.model import Model
 from .scheme import LayerSchemes, Scheme
 
 # What a KV cache can be quantized to.
@@ -43,12 +43,9 @@ class Precision:
 
     def executed(self, index: int) -> LayerSchemes:
         """The same, with what experts have under them."""
-        experts = {linear.name for mlp in self.model.family.experts for linear in (*mlp.first, mlp.last)}
         schemes = dict(self.layer(index))
-        for group in self.model.family.groups:
-            own = schemes[group.name].experts
-            if own is not None and group.linears[0] in experts:
-                schemes[group.name] = own
+        for name in self.model.family.of_experts:
+            schemes[name] = schemes[name].experts or schemes[name]
         return schemes
 
     @cached_property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
-from ..models.dimensions import Model
+from ..models.model import Model
 from ..statistics.wanted import Wanted
 from .options import QuantizeOptions
 from .precision import Precision
@@ -46,14 +46,13 @@ class Quantization:
     @property
     def plain(self) -> frozenset[str]:
         """Groups of experts of whose inputs no more is wanted than ranges: there are many of them."""
-        groups = {linear.name for mlp in self.model.family.experts for linear in (*mlp.first, mlp.last)}
         read = (
             (name, wanted(scheme, self.choices))
             for i in self.layers
             for name, scheme in self.precision.executed(i).items()
         )
         more = {name for name, own in read if own.tokens or own.gram or own.magnitude}
-        return frozenset(groups - more)
+        return self.model.family.of_experts - more
 
     @property
     def layers(self) -> range:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from ..errors import naming
-from ..models.dimensions import Model
 from ..models.ends import Embedding, Head
 from ..models.layer import Layer, Tensors
+from ..models.model import Model
 from ..models.rotary import rotary_frequencies, with_scaled_queries
 from ..models.rotation import Rotation
 from ..numbers.quantized import QuantizedLinear

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..models.family import HEADS, Group, Linear
 from ..models.layer import Layer
+from ..models.pieces import HEADS, Group, Linear
 from ..numbers.awq import scaled_gram
 from ..numbers.gptq import gptq
 from ..numbers.quantized import QuantizedLinear

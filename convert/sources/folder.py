@@ -17,10 +17,11 @@ from ..files.pinned import Pinned
 from ..files.reader import Reader
 from ..files.shard import DTYPES as STORED
 from ..files.shard import Shard
-from ..models.dimensions import Model, read_model
+from ..models.dimensions import read_model
 from ..models.encoder_head import EncoderHead, read_head
 from ..models.ends import Embedding, Head
-from ..models.family import Norm
+from ..models.model import Model
+from ..models.pieces import Norm
 from ..models.shapes import hugging_face_shapes, layer_shapes, logical, multiplied, shifted
 from ..numbers.finite import finite
 from ..numbers.quantized import QuantizedLinear

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files.bounded import in_child
 from ..files.disk import open_regular, shown_path, text_digest
 from ..files.shard import Shard
-from ..models.dimensions import Model
+from ..models.model import Model
 from .documents import BUILT_IN, blocks, built_in, documents
 from .records import dataset_files
 from .tokenizer import Tokenizer

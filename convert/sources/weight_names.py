@@ -10,8 +10,8 @@ from ...plugins.lazy import torch
 from ..errors import InputError, printable, shown
 from ..files.reader import Reader
 from ..files.shard import Shard
-from ..models.dimensions import Model
 from ..models.family import Family
+from ..models.model import Model
 from .readymade.kinds import Expected
 
 # Told what is done that the folder does not say in so many words.
@@ -156,7 +156,7 @@ def settle_biases(
             note(f"{', '.join(lacking)}: config.json declares biases, and none are there: they are 0")
             zeros |= {f"{layer}{module}.bias" for layer in layers for module in lacking}
         elif flag == "attn_bias" and config.get("bias") and only_there(config, model.family):
-            model = replace(model, attn_bias=False)  # which transformers' Llama does not read
+            model = replace(model, attn_bias=False)  # which transformers does not read there
     return model, frozenset(zeros)
 
 

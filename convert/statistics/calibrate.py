@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..models.block import Steps, finished
-from ..models.family import Group
 from ..models.forward import MAKES, LayerForward
 from ..models.layer import Layer
+from ..models.pieces import Group
 from .layer import LayerStatistics
 from .wanted import Wanted
 from .watch import Watch

@@ -22,7 +22,7 @@ from ..files.disk import DTYPE_NAMES
 from ..files.shard import Shard
 from ..files.staging import Partial
 from ..files.tensors import TensorFile
-from ..models.dimensions import Model
+from ..models.model import Model
 from ..numbers.inputs import InputStatistics
 from .layer import LayerStatistics
 from .wanted import Wanted

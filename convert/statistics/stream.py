@@ -9,10 +9,10 @@ import torch
 
 from ..device import fast_dtype
 from ..errors import InputError
-from ..models.dimensions import Model
 from ..models.ends import Embedding, Head
 from ..models.forward import LayerForward
 from ..models.layer import Layer, Tensors
+from ..models.model import Model
 from .calibrate import Walk, calibrate_layer
 from .layer import LayerStatistics
 from .wanted import Wanted

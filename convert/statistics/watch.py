@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from ..models.family import Group
 from ..models.forward import MAKES, NORMS, LayerForward
+from ..models.pieces import Group
 from ..numbers.gram import add_inputs, mirror
 from ..numbers.inputs import InputStatistics
 from .layer import LayerStatistics
@@ -57,7 +57,7 @@ class Watch:
         if self.wanted.inputs:
             wanted = Wanted(ranges=True) if group.name in self.plain else self.wanted
             self.inputs.setdefault(group.name, _InputWatcher(self.kept, wanted))(x)
-        if self.forward.family.linear(group.linears[0]).expert is not None:
+        if group.name in self.forward.family.of_experts:
             self.seen.tokens[group.name] = self.seen.tokens.get(group.name, 0) + len(x)
 
     def all_came(self, group: Group) -> None:

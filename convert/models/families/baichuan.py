@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import ALIBI, Family, stacked, unbiased
+from ..family import Family, stacked, unbiased
+from ..pieces import ALIBI
 from .llama import KEY, LLAMA, QUERY, VALUE
 
 # Which of the four a config.json of a model describes: nothing in it says so.

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import BEHIND, COLUMNS, HEADS, LAYER, LEARNED, ROWS, Family, Group, Linear, Norm
+from ..family import Family
+from ..pieces import BEHIND, COLUMNS, HEADS, LAYER, LEARNED, ROWS, Group, Linear, Norm
 from ..task import Projection, Task
 
 QUERY, KEY, VALUE = (f"attention.self.{part}" for part in ("query", "key", "value"))
@@ -43,8 +43,7 @@ def reading(spans: bool, padding: int) -> Callable[[Reader], dict[str, Any]]:
 
     def read(said: Reader) -> dict[str, Any]:
         for key, wanted in FIXED.items():
-            if said.flag(key, wanted) != wanted:
-                raise InputError(f"config.json: {key} must be {str(wanted).lower()}: engines build encoders of it")
+            said.require(key, wanted, "engines build encoders of it")
         said.choice("position_embedding_type", ("absolute",), "absolute")
         labels = said.section("id2label").values
         count = said.integer("num_labels", len(labels) or 2)

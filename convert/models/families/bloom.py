@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import ALIBI, GROUPED, LAYER, Norm, renamed, stacked
+from ..family import renamed, stacked
+from ..pieces import ALIBI, GROUPED, LAYER, Norm
 from .gpt2 import GPT2
 
 MODULE = "self_attention.query_key_value"
@@ -15,8 +15,7 @@ QKV = [f"{MODULE}.{part}" for part in ("query", "key", "value")]
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if said.flag("apply_residual_connection_post_layernorm"):
-        raise InputError("config.json: apply_residual_connection_post_layernorm must be false: engines build no other")
+    said.require("apply_residual_connection_post_layernorm", False, "engines build no other")
     return {"attn_bias": True, "mlp_bias": True}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ..family import INTERLEAVED, Family, Norm, renamed, stacked
+from ..family import Family, renamed, stacked
+from ..pieces import INTERLEAVED, Norm
 from .llama import LLAMA
 from .phi3 import fused
 
@@ -23,8 +24,7 @@ VERSIONS = ("chatglm2", "chatglm3", "glm4")
 
 def read(said: Reader) -> dict[str, Any]:
     for key, wanted in FIXED.items():
-        if said.flag(key, wanted) != wanted:
-            raise InputError(f"config.json: {key} must be {str(wanted).lower()}: engines build no other ChatGLM")
+        said.require(key, wanted, "engines build no other ChatGLM")
     if said.values.get("pre_seq_len") or said.values.get("interleaved_qkv"):
         raise InputError("config.json: pre_seq_len and interleaved_qkv must be null: engines build no other ChatGLM")
     heads = said.integer("num_attention_heads", 32)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import INTERLEAVED, LAYER, PARALLEL, Family, Group, Norm
+from ..family import Family
+from ..pieces import INTERLEAVED, LAYER, PARALLEL, Group, Norm
 from .llama import LLAMA, UP, VALUE
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import LAYER, Norm, renamed, stacked
+from ..family import renamed, stacked
 from ..mixture import Gate, Mixture
+from ..pieces import LAYER, Norm
 from .llama import DOWN, GATE, UP
 from .mixtral import MIXTRAL
 from .mixtral import config as mixtral_config
@@ -50,7 +51,7 @@ def base(said: Reader, attention: Reader) -> dict[str, Any]:
 
 
 def clipped(said: Reader) -> dict[str, Any]:
-    return {"clip_qkv": said.number("clip_qkv") if said.has("clip_qkv") else None}
+    return {"clip_qkv": said.number_or_none("clip_qkv")}
 
 
 def config(model: Any) -> dict[str, Any]:

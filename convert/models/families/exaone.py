@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...files.reader import Reader
-from ..family import Norm, renamed, unbiased
+from ..family import renamed, unbiased
+from ..pieces import Norm
 from .llama import LLAMA
 
 QKV = [f"attn.attention.{part}_proj" for part in "qkv"]

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import LAYER, PARALLEL, ROTARY, SCALED_ALIBI, Norm, behind, renamed
+from ..family import behind, renamed
+from ..pieces import LAYER, PARALLEL, ROTARY, SCALED_ALIBI, Norm
 from .bloom import BLOOM
 from .gptj import GPTJ
 

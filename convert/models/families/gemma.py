@@ -25,10 +25,8 @@ def read(said: Reader) -> dict[str, Any]:
 
 def read_any(said: Reader) -> dict[str, Any]:
     """What all Gemmas say."""
-    if said.flag("attention_bias"):
-        raise InputError("config.json: attention_bias must be false: TensorRT-LLM's Gemma has no biases")
-    if said.flag("use_bidirectional_attention"):
-        raise InputError("config.json: use_bidirectional_attention must be false: engines attend to tokens before")
+    said.require("attention_bias", False, "TensorRT-LLM's Gemma has no biases")
+    said.require("use_bidirectional_attention", False, "engines attend to tokens before")
     return stated(said)
 
 

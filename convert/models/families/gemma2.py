@@ -9,7 +9,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ..family import SANDWICHED, Norm, behind
+from ..family import behind
+from ..pieces import SANDWICHED, Norm
 from .gemma import GEMMA
 from .gemma import config as gemma_config
 from .gemma import read as read_gemma

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import Norm
 from .gemma import read_any
 from .gemma import stated as stated_gemma
 from .gemma2 import GEMMA2, cap, check_pattern
 from .gemma2 import config as gemma2_config
+from .qwen3 import QWEN3
 
 PATTERN = 6
 
@@ -73,10 +73,7 @@ GEMMA3 = replace(
     title="Gemma 3, text",
     architectures=("Gemma3ForCausalLM",),
     spellings=("gemma3_text",),
-    query_key_norms=(
-        Norm("attention.q_layernorm", "self_attn.q_norm", size="head_size"),
-        Norm("attention.k_layernorm", "self_attn.k_norm", size="head_size"),
-    ),
+    query_key_norms=QWEN3.query_key_norms,
     shares_embedding=False,
     rope=replace(GEMMA2.rope, theta=1e6),
     rope_types=("linear",),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import COLUMNS, HEADS, LAYER, LEARNED, ROWS, Family, Group, Linear, Norm, View
+from ..family import Family
+from ..pieces import COLUMNS, HEADS, LAYER, LEARNED, ROWS, Group, Linear, Norm, View
 from .llama import config as llama_config
 
 QUERY, KEY, VALUE = "attn.c_attn.query", "attn.c_attn.key", "attn.c_attn.value"
@@ -23,8 +23,7 @@ KEYS = {
 
 def read(said: Reader) -> dict[str, Any]:
     for key, wanted in FIXED.items():
-        if said.flag(key, wanted) != wanted:
-            raise InputError(f"config.json: {key} must be {str(wanted).lower()}: engines compute nothing else")
+        said.require(key, wanted, "engines compute nothing else")
     return {"attn_bias": True, "mlp_bias": True}
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import View
+from ..pieces import View
 from .gpt2 import GPT2, KEY, QUERY, VALUE
 from .gpt2 import config as gpt_config
 from .gpt2 import read as read_gpt
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if not said.flag("multi_query", True):
-        raise InputError("config.json: multi_query must be true: heads with keys of their own are in another order")
+    said.require("multi_query", True, "heads with keys of their own are in another order")
     return read_gpt(said) | {"num_key_value_heads": 1}
 
 

@@ -6,16 +6,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import GROUPED, LAYER, PARALLEL, ROTARY, Norm, behind, renamed, stacked
+from ..family import behind, renamed, stacked
+from ..pieces import GROUPED, LAYER, PARALLEL, ROTARY, Norm
 from ..rope import Rope
 from .bloom import BLOOM
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if not said.flag("use_parallel_residual", True):
-        raise InputError("config.json: use_parallel_residual must be true: TensorRT-LLM's GPT-NeoX computes no other")
+    said.require("use_parallel_residual", True, "TensorRT-LLM's GPT-NeoX computes no other")
     return {"attn_bias": said.flag("attention_bias", True), "mlp_bias": True}
 
 

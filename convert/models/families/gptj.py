@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import INTERLEAVED, LAYER, PARALLEL, Group, Norm, renamed, unbiased
+from ..family import renamed, unbiased
+from ..pieces import INTERLEAVED, LAYER, PARALLEL, Group, Norm
 from .gpt2 import GPT2, KEYS
 
 QUERY, KEY, VALUE = "attn.q_proj", "attn.k_proj", "attn.v_proj"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import GROUPED, Norm, renamed, stacked, unbiased
+from ..family import renamed, stacked, unbiased
+from ..pieces import GROUPED, Norm
 from .llama import LLAMA
 from .llama import config as llama_config
 
@@ -18,8 +18,7 @@ PARTS = (QKV, ("attention.wo",), (GATE,), (UP,), (DOWN,))
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if said.flag("bias"):
-        raise InputError("config.json: bias must be false: no InternLM2 has biases")
+    said.require("bias", False, "no InternLM2 has biases")
     return {}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import COLUMNS, HEADS, ROWS, Family, Group, Linear, Norm
+from ..family import Family
+from ..pieces import COLUMNS, HEADS, ROWS, Group, Linear, Norm
 
 QUERY, KEY, VALUE = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
 GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"

@@ -19,7 +19,7 @@ EXPERT = f"{MODULE}.experts.{{e}}"
 def read(said: Reader) -> dict[str, Any]:
     if said.values.get("router_jitter_noise"):
         raise InputError("config.json: router_jitter_noise must be 0: engines add none")
-    window = said.integer("sliding_window") if said.has("sliding_window") else None
+    window = said.integer_or_none("sliding_window")
     experts = {"num_experts": said.integer("num_local_experts", 8), "top_k": said.integer("num_experts_per_tok", 2)}
     return experts | {"moe_intermediate_size": said.integer("intermediate_size", 14336), "sliding_window": window}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ..family import LAYER, Norm, renamed, stacked, unbiased
+from ..family import renamed, stacked, unbiased
+from ..pieces import LAYER, Norm
 from .bloom import BLOOM
 
 MODULE = "attn.Wqkv"
@@ -17,13 +18,10 @@ QKV = [f"{MODULE}.{part}" for part in ("query", "key", "value")]
 def read(said: Reader) -> dict[str, Any]:
     attention = said.section("attn_config")
     for where, key, wanted in ((said, "no_bias", True), (attention, "alibi", True), (attention, "qk_ln", False),
-                               (attention, "prefix_lm", False)):  # fmt: skip
-        if where.flag(key, wanted) != wanted:
-            raise where.wrong(key, f"{str(wanted).lower()}: engines build no other MPT")
+                               (attention, "prefix_lm", False), (attention, "rope", False),
+                               (attention, "qk_gn", False)):  # fmt: skip
+        where.require(key, wanted, "engines build no other MPT")
     said.choice("norm_type", ("low_precision_layernorm", "layernorm"), "low_precision_layernorm")
-    for key in ("rope", "qk_gn"):
-        if attention.flag(key):
-            raise attention.wrong(key, "false: engines build no other MPT")
     for where, key in (
         (attention, "softmax_scale"),
         (said, "logit_scale"),
@@ -48,7 +46,7 @@ def config(model: Any) -> dict[str, Any]:
 
 def stated(said: Reader) -> dict[str, Any]:
     """What a model's attention and a checkpoint say under the same names."""
-    clip = said.number("clip_qkv") if said.has("clip_qkv") else None
+    clip = said.number_or_none("clip_qkv")
     return {"alibi_bias_max": float(said.integer("alibi_bias_max", 8)), "clip_qkv": clip}
 
 

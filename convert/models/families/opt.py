@@ -7,7 +7,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ..family import LAYER, Norm, renamed
+from ..family import renamed
+from ..pieces import LAYER, Norm
 from .gpt2 import GPT2
 from .llama import KEY, QUERY, VALUE
 
@@ -22,8 +23,7 @@ STATIC = "TensorRT-LLM cannot build OPT's layer in it; use W8A8_SQ_PER_CHANNEL_P
 
 def read(said: Reader) -> dict[str, Any]:
     for key, wanted in FIXED.items():
-        if said.flag(key, wanted) != wanted:
-            raise InputError(f"config.json: {key} must be {str(wanted).lower()}: engines build no other OPT")
+        said.require(key, wanted, "engines build no other OPT")
     hidden = said.integer("hidden_size", 768)
     if said.integer("word_embed_proj_dim", hidden) != hidden:
         raise InputError(f"config.json: word_embed_proj_dim must be hidden_size {hidden}, as in all OPTs but 350m")

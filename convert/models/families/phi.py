@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import LAYER, ROTARY, Norm, renamed
+from ..family import renamed
+from ..pieces import LAYER, ROTARY, Norm
 from ..rope import Rope
 from .gpt2 import GPT2
 from .gptj import GPTJ
@@ -16,8 +16,7 @@ from .llama import KEY, QUERY, VALUE
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if said.flag("qk_layernorm"):
-        raise InputError("config.json: qk_layernorm must be false: TensorRT-LLM's Phi has no norms of queries and keys")
+    said.require("qk_layernorm", False, "TensorRT-LLM's Phi has no norms of queries and keys")
     heads = said.integer("num_attention_heads", 32)
     if said.integer("num_key_value_heads", heads) != heads:
         raise said.wrong("num_key_value_heads", f"{heads}: TensorRT-LLM's Phi shares no keys")

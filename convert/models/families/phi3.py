@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...files.reader import Reader
-from ..family import ROWS, Family, Group, Linear, stacked, unbiased
+from ..family import Family, stacked, unbiased
+from ..pieces import ROWS, Group, Linear
 from .llama import GATE, KEY, LLAMA, QUERY, UP, VALUE
 
 LORA = "its MLP does not take what the layer hands it; use W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN, FP8 or W4A16_AWQ"
@@ -30,7 +31,7 @@ def turned(said: Reader) -> float:
 
 
 def read(said: Reader) -> dict[str, Any]:
-    return {"sliding_window": said.integer("sliding_window") if said.has("sliding_window") else None}
+    return {"sliding_window": said.integer_or_none("sliding_window")}
 
 
 def config(model: Any) -> dict[str, Any]:

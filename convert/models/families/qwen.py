@@ -7,7 +7,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ..family import Norm, renamed, stacked
+from ..family import renamed, stacked
+from ..pieces import Norm
 from .qwen2 import QWEN2
 from .qwen2 import config as qwen2_config
 
@@ -17,8 +18,7 @@ PARTS = (QKV, ("attn.c_proj",), (GATE,), (UP,), (DOWN,))
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if not said.flag("no_bias", True):
-        raise InputError("config.json: no_bias must be true: biases of queries, keys and values alone are known")
+    said.require("no_bias", True, "biases of queries, keys and values alone are known")
     if not said.flag("scale_attn_weights", True) or said.number("rotary_pct", 1.0) != 1:
         raise InputError("config.json: scale_attn_weights must be true and rotary_pct 1: engines compute no other Qwen")
     return stated(said) | {"attn_bias": True} | shorter(said)

@@ -18,8 +18,7 @@ EXPERT, SHARED = "mlp.experts.{e}", "mlp.shared_expert"
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if not said.flag("qkv_bias", True):
-        raise InputError("config.json: qkv_bias must be true: engines have biases of queries, keys and values")
+    said.require("qkv_bias", True, "engines have biases of queries, keys and values")
     shared = said.integer("shared_expert_intermediate_size", 5632)
     return read_qwen2(said) | experts(said) | {"shared_expert_intermediate_size": shared}
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import Norm
+from ..pieces import Norm
 from .qwen2 import QWEN2
 from .qwen2 import config as qwen2_config
 from .qwen2 import read as qwen2_read
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if said.flag("attention_bias"):
-        raise InputError("config.json: attention_bias must be false: TensorRT-LLM's Qwen3 has no biases")
+    said.require("attention_bias", False, "TensorRT-LLM's Qwen3 has no biases")
     return qwen2_read(said) | {"attn_bias": False}
 
 

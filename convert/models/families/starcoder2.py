@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
 from ...files.reader import Reader
-from ..family import LAYER
+from ..pieces import LAYER
 from .gpt2 import GPT2
 from .gpt2 import config as gpt_config
 from .llama import LLAMA
 
 
 def read(said: Reader) -> dict[str, Any]:
-    if not said.flag("use_bias", True):
-        raise InputError("config.json: use_bias must be true: engines have LayerNorms with biases")
-    window = said.integer("sliding_window") if said.has("sliding_window") else None
+    said.require("use_bias", True, "engines have LayerNorms with biases")
+    window = said.integer_or_none("sliding_window")
     return {"attn_bias": True, "mlp_bias": True, "sliding_window": window}
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from ....plugins.lazy import torch
 from ...errors import InputError, shown
 from ...files.shard import Shard
-from ...models.dimensions import Model
 from ...models.encoder_head import EncoderHead, read_head
 from ...models.ends import Embedding, Head
+from ...models.model import Model
 from ...models.rotary import rotary_frequencies
 from ...quantize.precision import Precision
 from . import token_types

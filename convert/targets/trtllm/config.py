@@ -6,8 +6,9 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ...models.dimensions import MOST_LAYERS, Model, Sizes, check_heads, family_of, with_experts
-from ...models.family import ALIBI, INTERLEAVED, LEARNED, ROTARY, SCALED_ALIBI
+from ...models.dimensions import MOST_LAYERS, check_heads, family_of, with_experts
+from ...models.model import Model, Sizes
+from ...models.pieces import ALIBI, INTERLEAVED, LEARNED, ROTARY, SCALED_ALIBI
 from ...models.rope import read_rope
 from ...quantize.precision import Precision
 from .keys import check_config

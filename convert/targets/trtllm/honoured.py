@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ...errors import InputError
-from ...models.dimensions import Model
-from ...models.family import BEHIND, LAYER, SANDWICHED, SCALED_ALIBI, Family
+from ...models.family import Family
+from ...models.model import Model
+from ...models.pieces import BEHIND, LAYER, SANDWICHED, SCALED_ALIBI
 from ...quantize.precision import Precision
 from ...quantize.scheme import Scheme
 from .formats import SCHEMES, kind_of
-from .formats.base import LAST
 from .formats.fp8_rowwise import Fp8Rowwise
 from .formats.qserve import QServeChannel, QServeGroup
 from .formats.smoothquant import SmoothQuant
+from .releases import LAST, number
 
 PLUGINS = tuple(str(scheme.name) for scheme in SmoothQuant.schemes)
 ROWWISE = tuple(str(scheme.name) for scheme in Fp8Rowwise.schemes)
@@ -55,7 +56,7 @@ FAMILIES: tuple[FamilyRule, ...] = (
     (
         lambda family: family.arrangement == BEHIND,
         REPLACING,
-        "TensorRT-LLM quantizes its MLP alone and cannot build that; use W8A8_SQ_PER_CHANNEL, FP8 or W8A16",
+        f"TensorRT-LLM quantizes its MLP alone and cannot build that; {KEPT_BY}",
     ),
     (
         lambda family: family.task is not None and bool(family.task.projections),
@@ -117,11 +118,6 @@ def releases(model: Model, schemes: Iterable[Scheme]) -> tuple[str, str]:
     if model.num_experts:
         spans += [span for scheme in schemes if (span := kind_of(scheme).experts(scheme)) is not None]
     return max((first for first, _ in spans), key=number), min((last for _, last in spans), key=number)
-
-
-def number(release: str) -> tuple[int, ...]:
-    """A release to compare others with."""
-    return tuple(map(int, release.split(".")))
 
 
 def refused(model: Model) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...files.reader import Reader
-from ...models.dimensions import Model
+from ...models.model import Model
 
 READ = (
     "architecture",

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from functools import cache
 
-from ...models.dimensions import Model
-from ...models.family import COLUMNS, Group, Linear, Norm
+from ...models.model import Model
+from ...models.pieces import COLUMNS, Group, Linear, Norm
 from ...quantize.precision import Precision
 from ...quantize.scheme import LayerSchemes
 from . import token_types

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import InputError
-from ...models.family import Group
+from ...models.pieces import Group
 from ...quantize.precision import Precision
 from ...quantize.scheme import LayerSchemes
 from . import honoured
@@ -55,14 +55,12 @@ def check_experts(precision: Precision) -> None:
             "--quant_layer: TensorRT-LLM knows no mixture of algorithms in a model with experts; --exclude "
             "'*.self_attn.*' leaves what is no expert in floating point"
         )
-    for mlp in precision.model.family.experts:
-        for linear in (*mlp.first, mlp.last):
-            for index in range(precision.model.num_hidden_layers):
-                if precision.others.get((index, linear.name), precision.base) != precision.base:
-                    raise InputError(
-                        f"layer {index}: {linear.name}: TensorRT-LLM knows experts under the model's algorithm alone; "
-                        f"give a pattern without them, as model.layers.{index}.self_attn"
-                    )
+    for (index, name), scheme in precision.others.items():
+        if name in precision.model.family.of_experts and scheme != precision.base:
+            raise InputError(
+                f"layer {index}: {name}: TensorRT-LLM knows experts under the model's algorithm alone; give a pattern "
+                f"without them, as model.layers.{index}.self_attn"
+            )
 
 
 def beside(precision: Precision, group: Group, schemes: LayerSchemes) -> str | None:

@@ -18,8 +18,8 @@ from ...errors import InputError, printable, shown
 from ...files.disk import read_json
 from ...files.patterns import compiled
 from ...files.reader import Reader
-from ...models.dimensions import Model
-from ...models.family import Group
+from ...models.model import Model
+from ...models.pieces import Group
 from ...quantize.precision import KV_CACHE, Precision
 from ...quantize.scheme import Scheme
 from . import mixture

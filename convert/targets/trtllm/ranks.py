@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from ....plugins.lazy import torch
 from ...errors import InputError
-from ...models.dimensions import Model
-from ...models.family import COLUMNS, HEADS, Linear
+from ...models.model import Model
+from ...models.pieces import COLUMNS, HEADS, Linear
 from .storage import PLAIN, Storage
 from .values import FINITE, Values, Zeros
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ....plugins.lazy import torch
-from ...models.dimensions import Model
+from ...models.model import Model
 from ...models.rotary import rotary_frequencies
 from .layout import FREQUENCIES, PAIRS, UNSCALED
 

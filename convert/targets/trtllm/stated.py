@@ -14,9 +14,10 @@ from typing import Any
 from ...errors import InputError, printable
 from ...files.disk import read_json, shown_path
 from ...files.reader import LARGEST, Reader
-from ...models.dimensions import Model, Sizes, families_of, family_of
+from ...models.dimensions import families_of, family_of
 from ...models.families import FAMILIES
 from ...models.family import Family
+from ...models.model import Model, Sizes
 from ...quantize.precision import Precision
 from .config import model_of_checkpoint, read_sizes
 from .formats.base import Engine
@@ -83,9 +84,9 @@ class Stated:
         self.stages = self.mapping.stages(self.sizes.num_hidden_layers)
         self.manifest = read_manifest(self.folder)
         self.manifest.check_files(self.mapping.world_size, self.algorithm == MIXED_PRECISION)
-        self.windows = self._windows(said.section("runtime_defaults"))
-        self.sliding_window = self.windows[0] if len(self.windows) == 1 else None
-        self.windows = self.windows if len(self.windows) > 1 else ()
+        windows = self._windows(said.section("runtime_defaults"))
+        self.sliding_window = windows[0] if len(windows) == 1 else None
+        self.windows = windows if len(windows) > 1 else ()
         if self.model is not None and self.windows:
             self.model = replace(self.model, sliding_window=self.windows[0], window_pattern=len(self.windows))
 

@@ -10,7 +10,7 @@ from ....plugins.lazy import torch
 from ...errors import InputError
 from ...models.encoder_head import EncoderHead
 from ...models.ends import Embedding, Head
-from ...models.family import Norm
+from ...models.pieces import Norm
 from ...numbers.finite import finite
 from ...numbers.quantized import QuantizedLinear
 from ...quantize.precision import Precision

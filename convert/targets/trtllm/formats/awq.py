@@ -11,14 +11,15 @@ from __future__ import annotations
 from .....plugins import fp8
 from .....plugins.lazy import torch
 from .....plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale, reference
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.fp8 import range_scale
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import GROUP, INTEGERS, Scheme
 from ..ranks import FLOAT32, INT8, MODEL_DTYPE, Tensor
+from ..releases import LAST
 from ..storage import ROW_PAIRS, TALL
 from ..values import POSITIVE
-from .base import LAST, Activation, Tensors
+from .base import Activation, Tensors
 from .groupwise import Groupwise
 
 # Experts of a mixture have their own input: nothing scales it.

@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 
 from .....plugins.identity import ANY, Generations, Plugin
 from .....plugins.lazy import torch
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import Scheme
 from ..ranks import Tensor
 
 Tensors = dict[str, "torch.Tensor"]
-# The first and the last release that this project writes for.
-FIRST, LAST = "0.16.0", "1.2.1"
 # What exclude_modules holds where a checkpoint says nothing.
 NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 

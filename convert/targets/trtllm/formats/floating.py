@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .....plugins.lazy import torch
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import Scheme
 from ..ranks import MODEL_DTYPE, Tensor
-from .base import FIRST, LAST, Activation, Format, Tensors
+from ..releases import FIRST, LAST
+from .base import Activation, Format, Tensors
 
 
 class Floating(Format):

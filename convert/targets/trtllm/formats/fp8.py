@@ -5,13 +5,14 @@ from __future__ import annotations
 from .....plugins import fp8, fp8_quantize_dequantize
 from .....plugins.identity import Generations
 from .....plugins.lazy import torch
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.fp8 import range_scale
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import E4M3, MATRIX, Scheme
 from ..ranks import FLOAT8, FLOAT32, Tensor
+from ..releases import FIRST, LAST
 from ..values import POSITIVE
-from .base import FIRST, LAST, Activation, Format, Tensors
+from .base import Activation, Format, Tensors
 
 
 class Fp8(Format):

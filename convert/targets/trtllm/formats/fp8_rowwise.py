@@ -5,7 +5,7 @@ from __future__ import annotations
 from .....plugins import fp8, fp8_rowwise_gemm, quantize_per_token, quantize_tensor, rmsnorm_quantization
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, E4M3, Scheme
 from ..ranks import FLOAT8, FLOAT32, Tensor

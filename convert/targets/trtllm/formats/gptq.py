@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .....plugins.lazy import torch
 from .....plugins.weight_only_groupwise_quant_matmul import dequantized, reference
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import GPTQ, GROUP, INTEGERS, Scheme
 from ..ranks import MODEL_DTYPE, Tensor
+from ..releases import FIRST
 from ..storage import mixed_gemm
 from ..values import POSITIVE, Zeros
-from .base import FIRST, Activation, Tensors
+from .base import Activation, Tensors
 from .groupwise import Groupwise
 from .weight_only import by_channel
 

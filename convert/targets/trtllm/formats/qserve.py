@@ -11,7 +11,7 @@ from __future__ import annotations
 from .....plugins import qserve_gemm, quantize_per_token, rmsnorm_quantization
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.nibbles import check_multiple
 from ....numbers.qserve import GROUP as GROUP_SIZE
 from ....numbers.qserve import LEVELS

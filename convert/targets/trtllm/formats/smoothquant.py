@@ -15,7 +15,7 @@ from .....plugins import (
 )
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
-from ....models.family import HEADS, Group, Linear
+from ....models.pieces import HEADS, Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, INTEGERS, MATRIX, Scheme
 from ..ranks import FLOAT32, INT8, Tensor

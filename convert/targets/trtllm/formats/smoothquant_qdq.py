@@ -7,12 +7,13 @@ from dataclasses import replace
 from .....plugins import quantize_dequantize
 from .....plugins.identity import Generations
 from .....plugins.lazy import torch
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, Scheme
 from ..ranks import FLOAT32, INT8, MODEL_DTYPE, Tensor
+from ..releases import FIRST, LAST
 from ..values import POSITIVE, SYMMETRIC
-from .base import FIRST, LAST, Activation, Format, Tensors
+from .base import Activation, Format, Tensors
 from .smoothquant import scheme
 
 

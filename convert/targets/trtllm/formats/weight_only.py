@@ -5,15 +5,16 @@ from __future__ import annotations
 from .....plugins import weight_only_quant_matmul
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
-from ....models.family import Group, Linear
+from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....numbers.rounding import stored
 from ....quantize.scheme import CHANNEL, GPTQ, INTEGERS, Scheme
 from .. import packing
 from ..ranks import INT8, MODEL_DTYPE, Tensor
+from ..releases import FIRST, LAST
 from ..storage import mixed_gemm
 from ..values import NOT_NEGATIVE
-from .base import FIRST, LAST, Activation, Format, Tensors
+from .base import Activation, Format, Tensors
 
 # Whatever the GPU, experts' integers have the order of this generation.
 EXPERTS_SM = 80
