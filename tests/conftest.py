@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.shapes import hugging_face_shapes
 from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
+from .family_models import write_family
 from .triton_folders import write_tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -160,3 +162,9 @@ def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     from .by_hand import float_layer, model_folder
 
     return float_layer(model_folder(tmp_path_factory.mktemp("model") / "hf", request.param))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's model; made once."""
+    return cache(lambda title: write_family(tmp_path_factory.mktemp("family") / "hf", title))

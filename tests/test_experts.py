@@ -24,8 +24,7 @@ from enginesmith.plugins.mixture_of_experts import Routed, route
 
 from .command import run
 from .conftest import assert_same_layers
-from .family_models import write_family
-from .test_families import converted
+from .family_models import converted, write_family
 
 CPU = torch.device("cpu")
 TITLES = ("Mixtral", "Qwen1.5-MoE, Qwen2-MoE", "Qwen3-MoE")

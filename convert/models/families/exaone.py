@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...files.reader import Reader
 from ..family import renamed, unbiased
 from ..pieces import Norm
 from .llama import LLAMA
@@ -12,12 +11,6 @@ from .llama import LLAMA
 QKV = [f"attn.attention.{part}_proj" for part in "qkv"]
 GATE, UP, DOWN = "mlp.c_fc_0", "mlp.c_fc_1", "mlp.c_proj"
 PARTS = (QKV, ("attn.attention.out_proj",), (GATE,), (UP,), (DOWN,))
-
-
-def read(said: Reader) -> dict[str, object]:
-    return {}
-
-
 NAMED = renamed(LLAMA, *PARTS)
 EXAONE = replace(
     NAMED,
@@ -37,5 +30,5 @@ EXAONE = replace(
         "head_size": "head_dim",
     },
     reduce_fusion=False,
-    read=read,
+    read=lambda said: {},
 )
