@@ -78,7 +78,7 @@ def families() -> tuple[Family, ...]:
 
 
 def convert(options: ConvertOptions, on_progress: OnLayer = quiet) -> Converted:
-    """Convert a Hugging Face folder into a TensorRT-LLM checkpoint; the folder appears when it is complete.
+    """Convert a Hugging Face folder into one for TensorRT-LLM or other runtimes; it appears when it is complete.
 
     Args:
         on_progress: called with (layer, phase, tokens).
@@ -88,7 +88,7 @@ def convert(options: ConvertOptions, on_progress: OnLayer = quiet) -> Converted:
     found = checked(kind(options, ConvertOptions))
     from .convert.job.conversion import Job, convert_job
 
-    return convert_job(Job(found), on_progress)
+    return convert_job(Job(options, found), on_progress)
 
 
 def verify(

@@ -22,7 +22,8 @@ from ..convert.files.apart import check_apart
 from ..convert.files.disk import is_there, read_json, text_digest
 from ..convert.files.staging import Staging
 from ..convert.job.checked import Checked
-from ..convert.job.conversion import Job, convert_job, versions
+from ..convert.job.conversion import Job, convert_job
+from ..convert.job.making import versions
 from ..convert.job.options import ConvertOptions
 from ..convert.prove.execution import held_out
 from ..convert.prove.options import VerifyOptions
@@ -88,7 +89,7 @@ class Run:
         recipe = self.recipe
         self.check_apart()
         check_free(self.root)
-        job = Job(Checked(self.convert_options))
+        job = Job(self.convert_options, [Checked(self.convert_options)])
         if recipe.verify is not None:
             pick_device(recipe.verify.device)
             check_gate(job.model, recipe.verify.max_ppl_increase)

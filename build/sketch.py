@@ -17,6 +17,7 @@ from ..convert.files.disk import MANIFEST, sha256, write_json
 from ..convert.files.tensors import TensorFile
 from ..convert.job.conversion import Job
 from ..convert.targets.trtllm.layout import rank_tensors
+from ..convert.targets.trtllm.target import TensorRTLLM
 from .plan import Plan
 
 # The SHA-256 of what has no values yet.
@@ -38,16 +39,17 @@ def sketched(made: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
 
 def checkpoint(job: Job, folder: Path) -> None:
     """Write the checkpoint that a conversion will make, its tensors without values."""
-    files = {}
-    for name, content in job.configs().items():
+    files, target = {}, job.makings[0].target
+    assert isinstance(target, TensorRTLLM)
+    for name, content in target.configs().items():
         write_json(folder / name, content)
         files[name] = sha256(folder / name)
-    for rank in range(job.mapping.world_size):
+    for rank in range(target.mapping.world_size):
         name = f"rank{rank}.safetensors"
-        tensors = rank_tensors(job.precision, job.mapping, rank, job.target.engine)
+        tensors = rank_tensors(target.precision, target.mapping, rank, target.engine)
         TensorFile(folder / name, tensors, room=False).file.close()
         files[name] = UNKNOWN
-    write_json(folder / MANIFEST, job.manifest([]) | {"files": files})
+    write_json(folder / MANIFEST, job.makings[0].manifest() | {"files": files})
 
 
 def engine(plan: Plan, folder: Path) -> None:

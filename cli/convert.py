@@ -14,7 +14,7 @@ from ..convert.files.bounds import Option
 from ..convert.job.options import ConvertOptions
 from ..convert.quantize.precision import KV_CACHE
 from ..convert.sources.folder import Source
-from ..convert.targets.trtllm.formats import SCHEMES
+from ..convert.targets.registry import TARGETS
 from ..convert.targets.trtllm.formats.smoothquant import algorithm
 from ..jobs import convert as run
 from . import convert_flags as flags
@@ -32,16 +32,32 @@ FEW_TOKENS = 64
 UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
 
 
-@click.command(cls=Command, short_help="Convert a Hugging Face folder into a TensorRT-LLM checkpoint.")
+@click.command(cls=Command, short_help="Convert a Hugging Face folder into a checkpoint.")
 @click.option("--model_dir", required=True, metavar="DIR", help="Hugging Face folder (safetensors).")
-@click.option("--output_dir", required=True, metavar="DIR", help="Checkpoint folder to make; must not exist.")
+@click.option(
+    "--output_dir",
+    required=True,
+    metavar="DIR",
+    help="Folder to make; must not exist. Several targets get a folder each in it.",
+)
+@click.option(
+    "--target",
+    multiple=True,
+    default=("trtllm",),
+    metavar="|".join(TARGETS),
+    help="Who reads it: "
+    + "; ".join(f"{name}: {kind.title}" for name, kind in TARGETS.items())
+    + ". May be given several times: one pass, a folder each.  [default: trtllm]",
+)
 @flags.dtype
 @option_of(
     ConvertOptions,
     "quant",
     "--qformat",
     metavar="QUANT_ALGO",
-    help=f"TensorRT-LLM's QuantAlgo: none, {', '.join(SCHEMES)}.",
+    help="TensorRT-LLM's QuantAlgo, or a target's own name: none; "
+    + "; ".join(f"{name}: {', '.join(kind.schemes())}" for name, kind in TARGETS.items())
+    + ".",
 )
 @flags.kv_cache
 @option_of(ConvertOptions, "tp_size", help="Tensor parallel ranks.")
@@ -109,6 +125,7 @@ UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ",
     help="Use statistics that --save_stats saved: no forward pass. Give the same --calib, --calib_size, "
     "--calib_seq_len and --seed again; they say which statistics are meant.",
 )
+@option_of(ConvertOptions, "shard_size", metavar="GB", help="Of one file of tensors, where ranks do not cut them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
 @click.option(
     "--smoothquant",
@@ -128,7 +145,7 @@ UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ",
 @click.option("--fp8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache FP8.")
 @click.option("--int8_kv_cache", is_flag=True, help="Upstream's spelling of --kv_cache INT8.")
 def convert(as_json: bool, **given: Any) -> None:
-    """Convert a Hugging Face folder into a TensorRT-LLM checkpoint.
+    """Convert a Hugging Face folder into a TensorRT-LLM checkpoint, or into a folder for another runtime.
 
     Converts the models that "enginesmith families" lists, on a CPU or a GPU, one decoder layer in memory at a time.
     Options may be spelled with - or _.
@@ -137,9 +154,15 @@ def convert(as_json: bool, **given: Any) -> None:
     layers = Source(options.model_dir).model.num_hidden_layers
     with Bar("convert", layers, quiet=as_json) as bar:
         done = run(options, bar.update)
-    for text in notes(done):
+    each = done.targets or (done,)
+    for text in dict.fromkeys(text for one in each for text in notes(one)):
         note(text)
-    click.echo(json.dumps(done.manifest) if as_json else summary(done, options))
+    if as_json:
+        manifests = {one.manifest["target"]: one.manifest for one in each}
+        click.echo(json.dumps(manifests if done.targets else done.manifest))
+    else:
+        for one in each:
+            click.echo(summary(one, options))
 
 
 def read_options(given: dict[str, Any]) -> ConvertOptions:
@@ -188,7 +211,8 @@ def notes(done: Converted) -> Iterator[str]:
             f"experts that saw fewer than {FEW_TOKENS} calibration tokens: {sum(map(len, few.values()))}, as "
             f"{shown[0]}; more text (--calib_size) or --calib_all_experts shows more; enginesmith.json counts them all"
         )
-    if done.manifest["options"]["kv_cache"] == "FP8":
+    yield from done.manifest["target_notes"]
+    if done.manifest["options"]["kv_cache"] == "FP8" and done.manifest["target"] == "trtllm":
         scales = [layer["kv_cache"]["scale"] for layer in done.manifest["layers"]]
         if others := [f"{scale:g} in layer {index}" for index, scale in enumerate(scales) if scale != 1]:
             more = f" and in {len(others) - SHOWN_SCALES} more" if len(others) > SHOWN_SCALES else ""
@@ -201,8 +225,9 @@ def summary(done: Converted, options: ConvertOptions) -> str:
     if done.manifest["repacked_from"]:
         what += f" repacked from {done.manifest['repacked_from']}"
     cache = f", {options.kv_cache} KV cache" if options.kv_cache else ""
-    ranks = options.tp_size * options.pp_size
     calibrated = (done.manifest["calibration"] or {}).get("sequences", options.calib_size)
     if calibrated < options.calib_size:
         cache += f", calibrated on {calibrated} sequences ({options.calib} has no more)"
-    return f"{done.folder}: {what}{cache}, {ranks} rank{'s' if ranks > 1 else ''}, {size / 1e6:,.1f} MB"
+    ranks = sum(name.endswith(".safetensors") for name in done.manifest["files"])
+    files = f"{ranks} {'rank' if done.manifest['target'] == 'trtllm' else 'file'}{'s' if ranks > 1 else ''}"
+    return f"{done.folder}: {what}{cache}, {files}, {size / 1e6:,.1f} MB"

@@ -10,8 +10,9 @@ kv_cache = option_of(ConvertOptions, "kv_cache", help="Quantize the KV cache.")
 group_size = option_of(
     ConvertOptions,
     "group_size",
-    metavar="|".join(str(size) for size in GROUP_SIZES),
-    help="Input channels that share a scale, for AWQ and GPTQ; 64 where 128 does not divide the model's sizes.  "
+    metavar="|".join(str(size) for size in (32, *GROUP_SIZES)),
+    help="Input channels that share a scale, for AWQ and GPTQ; 64 where 128 does not divide the model's sizes; "
+    "32 for compressed-tensors.  "
     "[default: 128, or what a quantized folder has]",
 )
 dtype = option_of(ConvertOptions, "dtype", help="The engine's dtype; auto is the source's, float32 becoming float16.")

@@ -19,7 +19,7 @@ DONE, BAD_INPUT, INTERNAL, OUTPUT_LOST, INTERRUPTED = 0, 2, 70, 74, 130
 PREFIX = "enginesmith: "
 # Each lives in the module of its name, imported when it is called: planning a build needs no PyTorch.
 COMMANDS = {
-    "convert": "Convert a Hugging Face folder into a TensorRT-LLM checkpoint.",
+    "convert": "Convert a Hugging Face folder into a checkpoint for TensorRT-LLM, or for another runtime.",
     "families": "List the models that can be converted.",
     "verify": "Check a checkpoint's structure, and its accuracy by executing it.",
     "compare": "Compare quantizations of a model, without writing any.",

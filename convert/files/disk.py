@@ -27,9 +27,21 @@ DTYPE_NAMES = {
     "float16": "F16",
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
+    "uint8": "U8",
+    "int32": "I32",
+    "int64": "I64",
 }
 # Bytes of one number.
-ITEM_SIZE = {"int8": 1, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
+ITEM_SIZE = {
+    "int8": 1,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+}
 
 
 def open_regular(path: Path, what: str = "") -> BinaryIO:

@@ -13,8 +13,7 @@ from ..sources.folder import Source
 from ..sources.text import check_length, check_text
 from ..statistics.wanted import Wanted
 from ..targets.trtllm.formats.base import Engine
-from ..targets.trtllm.ranks import Mapping
-from ..targets.trtllm.target import Target
+from ..targets.trtllm.target import TensorRTLLM
 from .calibration import check_calibration
 from .options import ConvertOptions, check_options
 from .quantization import quantization_of
@@ -79,15 +78,15 @@ def check_float(source: Source) -> None:
         )
 
 
-def of_algorithm(name: str, options: ConvertOptions, source: Source) -> tuple[Quantization, Target]:
+def of_algorithm(name: str, options: ConvertOptions, source: Source) -> tuple[Quantization, TensorRTLLM]:
     """How one algorithm quantizes, and for what, its settings and kernels checked."""
     with naming(name):
         own = replace(options, **settings_of(name))
         own = replace(own, exclude=()) if own.quant is None else own
         check_options(own)
-        how = quantization_of(own, source)
-        target = Target(how.precision, Engine(how.dtype, own.sm))
-        target.check(Mapping())
+        how = quantization_of(own, source, TensorRTLLM)
+        target = TensorRTLLM(how.precision, Engine(how.dtype, own.sm))
+        target.check()
     return how, target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,10 +17,8 @@ from ..sources.text import Tokens
 from ..statistics.layer import LayerStatistics
 from ..statistics.stream import Calibration, check_range
 from ..statistics.wanted import Wanted
-from ..targets.trtllm.target import Target
-
-# (layer, phase, tokens done in that layer)
-OnProgress = Callable[[int, str, int], None]
+from ..targets.trtllm.target import TensorRTLLM
+from .progress import OnProgress
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Candidate:
 
     name: str
     quantizer: Quantizer
-    target: Target
+    target: TensorRTLLM
     execution: Execution
     factors: Tensors = field(default_factory=dict)
 
@@ -59,7 +56,7 @@ class Stream:
     def layer(self, source: Source, index: int, reference: torch.Tensor, on_progress: OnProgress) -> LayerStatistics:
         """Calibrate, quantize and execute the next layer; returns its statistics."""
         quantizer = self.candidates[0].quantizer
-        tensors = quantizer.source_layer(source, index, self.candidates[0].execution.runtime.device)
+        tensors = quantizer.rotated(source.layer(index, self.candidates[0].execution.runtime.device))
         statistics = LayerStatistics({})
         if self.calibration is not None:
             on_progress(index, "calibrate", 0)
@@ -72,7 +69,7 @@ class Stream:
 
 
 def stream_of(
-    ways: dict[str, tuple[Quantizer, Target]],
+    ways: dict[str, tuple[Quantizer, TensorRTLLM]],
     source: Source,
     tokens: Tokens | None,
     ids: torch.Tensor,

@@ -12,22 +12,22 @@ from ..files.staging import Partial, Staging
 from ..sources.folder import Source
 from ..sources.readymade.kinds import ANEW, ReadyMade
 from ..statistics.wanted import EVERYTHING, Wanted
-from ..targets.trtllm.formats import kind_of
-from ..targets.trtllm.formats.base import Engine
-from ..targets.trtllm.mixture import quant_algo
-from ..targets.trtllm.ranks import Mapping
-from ..targets.trtllm.target import Target
+from ..targets.base import Target
+from ..targets.registry import TARGETS
 from .calibration import check_calibration
-from .options import ConvertOptions, check_options, settled
+from .options import ConvertOptions, check_options, of_kind, settled
 from .quantization import quantization_of
 
 
 class Checked:
-    """A conversion that may begin.
+    """A conversion into one target's folder that may begin.
+
+    Args:
+        source: what is converted, where somebody has opened it.
 
     Attributes:
         source, model: what is converted; ready: how its linears are quantized already, where they are kept so.
-        how: what they become; mapping, precision, target: where, and in which formats.
+        how: what they become; precision, target: in which formats.
         calibrates: whether a text is read; gathered: what is learned of it.
         requantized: later layers see what the quantized ones before them compute.
 
@@ -35,23 +35,22 @@ class Checked:
         InputError: options, a folder or a mapping that no conversion can have.
     """
 
-    def __init__(self, options: ConvertOptions):
+    def __init__(self, options: ConvertOptions, source: Source | None = None):
         check_options(options)
         self.options = options = settled(options)
         check_device(options.device)
-        self.source = Source(options.model_dir)
+        self.kind = TARGETS[options.target[0]]
+        self.source = source or Source(options.model_dir)
         self.model = self.source.model
         self.check_experts()
-        self.mapping = Mapping(options.tp_size, options.pp_size, options.moe_ep_size)
-        self.mapping.check(self.model)
+        self.check_target()
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
-        self.how = quantization_of(options, self.source)
+        self.how = quantization_of(options, self.source, self.kind)
         self.precision = self.how.precision
-        self.target = Target(self.precision, Engine(self.how.dtype, options.sm))
-        self.target.check(self.mapping)
+        self.target: Target = self.kind.of(self.how, options.wishes, self.source)
         if self.ready is not None:
             self.check_kept()
-        if self.source.ready is not None:
+        if self.source.ready is not None and source is None:
             self.source.check_ready_made()
         self.gathered = EVERYTHING if options.save_stats else self.how.wanted
         self.calibrates = bool(options.stats or options.save_stats) or self.how.wanted != Wanted()
@@ -62,6 +61,20 @@ class Checked:
         check_apart(options.reads(), options.writes())
         if options.save_stats:
             check_new(Path(options.save_stats))
+
+    def check_target(self) -> None:
+        """Raise InputError for what is asked of a target whose runtime has no such thing."""
+        options = self.options
+        for name in [name for name, default in of_kind(not self.kind.cuts) if getattr(options, name) != default]:
+            whose = [kind.name for kind in TARGETS.values() if kind.cuts != self.kind.cuts]
+            raise InputError(f"--{name} is for --target {' or '.join(whose)}, not {self.kind.name}; leave it away")
+        if options.rotate and not self.kind.turned_tables:
+            raise InputError(f"--rotate is for --target trtllm, not {self.kind.name}; leave it away")
+        if options.kv_cache not in (None, *self.kind.caches):
+            works = " or ".join(self.kind.caches)
+            raise InputError(
+                f"--kv_cache {options.kv_cache}: {self.kind.title} has none; use {works}, or leave it away"
+            )
 
     def check_experts(self) -> None:
         """Raise InputError for what is asked of experts, where there are none, or that no ranks can have."""
@@ -103,18 +116,22 @@ class Checked:
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
         asked, schemes = self.options.propagate, self.precision.quantized
-        possible = bool(schemes) and all(kind_of(scheme).weight_only for scheme in schemes)
+        possible = bool(schemes) and all(scheme.weight_only for scheme in schemes)
         if asked == "quantized" and not possible:
-            raise InputError(f"--propagate quantized is for weight-only schemes, not {quant_algo(self.precision)}")
+            raise InputError(f"--propagate quantized is for weight-only schemes, not {self.kind.quant(self.precision)}")
         gptq = any(self.how.choices.gptq(scheme) for scheme in schemes)
         return possible and self.calibrates and (asked == "quantized" or (asked == "auto" and gptq))
 
 
-def checked(options: ConvertOptions) -> Checked:
-    """A conversion into a folder that is new."""
+def checked(options: ConvertOptions) -> list[Checked]:
+    """The conversion into each target's folder; all of them are new."""
     if not options.output_dir:
         raise InputError("--output_dir is empty; give the folder to make")
-    found = Checked(options)
+    each = options.each()
+    if len(each) > 1 and options.save_stats:
+        raise InputError("--save_stats: give one --target; others can read the file afterwards with --stats")
+    first = Checked(each[0])
+    found = [first, *(Checked(one, first.source) for one in each[1:])]
     Staging(options.output_dir)
     return found
 

@@ -25,11 +25,12 @@ from ..statistics.layer import LayerStatistics
 from ..targets.trtllm.layout import rank_tensors
 from ..targets.trtllm.quant_config import NO_GROUPS
 from ..targets.trtllm.ranks import Mapping
-from ..targets.trtllm.target import Target
+from ..targets.trtllm.target import TensorRTLLM
 from .algorithms import CheckedComparison
 from .calibration import read_calibration
-from .candidates import Candidate, OnProgress, Stream, stream_of
+from .candidates import Candidate, Stream, stream_of
 from .options import ConvertOptions
+from .progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def finished(candidate: Candidate, source: Source, reference: Reference) -> Resu
     return Result(candidate.name, size_of(candidate.target), accuracy)
 
 
-def size_of(target: Target) -> Size:
+def size_of(target: TensorRTLLM) -> Size:
     """What the checkpoint takes on one rank."""
     model = target.precision.model
     tensors = rank_tensors(target.precision, Mapping(), 0, target.engine)

@@ -9,13 +9,13 @@ from ..quantize.quantization import Quantization
 from ..quantize.scheme import Scheme
 from ..sources.folder import Source
 from ..sources.readymade.kinds import ANEW, quant_of
-from ..targets.trtllm import mixture
-from ..targets.trtllm.formats import scheme_of
+from ..targets.base import Target
+from ..targets.registry import scheme_for
 from .options import ConvertOptions
 
 
-def quantization_of(options: ConvertOptions, source: Source) -> Quantization:
-    """How the options quantize a model.
+def quantization_of(options: ConvertOptions, source: Source, kind: type[Target]) -> Quantization:
+    """How the options quantize a model for a target.
 
     Raises:
         InputError: a quantization or dtype that is not supported.
@@ -23,17 +23,17 @@ def quantization_of(options: ConvertOptions, source: Source) -> Quantization:
     algo = quant_of(source.ready, options.quant, options.requantize)
     ready = None if options.requantize else source.ready
     group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
-    base, cache = scheme_of(algo, group_size), options.kv_cache
-    layers = [layer_scheme(text, group_size) for text in options.quant_layer]
+    base, cache = scheme_for(kind, algo, group_size), options.kv_cache
+    layers = [layer_scheme(text, group_size, kind) for text in options.quant_layer]
     if ready:
-        precision = as_it_is(source, base, cache)
+        precision = as_it_is(source, base, cache, kind)
     else:
         precision = mixed(source.model, base, options.exclude, layers, cache)
-        mixture.check(precision)
+        kind.check_precision(precision)
     if options.symmetric and ready is None and not any(s.grouped and s.zeros for s in precision.schemes):
         raise InputError("--symmetric is for W4A16_GPTQ and W8A16_GPTQ; no other format here has zero points to lose")
     if options.rounding == "gptq" and not any(scheme.takes_gptq for scheme in precision.schemes):
-        what = mixture.quant_algo(precision) or "a model in floating point"
+        what = kind.quant(precision) or "a model in floating point"
         raise InputError(f"--rounding gptq: {what} has no integers that GPTQ chooses; leave it out")
     choices = QuantizeOptions(
         options.alpha, options.act_range, options.fold, options.rounding, options.symmetric, ready is not None
@@ -48,30 +48,24 @@ def quantization_of(options: ConvertOptions, source: Source) -> Quantization:
             f"--rotate: norms of {source.model.architecture} do not commute with a rotation; leave it away"
         )
     rotation = options.seed if rotate and source.model.family.rotates else None
-    return Quantization(precision, choices, output_dtype(options.dtype, source.dtype), rotation)
+    dtype = kind.output_dtype(options.dtype, source.dtype)
+    return Quantization(precision, choices, dtype, rotation, kind.turned_tables)
 
 
-def as_it_is(source: Source, base: Scheme, kv_cache: str | None) -> Precision:
+def as_it_is(source: Source, base: Scheme, kv_cache: str | None, kind: type[Target]) -> Precision:
     """The precision of a folder that is quantized already: linears that its tool left in float stay so."""
     left = dict.fromkeys(source.left_in_float(), Scheme())
     try:
         precision = of_parts(source.model, base, left, kv_cache)
-        mixture.check(precision)
+        kind.check_precision(precision)
     except InputError as error:
         raise InputError(f"{error}; {ANEW}") from None
     return precision
 
 
-def layer_scheme(text: str, group_size: int) -> tuple[str, Scheme]:
+def layer_scheme(text: str, group_size: int, kind: type[Target]) -> tuple[str, Scheme]:
     """The pattern and the scheme of one --quant_layer PATTERN=ALGO."""
     pattern, equals, algo = text.rpartition("=")
     if not equals or not pattern or not algo:
         raise InputError(f"--quant_layer {text}: give PATTERN=ALGO, such as '{pattern or text or '*.mlp'}=W8A16'")
-    return pattern, scheme_of(None if algo == "none" else algo, group_size)
-
-
-def output_dtype(asked: str, source: str) -> str:
-    """The engine's dtype: as asked, else the source's, float32 becoming float16 as upstream has it."""
-    if asked == "auto":
-        return "float16" if source == "float32" else source
-    return asked
+    return pattern, scheme_for(kind, None if algo == "none" else algo, group_size)

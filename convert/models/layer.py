@@ -146,13 +146,35 @@ class Layer:
             return False
         return self.weights[group.feeder].shape[0] == self.weights[self.model.family.parts(group)[0]].shape[1]
 
-    def scale_input(self, group: Group, s: torch.Tensor, folded: torch.Tensor | None = None) -> None:
+    def feeding(self, group: Group, groups: Sequence[Group], shared: bool = False) -> torch.Tensor | None:
+        """The row of the feeding linear that makes each channel of a group's input, int64 [in]; None where no factor
+        may go into its rows (see ``may_fold``).
+
+        Args:
+            shared: one row may make several channels, as where heads share values; they must have one factor then.
+        """
+        if self.may_fold(group, groups):
+            assert group.feeder is not None
+            return torch.arange(len(self.weights[group.feeder]), device=self.weights[group.feeder].device)
+        if not shared or group.feeder is None or group.feeder != self.model.family.attention[2]:
+            return None
+        if self.model.family.group_of_part(group.feeder) not in groups:
+            return None
+        value = self.weights[group.feeder]
+        heads = torch.arange(len(value), device=value.device).view(self.model.num_key_value_heads, -1)
+        times = self.model.num_attention_heads // self.model.num_key_value_heads
+        return heads.repeat_interleave(times, 0).flatten()
+
+    def scale_input(
+        self, group: Group, s: torch.Tensor, folded: torch.Tensor | None = None, rows: torch.Tensor | None = None
+    ) -> None:
         """Multiply the weights that read a group's input by s, and divide whatever makes it; exact in float.
 
         Args:
             s: float32 [in].
-            folded: the part of s that the feeder's rows are divided by, float32 [in]; the runtime divides by the rest.
-                Without it the runtime divides by all of s. A group behind a norm folds into the norm.
+            folded: the part of s that the feeder's rows are divided by, float32 [its rows]; the runtime divides by the
+                rest. Without it the runtime divides by all of s. A group behind a norm folds into the norm.
+            rows: as ``feeding`` has it, where a row makes several channels.
         """
         self.factors[group.name] = s
         for part in self.model.family.parts(group):
@@ -171,5 +193,5 @@ class Layer:
             self.weights[group.feeder] = feeder / folded[:, None]
             if group.feeder in self.biases:
                 self.biases[group.feeder] = self.biases[group.feeder] / folded
-            s = s / folded
+            s = s / (folded if rows is None else folded[rows])
         self.smoothers[group.name] = s

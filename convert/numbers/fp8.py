@@ -11,17 +11,20 @@ from __future__ import annotations
 from ...plugins import fp8
 from ...plugins.lazy import torch
 from .quantized import QuantizedLinear
+from .rounding import kept
 
 
-def per_tensor(weight: torch.Tensor, amax: torch.Tensor | None = None) -> QuantizedLinear:
-    """One scale for the whole of a float32 [out, in] weight, from amax where others share it."""
-    scale = range_scale(weight.abs().amax() if amax is None else amax)
+def per_tensor(
+    weight: torch.Tensor, amax: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> QuantizedLinear:
+    """One scale for the whole of a float32 [out, in] weight, from amax where others share it; dtype keeps it."""
+    scale = kept(range_scale(weight.abs().amax() if amax is None else amax), dtype)
     return QuantizedLinear(fp8.saturate(weight / scale), scale)
 
 
-def per_channel(weight: torch.Tensor) -> QuantizedLinear:
-    """One scale per output channel of a float32 [out, in] weight."""
-    scale = range_scale(weight.abs().amax(1))
+def per_channel(weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> QuantizedLinear:
+    """One scale per output channel of a float32 [out, in] weight; dtype keeps them."""
+    scale = kept(range_scale(weight.abs().amax(1)), dtype)
     return QuantizedLinear(fp8.saturate(weight / scale[:, None]), scale)
 
 

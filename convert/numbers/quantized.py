@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ...plugins.lazy import torch
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,50 @@ class QuantizedLinear:
         if self.smoother is None:
             return torch.ones(self.values.shape[1], device=self.values.device)
         return 1 / self.smoother
+
+    def rows(self, sizes: Sequence[int]) -> list[QuantizedLinear]:
+        """The linears whose rows these are, so many of each."""
+
+        def pieces(tensor: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+            whole = tensor is None or len(tensor) != len(self.values)
+            return [tensor] * len(sizes) if whole or tensor is None else tensor.split(list(sizes))
+
+        parts = zip(*map(pieces, (self.values, self.scale, self.zero, self.second)), strict=True)
+        return [replace(self, values=v, scale=s, zero=z, second=t) for v, s, z, t in parts]
+
+
+def stacked(parts: Sequence[QuantizedLinear], names: Sequence[str]) -> QuantizedLinear:
+    """The rows of linears that read one input, one below the other.
+
+    Args:
+        names: of each, for messages.
+
+    Raises:
+        InputError: what they must share differs: a smoother, a range, or the one scale of a matrix.
+    """
+    first, zero = parts[0], None
+    if len(parts) == 1:
+        return first
+    for part, name in zip(parts, names, strict=True):
+        if not same(part.smoother, first.smoother) or part.range != first.range:
+            raise InputError(f"{names[0]} and {name} read one input, but scale it differently; they cannot be fused")
+        if part.scale.numel() == 1 and not torch.equal(part.scale, first.scale):
+            raise InputError(
+                f"{names[0]} and {name} have scales of their own ({float(first.scale):.4g}, {float(part.scale):.4g}), "
+                "and fused they have one"
+            )
+    if any(part.zero is not None for part in parts):
+        zero = torch.cat([torch.zeros_like(p.scale, dtype=torch.int8) if p.zero is None else p.zero for p in parts])
+    scale = first.scale if first.scale.numel() == 1 else torch.cat([part.scale for part in parts])
+    return replace(first, values=concatenated([part.values for part in parts]), scale=scale, zero=zero)
+
+
+def concatenated(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Matrices one below the other; PyTorch moves the bytes of e4m3, but not its values."""
+    if values[0].dtype != torch.float8_e4m3fn:
+        return torch.cat(list(values))
+    return torch.cat([one.view(torch.int8) for one in values]).view(torch.float8_e4m3fn)
+
+
+def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return other is None if one is None else other is not None and torch.equal(one, other)

@@ -70,6 +70,10 @@ class Grid:
         one."""
         return replace(self, scale=stored(self.scale, dtype).float(), dtype=dtype)
 
+    def kept(self, dtype: torch.dtype) -> Grid:
+        """The same for readers that keep scales in a dtype, and zeros as they are."""
+        return replace(self, scale=kept(self.scale, dtype))
+
     @property
     def offset(self) -> torch.Tensor | None:
         """-zero * scale as it is kept, float32 [out, groups]; None where every zero is 0."""
@@ -92,6 +96,11 @@ class Grid:
         """The weight of given k, whole numbers [out, in]."""
         zero = None if self.zero is None else self.zero.to(torch.int8)
         return QuantizedLinear(k.to(torch.int8), self.scale, zero)
+
+
+def kept(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A scale as a dtype keeps it, float32; no smaller than its least normal number, below which digits are lost."""
+    return scale.to(dtype).clamp_min(torch.finfo(dtype).smallest_normal).float()
 
 
 def stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -104,7 +104,13 @@ def factor(activation_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: floa
     return (floored(activation_amax).pow(alpha) / floored(weight_amax).pow(1 - alpha)).clamp_min(1e-5)
 
 
-def choose(statistics: InputStatistics, blocks: list[Block], alpha: float | None, act_range: str | None) -> Smoothing:
+def choose(
+    statistics: InputStatistics,
+    blocks: list[Block],
+    alpha: float | None,
+    act_range: str | None,
+    rows: torch.Tensor | None = None,
+) -> Smoothing:
     """The smoothing factor of a group, and the static range of its input.
 
     Args:
@@ -112,8 +118,11 @@ def choose(statistics: InputStatistics, blocks: list[Block], alpha: float | None
         blocks: the group's matrices.
         alpha: the migration strength, or None to search it against the output error.
         act_range: None for scales per token; "auto" to search the range too; or a method of ranges.METHODS.
+        rows: channels with the same number have the same factor, int64 [in]; those that one row of a weight makes.
     """
     amax, weight_amax = statistics.channel_amax(), torch.stack([block.amax for block in blocks]).amax(0)
+    if rows is not None:
+        amax, weight_amax = pooled(amax, rows, "amax"), pooled(weight_amax, rows, "amax")
     method = "absmax" if act_range == "auto" else act_range
 
     def range_of(s: torch.Tensor) -> float | None:
@@ -138,12 +147,35 @@ def choose(statistics: InputStatistics, blocks: list[Block], alpha: float | None
             fine = [tried(value, factor(amax, weight_amax, value)) for value in around if 0 <= value <= 1]
             best = least([best, *fine])
         s = balance(statistics, blocks, best.factor, act_range is not None)
+        s = s if rows is None else pooled(s.log(), rows, "mean").exp()
         best = least([best, tried(best.alpha, s)])
     if act_range == "auto":
         s = best.factor
         found = sorted({ranges.static_range(name, statistics, s) for name in ranges.METHODS}, reverse=True)
         best = least([Smoothing(s, range_, best.alpha, output_error(s, range_)) for range_ in found])
     return best
+
+
+def unscaled(statistics: InputStatistics, blocks: list[Block], act_range: str | None) -> Smoothing:
+    """No factor, and the static range of least output error; arguments as for ``choose``."""
+    none = torch.ones_like(statistics.channel_amax())
+    if act_range is None:
+        return Smoothing(none, None, None, None)
+    methods = ranges.METHODS if act_range == "auto" else (act_range,)
+    found = sorted({ranges.static_range(name, statistics, none) for name in methods}, reverse=True)
+    error = error_of(statistics, blocks)
+    return least([Smoothing(none, range_, None, error(none, range_)) for range_ in found])
+
+
+def pooled(x: torch.Tensor, rows: torch.Tensor, how: str) -> torch.Tensor:
+    """Of every channel [in], the largest ("amax") or "mean" number of those with its row; rows: int64 [in]."""
+    found = x.new_zeros(int(rows.max()) + 1).scatter_reduce(0, rows, x, how, include_self=False)
+    return found[rows]
+
+
+def of_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The number of every row, of numbers of channels [in] that are equal where their rows are."""
+    return x.new_empty(int(rows.max()) + 1).index_copy_(0, rows, x)
 
 
 def least(choices: list[Smoothing]) -> Smoothing:

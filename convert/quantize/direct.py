@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..models.layer import Layer
-from ..models.pieces import Group, Linear
+from ..models.pieces import Group
 from ..numbers import fp8, qserve
 from ..numbers.gptq import gptq
 from ..numbers.inputs import InputStatistics
@@ -37,32 +37,37 @@ def quantize_groups(
     """
     linears = {}
     for group in groups:
+        inputs = statistics.inputs.get(group.name)
+        # Linears that read one input share a scale, so that a runtime may fuse them without rounding again.
+        amax = torch.stack([layer.weights[part].abs().amax() for part in layer.model.family.parts(group)]).amax()
         for linear in map(layer.model.family.linear, group.linears):
-            inputs = statistics.inputs.get(group.name)
-            rounded = round_linear(layer, group, linear, inputs, scheme, options, dtype)
+            rounded = round_linear(layer.weight(linear), amax, inputs, scheme, options, dtype)
             linears[linear.name] = rounded
             layer.set_weight(linear, computed(scheme, rounded))
     return linears, {}
 
 
 def round_linear(
-    layer: Layer,
-    group: Group,
-    linear: Linear,
+    weight: torch.Tensor,
+    amax: torch.Tensor,
     inputs: InputStatistics | None,
     scheme: Scheme,
     options: QuantizeOptions,
     dtype: torch.dtype,
 ) -> QuantizedLinear:
-    """One linear; inputs are those of its group, where the scheme or its rounding wants to know them."""
-    weight = layer.weight(linear)
+    """One linear.
+
+    Args:
+        weight: float32 [out, in].
+        amax: the largest |weight| of all that read its input.
+        inputs: of its group, where the scheme or its rounding wants to know them.
+    """
+    keeps = dtype if scheme.kept else torch.float32
     if scheme.weights == E4M3 and scheme.granularity == MATRIX:
         assert inputs is not None
-        # Linears that read one input share a scale, so that a build may fuse gate and up without rounding again.
-        amax = torch.stack([layer.weights[part].abs().amax() for part in layer.model.family.parts(group)]).amax()
-        return replace(fp8.per_tensor(weight, amax), range=float(inputs.channel_amax().amax()))
+        return replace(fp8.per_tensor(weight, amax, keeps), range=float(inputs.channel_amax().amax()))
     if scheme.weights == E4M3:
-        return fp8.per_channel(weight)
+        return fp8.per_channel(weight, keeps)
     if scheme.activations is None:
         return weight_alone(weight, inputs, scheme, options, dtype)
     return qserve.per_group(weight) if scheme.granularity == GROUP else qserve.per_channel(weight)
@@ -72,9 +77,9 @@ def weight_alone(
     weight: torch.Tensor, inputs: InputStatistics | None, scheme: Scheme, options: QuantizeOptions, dtype: torch.dtype
 ) -> QuantizedLinear:
     """A fused weight, float32 [out, in], whose input stays in floating point."""
-    if scheme.granularity == GROUP:
-        assert scheme.group_size is not None
-        grid = Grid.of(weight, scheme.group_size, scheme.bits, symmetric=True).stored(dtype)
+    if scheme.granularity == GROUP or scheme.kept:
+        grid = Grid.of(weight, scheme.group_size or weight.shape[1], scheme.bits, symmetric=True)
+        grid = grid.kept(dtype) if scheme.kept else grid.stored(dtype)
         return by_gptq(weight, inputs, grid) if options.gptq(scheme) else grid.round(weight)
     rounded = weight_only(weight, scheme.bits)
     if options.gptq(scheme):

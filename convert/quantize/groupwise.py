@@ -22,9 +22,9 @@ from ..numbers import awq
 from ..numbers.gptq import Compensation, round_by
 from ..numbers.gram import output_energy
 from ..numbers.inputs import InputStatistics
-from ..numbers.quantized import QuantizedLinear
+from ..numbers.quantized import QuantizedLinear, stacked
 from ..numbers.rounding import Grid
-from ..numbers.smoothing import sampled
+from ..numbers.smoothing import of_rows, pooled, sampled
 from ..statistics.layer import LayerStatistics
 from .options import QuantizeOptions
 from .scheme import Computed, Scheme
@@ -49,17 +49,22 @@ def quantize_groups(
         dtype: the engine's; scales are chosen as it keeps them.
     """
     report, linears = dict[str, Any](), dict[str, QuantizedLinear]()
-    searched = {group.name: search(layer, group, statistics.inputs[group.name], scheme, options) for group in groups}
+    rows = {group.name: layer.feeding(group, groups, scheme.folded) if options.fold else None for group in groups}
+    searched = {
+        group.name: search(layer, group, statistics.inputs[group.name], scheme, options, rows[group.name])
+        for group in groups
+    }
     for group in groups:
-        s = searched[group.name].factor
-        layer.scale_input(group, s, s if options.fold and layer.may_fold(group, groups) else None)
+        s, fed = searched[group.name].factor, rows[group.name]
+        layer.scale_input(group, s, None if fed is None else of_rows(s, fed), fed)
     for group in groups:
         scaling, inputs = searched[group.name], statistics.inputs[group.name]
         gram = inputs.gram_matrix()
         # What the folded and the runtime parts of s together leave of the input.
         scaled = awq.scaled_gram(gram, scaling.factor) if scheme.prescaled else gram
         largest = (inputs.channel_amax() / layer.factors[group.name]).amax() if scheme.static else None
-        smoother = layer.smoothers[group.name] if scheme.prescaled and group.norm is None else None
+        divides = scheme.prescaled and not scheme.folded and group.norm is None
+        smoother = layer.smoothers[group.name] if divides else None
         by, errors = Compensation.of(scaled, act_order=True) if options.gptq(scheme) else None, []
         for linear in map(layer.model.family.linear, group.linears):
             weight = layer.weight(linear)
@@ -82,15 +87,27 @@ def grid_of(weight: torch.Tensor, scheme: Scheme, options: QuantizeOptions) -> G
 
 
 def search(
-    layer: Layer, group: Group, inputs: InputStatistics, scheme: Scheme, options: QuantizeOptions
+    layer: Layer,
+    group: Group,
+    inputs: InputStatistics,
+    scheme: Scheme,
+    options: QuantizeOptions,
+    rows: torch.Tensor | None,
 ) -> awq.Scaling:
-    """AWQ's scaling of a group's input; none where the runtime cannot scale it, as for GPTQ."""
+    """AWQ's scaling of a group's input; none where nothing can scale it, as for GPTQ.
+
+    Args:
+        rows: the feeder's row of each input channel, int64 [in], where the feeder takes the factor.
+    """
     weights = [layer.weights[part] for part in layer.model.family.parts(group)]
-    if not scheme.prescaled:
+    if not scheme.prescaled or (scheme.folded and group.norm is None and rows is None):
         return awq.Scaling(torch.ones_like(weights[0][0]), None, 0.0)
     grid = partial(grid_of, scheme=scheme, options=options)
     assert scheme.group_size is not None
-    return awq.search(weights, inputs.gram_matrix(), grid, scheme.group_size, inputs.magnitude)
+    magnitude = inputs.magnitude
+    if scheme.folded and rows is not None and magnitude is not None:
+        magnitude = pooled(magnitude, rows, "mean")
+    return awq.search(weights, inputs.gram_matrix(), grid, scheme.group_size, magnitude)
 
 
 def round_linear(
@@ -102,7 +119,8 @@ def round_linear(
     dtype: torch.dtype,
 ) -> QuantizedLinear:
     """Clip and round a fused weight, float32 [out, in], whose input has this Gram matrix; to nearest, or by GPTQ."""
-    grid = awq.clip(weight, gram, grid_of(weight, scheme, options)).stored(dtype)
+    grid = awq.clip(weight, gram, grid_of(weight, scheme, options))
+    grid = grid.kept(dtype) if scheme.kept else grid.stored(dtype)
     return grid.round(weight) if by is None else round_by(by, weight, grid)
 
 
@@ -124,14 +142,6 @@ def repacked(
     linears = {}
     for group in groups:
         for linear in map(layer.model.family.linear, group.linears):
-            made = linears[linear.name] = fused([ready[part] for part in linear.parts])
+            made = linears[linear.name] = stacked([ready[part] for part in linear.parts], linear.parts)
             layer.set_weight(linear, computed(scheme, made))
     return linears
-
-
-def fused(parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
-    """The rows of linears that read one input, one below the other."""
-    zero = None
-    if any(part.zero is not None for part in parts):
-        zero = torch.cat([torch.zeros_like(p.scale, dtype=torch.int8) if p.zero is None else p.zero for p in parts])
-    return QuantizedLinear(torch.cat([part.values for part in parts]), torch.cat([part.scale for part in parts]), zero)

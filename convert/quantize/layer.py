@@ -20,13 +20,29 @@ from .scheme import Computed, LayerSchemes, Scheme
 
 
 @dataclass(frozen=True)
+class CacheReach:
+    """How far keys (rotated) and values of a quantized KV cache reach: the largest |key| and |value|."""
+
+    key: float
+    value: float
+
+    @staticmethod
+    def of(statistics: LayerStatistics, folded: torch.Tensor | float) -> CacheReach:
+        """Of what calibration saw; folded: what smoothing divided the values by, [kv_size]."""
+        assert statistics.key_amax is not None
+        assert statistics.value_amax is not None
+        return CacheReach(float(statistics.key_amax.max()), float((statistics.value_amax / folded).max()))
+
+
+@dataclass(frozen=True)
 class QuantizedLayer:
     """A quantized layer.
 
     Attributes:
         linears: by the family's names.
         common: weights of norms and biases of linears, float32, by the family's names.
-        cache_scale: of a quantized KV cache, float32 [1].
+        cache_scale: of a quantized KV cache whose keys and values share it, float32 [1].
+        cache: how far they reach, where they do not.
         chosen: what the manifest says of it.
         layer: what the layer computes, in float32; weights of smoothed linears not yet rounded.
     """
@@ -34,6 +50,7 @@ class QuantizedLayer:
     linears: dict[str, QuantizedLinear]
     common: Tensors
     cache_scale: torch.Tensor | None
+    cache: CacheReach | None
     chosen: dict[str, Any]
     layer: Layer
 
@@ -114,7 +131,7 @@ def quantize_groups(
     if not scheme.quantized:
         return floating(layer, groups), {}
     if scheme.smooths:
-        return smoothquant.quantize_groups(layer, groups, statistics, scheme, options)
+        return smoothquant.quantize_groups(layer, groups, statistics, scheme, options, dtype)
     quantize = groupwise.quantize_groups if scheme.grouped else direct.quantize_groups
     return quantize(layer, groups, statistics, scheme, options, dtype, computed)
 
@@ -128,18 +145,19 @@ def completed(
     cache: str | None,
 ) -> QuantizedLayer:
     """The layer of linears that are quantized: what else it stores, and that the engine's dtype holds what it makes."""
-    scale = None
+    scale = reach = None
     if statistics.tokens:
         first = (mlp.first[0].name for mlp in layer.model.family.experts)
         report["experts"] = {"tokens": [statistics.tokens[name] for name in first]}
     if cache is not None:
-        scale = kv_cache.cache_scale(cache, statistics, layer.folded.get(layer.model.family.attention[2], 1.0))
+        folded = layer.folded.get(layer.model.family.attention[2], 1.0)
+        scale, reach = kv_cache.cache_scale(cache, statistics, folded), CacheReach.of(statistics, folded)
         report["kv_cache"] = {"scale": float(scale)}
     if dtype == torch.float16:
         half_range.check(layer, statistics)
     common = layer.common()
     layer.set_common({name: tensor.to(dtype) for name, tensor in common.items()})
-    return QuantizedLayer(linears, common, scale, report, layer)
+    return QuantizedLayer(linears, common, scale, reach, report, layer)
 
 
 def balanced(layer: Layer, statistics: LayerStatistics, schemes: LayerSchemes, dtype: torch.dtype) -> LayerStatistics:

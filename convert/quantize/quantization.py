@@ -24,12 +24,14 @@ class Quantization:
         precision: the scheme of each group of linears.
         dtype: the engine's, "float16" or "bfloat16".
         rotation: seed of the rotation of the residual stream, or None.
+        turned_tables: yarn's attention factor goes into queries, for the runtime's rotary tables leave it out.
     """
 
     precision: Precision
     choices: QuantizeOptions
     dtype: str
     rotation: int | None = None
+    turned_tables: bool = True
 
     @property
     def model(self) -> Model:

@@ -34,6 +34,8 @@ class Quantizer:
         self.how, self.model, self.precision, self.dtype = how, how.model, how.precision, how.dtype
         self.wanted = how.wanted
         self.rotation = None if how.rotation is None else Rotation(how.model.hidden_size, how.rotation)
+        # Yarn multiplies cos and sin, hence attention scores twice; where a runtime's tables do not, queries do it.
+        self.of_queries = rotary_frequencies(how.model)[1] ** 2 if how.turned_tables else 1.0
 
     def quantize(
         self,
@@ -52,7 +54,7 @@ class Quantizer:
             computed: the weight that the engine will multiply with.
             ready: each linear as someone else quantized it, where it is kept so.
         """
-        seen = of_scaled_queries(statistics.only(self.wanted), self.model)
+        seen = of_scaled_queries(statistics.only(self.wanted), self.model, self.of_queries)
         schemes, dtype, cache = self.precision.executed(index), getattr(torch, self.dtype), self.precision.kv_cache
         with naming(f"layer {index}"):
             return quantize_layer(layer, seen, schemes, self.how.choices, dtype, computed, cache, ready)
@@ -74,14 +76,11 @@ class Quantizer:
             )
 
     def float_layer(self, source: Tensors) -> Layer:
-        """A layer before it is quantized, of its Hugging Face tensors, rotated where the model is. Yarn multiplies cos
-        and sin, hence attention scores twice; the tables of an engine do not: queries do it here."""
-        scaling = rotary_frequencies(self.model)[1]
-        return Layer.of(with_scaled_queries(source, self.model, scaling**2), self.model)
+        """A layer before it is quantized, of its Hugging Face tensors, rotated where the model is."""
+        return Layer.of(with_scaled_queries(source, self.model, self.of_queries), self.model)
 
-    def source_layer(self, source: Source, index: int, device: torch.device) -> Tensors:
+    def rotated(self, tensors: Tensors) -> Tensors:
         """The Hugging Face tensors of one layer, rotated where the model is."""
-        tensors = source.layer(index, device)
         return tensors if self.rotation is None else self.rotation.layer(tensors, self.model)
 
     def embedding(self, source: Source, device: torch.device) -> Embedding:
@@ -100,9 +99,9 @@ class Quantizer:
         return replace(head, norm={"weight": torch.ones_like(norm)}, weight=rotated)
 
 
-def of_scaled_queries(statistics: LayerStatistics, model: Model) -> LayerStatistics:
+def of_scaled_queries(statistics: LayerStatistics, model: Model, scaling: float) -> LayerStatistics:
     """What calibration saw of queries, as they are in ``Quantizer.float_layer``."""
-    scaling, query = rotary_frequencies(model)[1] ** 2, model.family.attention[0]
+    query = model.family.attention[0]
     if scaling == 1:
         return statistics
     own = scaling if model.family.query_key_norms is None else 1  # else the norm behind it is scaled

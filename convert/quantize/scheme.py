@@ -29,6 +29,8 @@ class Scheme:
         activations: None where a linear reads floating point, else "int8" or "fp8".
         static: activations have one scale that calibration finds; otherwise one a token, found at run time.
         prescaled: the runtime may scale a linear's input channel by channel.
+        folded: it scales no input: a factor goes whole into the norm or the linear before, or there is none.
+        kept: scales are kept in the model's dtype, and integers are chosen on what is left of them.
         rounding: how weights are rounded unless another way is asked for, NEAREST or GPTQ.
         experts: what experts of a mixture have under it, where it is another one.
         held_as: name of the scheme in whose format its linears are held, where it has none of its own.
@@ -43,6 +45,8 @@ class Scheme:
     activations: str | None = None
     static: bool = False
     prescaled: bool = False
+    folded: bool = False
+    kept: bool = False
     rounding: str = NEAREST
     experts: Scheme | None = None
     held_as: str | None = None
@@ -61,6 +65,11 @@ class Scheme:
         """Weights have a scale per group, products are not of integers, and what is read decides: AWQ and GPTQ."""
         chosen = self.prescaled or self.zeros
         return self.weights == INTEGERS and self.granularity == GROUP and self.activations != "int8" and chosen
+
+    @property
+    def weight_only(self) -> bool:
+        """Integers alone: what a linear reads reaches the kernel in floating point."""
+        return self.weights == INTEGERS and (self.activations is None or self.grouped)
 
     @property
     def takes_gptq(self) -> bool:

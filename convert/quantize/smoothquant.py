@@ -12,8 +12,8 @@ from ..models.pieces import HEADS, Group, Linear
 from ..numbers.awq import scaled_gram
 from ..numbers.gptq import gptq
 from ..numbers.quantized import QuantizedLinear
-from ..numbers.rounding import Grid, row_amax, to_int8
-from ..numbers.smoothing import Block, Smoothing, choose
+from ..numbers.rounding import Grid, kept, row_amax, to_int8
+from ..numbers.smoothing import Block, Smoothing, choose, of_rows, unscaled
 from ..statistics.layer import LayerStatistics
 from .kv_cache import value_over_key
 from .options import QuantizeOptions
@@ -21,25 +21,35 @@ from .scheme import CHANNEL, Scheme
 
 
 def quantize_groups(
-    layer: Layer, groups: Sequence[Group], statistics: LayerStatistics, scheme: Scheme, options: QuantizeOptions
+    layer: Layer,
+    groups: Sequence[Group],
+    statistics: LayerStatistics,
+    scheme: Scheme,
+    options: QuantizeOptions,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, QuantizedLinear], dict[str, Any]]:
     """A layer's linears, by name, and what was chosen.
 
     Args:
         groups: those that have this scheme.
+        dtype: the runtime's, which may be what scales are kept in.
     """
     chosen = dict[str, Smoothing]()
+    rows = {group.name: layer.feeding(group, groups, shared=True) if scheme.folded else None for group in groups}
     for group in groups:
-        chosen[group.name] = choose(
-            statistics.inputs[group.name],
-            blocks_of(layer, group, groups, scheme, options),
-            options.alpha,
-            options.act_range if scheme.static else None,
-        )
+        blocks = blocks_of(layer, group, groups, scheme, options)
+        inputs, act_range = statistics.inputs[group.name], options.act_range if scheme.static else None
+        if scheme.folded and group.norm is None and rows[group.name] is None:
+            chosen[group.name] = unscaled(inputs, blocks, act_range)
+        else:
+            chosen[group.name] = choose(inputs, blocks, options.alpha, act_range, rows[group.name])
     for group in groups:
-        smooth(layer, group, groups, chosen[group.name], statistics, scheme, options)
+        if scheme.folded:
+            fold(layer, group, chosen[group.name], rows[group.name])
+        else:
+            smooth(layer, group, groups, chosen[group.name], statistics, scheme, options)
     linears = {
-        linear.name: round_linear(layer, group, linear, statistics, scheme, options)
+        linear.name: round_linear(layer, group, linear, statistics, scheme, options, dtype)
         for group in groups
         for linear in map(layer.model.family.linear, group.linears)
     }
@@ -96,6 +106,12 @@ def smooth(
     layer.scale_input(group, chosen.factor, folded)
 
 
+def fold(layer: Layer, group: Group, chosen: Smoothing, rows: torch.Tensor | None) -> None:
+    """The same where the runtime divides nothing: all of 1 / s goes into the norm, or the feeder's rows."""
+    layer.ranges[group.name] = chosen.range
+    layer.scale_input(group, chosen.factor, None if rows is None else of_rows(chosen.factor, rows), rows)
+
+
 def equalizer(weight: torch.Tensor) -> torch.Tensor:
     """Divisors that give every row of a weight the same maximum, their geometric mean 1; float32 [out]."""
     largest = row_amax(weight)
@@ -109,6 +125,7 @@ def round_linear(
     statistics: LayerStatistics,
     scheme: Scheme,
     options: QuantizeOptions,
+    dtype: torch.dtype,
 ) -> QuantizedLinear:
     """One linear, its input's smoother and range as ``smooth`` left them."""
     weight = torch.cat([layer.weights[part] for part in linear.parts])
@@ -116,17 +133,18 @@ def round_linear(
     if not row_scaled(linear, scheme, options):
         shared = layer.model.out_features(linear.name) if linear.cut == HEADS else [len(amax)]
         amax = torch.cat([piece.max().expand_as(piece) for piece in amax.split(shared)])
-    integers = to_int8(weight, amax)
+    scale = kept(amax / 127, dtype) if scheme.kept else amax / 127
+    integers = to_int8(weight, 127 * scale if scheme.kept else amax)
     if options.gptq(scheme):
         gram = scaled_gram(statistics.inputs[group.name].gram_matrix(), layer.factors[group.name])
-        integers = gptq(weight, gram, Grid(amax[:, None] / 127, None, -127, 127), act_order=True).values
+        integers = gptq(weight, gram, Grid(scale[:, None], None, -127, 127), act_order=True).values
     output = None
     if scheme.static:
         output = max(float(statistics.output_amax[part].max()) for part in linear.parts) or 1.0
     return QuantizedLinear(
         integers,
-        (amax if scheme.granularity == CHANNEL or linear.cut == HEADS else amax[:1]) / 127,
-        smoother=layer.smoothers[group.name] if group.norm is None else None,
+        scale if scheme.granularity == CHANNEL or linear.cut == HEADS else scale[:1],
+        smoother=layer.smoothers[group.name] if group.norm is None and not scheme.folded else None,
         range=layer.ranges[group.name],
         output=output,
     )

@@ -2,46 +2,101 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....plugins.lazy import torch
-from ...errors import InputError
-from ...models.encoder_head import EncoderHead
-from ...models.ends import Embedding, Head
-from ...models.pieces import Norm
-from ...numbers.finite import finite
 from ...numbers.quantized import QuantizedLinear
 from ...quantize.precision import Precision
+from ...quantize.quantization import Quantization
 from ...quantize.scheme import LayerSchemes, Scheme
-from .formats import format_of
+from ..base import Target, Tensors, Wishes, Writer, to_dtype
+from . import mixture
+from .config import checkpoint_config
+from .formats import SCHEMES, format_of, scheme_of
 from .formats.base import Engine
 from .layout import CACHE_SCALE, check_kernels, layer_tensors
-from .mixture import check_stages
-from .ranks import MODEL_DTYPE, Mapping, Tensor
+from .manifest import QUANT_CFG
+from .quant_config import quant_cfg
+from .ranks import MODEL_DTYPE, Tensor
+from .ranks import Mapping as Ranks
 
 if TYPE_CHECKING:
     from ...quantize.layer import QuantizedLayer
+    from ...sources.folder import Source
 
-WIDER, OTHERWISE = "use --dtype bfloat16", "use another --quant or --exclude the linear"
+OTHERWISE = "use another --quant or --exclude the linear"
 
 
 @dataclass(frozen=True)
-class Target:
+class TensorRTLLM(Target):
     """A model for an engine.
 
     Attributes:
-        precision: the scheme of each group of linears.
+        mapping: the ranks that it is cut for.
+        alpha: what config.json says of SmoothQuant.
     """
 
     precision: Precision
     engine: Engine
+    mapping: Ranks = field(default_factory=Ranks)
+    alpha: float = 0.5
 
-    def check(self, mapping: Mapping) -> None:
+    name: ClassVar[str] = "trtllm"
+    title: ClassVar[str] = "TensorRT-LLM 0.16 to 1.2.1"
+    cuts: ClassVar[bool] = True
+    turned_tables: ClassVar[bool] = True
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.engine.dtype
+
+    @classmethod
+    def of(cls, how: Quantization, wishes: Wishes, source: Source) -> TensorRTLLM:
+        mapping = Ranks(wishes.tp_size, wishes.pp_size, wishes.moe_ep_size)
+        mapping.check(how.model)
+        engine, alpha = Engine(how.dtype, wishes.sm), 0.5 if wishes.alpha is None else wishes.alpha
+        target = cls(how.precision, engine, mapping, alpha)
+        target.check()
+        return target
+
+    @classmethod
+    def schemes(cls) -> Mapping[str, Scheme]:
+        return SCHEMES
+
+    @classmethod
+    def scheme(cls, name: str | None, group_size: int = 128) -> Scheme:
+        return scheme_of(name, group_size)
+
+    @classmethod
+    def check_precision(cls, precision: Precision) -> None:
+        mixture.check(precision)
+
+    @classmethod
+    def quant(cls, precision: Precision) -> str | None:
+        return mixture.quant_algo(precision)
+
+    def check(self) -> None:
         """Raise InputError where a rank's weight fits no kernel, or stages that TensorRT-LLM cannot tell apart."""
-        check_stages(self.precision, mapping.stages(self.precision.model.num_hidden_layers))
-        check_kernels(self.precision, self.engine, mapping)
+        mixture.check_stages(self.precision, self.mapping.stages(self.precision.model.num_hidden_layers))
+        check_kernels(self.precision, self.engine, self.mapping)
+
+    def files(self, folder: Path) -> AbstractContextManager[Writer]:
+        from .writer import RankFiles
+
+        return RankFiles.made(folder, self)
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        config = checkpoint_config(self.precision, self.mapping, self.dtype, self.alpha)
+        layers = quant_cfg(self.precision, self.mapping.stages(self.precision.model.num_hidden_layers)[0])
+        return {"config.json": config} | ({} if layers is None else {QUANT_CFG: layers})
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        return {"packed_for_sm": mixture.packed_for_sm(self.precision, self.engine)}
 
     def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
         """The weight that an engine multiplies with, float32 [out, in], of linears that nothing quantizes before; on
@@ -53,13 +108,13 @@ class Target:
         """What a layer's file holds, by name inside the layer."""
         return layer_tensors(self.precision.model, self.precision.executed(index), self.engine, self.precision.kv_cache)
 
-    def layer(self, index: int, quantized: QuantizedLayer) -> dict[str, torch.Tensor]:
+    def layer(self, index: int, quantized: QuantizedLayer) -> Tensors:
         """A layer's tensors in the dtypes that its file holds, whole; packed integers are left logical."""
         specs = self.tensors(index)
         named = self.named(self.precision.executed(index), quantized)
         return {name: self.cast(tensor, specs[name], f"layer {index}: {name}") for name, tensor in named.items()}
 
-    def named(self, schemes: LayerSchemes, quantized: QuantizedLayer) -> dict[str, torch.Tensor]:
+    def named(self, schemes: LayerSchemes, quantized: QuantizedLayer) -> Tensors:
         """A layer's tensors under TensorRT-LLM's names inside the layer."""
         tensors = dict(quantized.common)
         if quantized.cache_scale is not None:
@@ -74,10 +129,10 @@ class Target:
                 tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in own.items()}
         return tensors | self.shared(tensors)
 
-    def shared(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def shared(self, tensors: Tensors) -> Tensors:
         """What all experts have one of: the largest of theirs, for each."""
         form = format_of(self.precision.base.experts or self.precision.base, self.engine)
-        found = dict[str, torch.Tensor]()
+        found = Tensors()
         for linears in zip(
             *((mlp.first[0].name, mlp.last.name) for mlp in self.precision.model.family.experts), strict=True
         ):
@@ -92,50 +147,3 @@ class Target:
         if spec.dtype == MODEL_DTYPE:
             return to_dtype(tensor, self.engine.dtype, name)
         return to_dtype(tensor, spec.dtype, name, f"its format has {spec.dtype} there; {OTHERWISE}")
-
-    def embedding(self, embedding: Embedding) -> Embedding:
-        """In the engine's dtype."""
-        family, positions = self.precision.model.family, embedding.positions
-        tokens = self.stored(embedding.tokens, family.embedding)
-        if positions is not None:
-            positions = self.stored(positions, str(family.position_embedding))
-        types = embedding.types
-        if types is not None:
-            types = self.stored(types, str(family.type_embedding))
-        norm = self.norm(family.embedding_norm, embedding)
-        return replace(embedding, tokens=tokens, positions=positions, norm=norm, types=types)
-
-    def encoder_head(self, head: EncoderHead) -> EncoderHead:
-        """In the engine's dtype, or in what an engine has there whatever its dtype."""
-        return head.map(lambda of, suffix, x: to_dtype(x, of.dtype or self.engine.dtype, f"{of.tensor}.{suffix}"))
-
-    def head(self, head: Head) -> Head:
-        """In the engine's dtype."""
-        family, bias = self.precision.model.family, head.bias
-        if bias is not None:
-            bias = self.stored(bias, str(family.head_bias))
-        weight = self.stored(head.weight, str(family.head))
-        return replace(head, weight=weight, bias=bias, norm=self.norm(family.final_norm, head))
-
-    def norm(self, norm: Norm | None, end: Embedding | Head) -> dict[str, torch.Tensor]:
-        """The norm of an end, by last name."""
-        return {suffix: self.stored(of, f"{norm.tensor}.{suffix}") for suffix, of in end.norm.items() if norm}
-
-    def stored(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """A tensor of an end in the engine's dtype."""
-        return to_dtype(tensor, self.engine.dtype, name)
-
-
-def to_dtype(tensor: torch.Tensor, dtype: str, name: str, way: str = WIDER) -> torch.Tensor:
-    """Cast, refusing anything that would not be a finite number in the checkpoint.
-
-    Args:
-        way: what to do where the dtype is too narrow.
-    """
-    cast = tensor.to(getattr(torch, dtype))
-    if cast.element_size() > 1 and not finite(cast):
-        largest = float(tensor.abs().max())
-        if math.isfinite(largest) and dtype == "float16":
-            raise InputError(f"{name} does not fit float16 (it reaches {largest:.3g}); {way}")
-        raise InputError(f"{name} is not finite in {dtype} (it reaches {largest:.3g}); the weights are unusable")
-    return cast

@@ -13,13 +13,13 @@ from ...files.tensors import TensorFile
 from ...files.written import Written
 from ...models.encoder_head import EncoderHead
 from ...models.ends import Embedding, Head
-from ...models.layer import Tensors
 from ...models.rope import rotary_pairs
 from ...models.rotary import rotary_frequencies
+from ..base import Tensors
 from . import token_types
 from .layout import FREQUENCIES, PAIRS, embedding_axis, is_one, padded_vocab, rank_tensors, stored_name
-from .ranks import Mapping, Tensor, cut
-from .target import Target
+from .ranks import Tensor, cut
+from .target import TensorRTLLM
 
 
 class RankFiles:
@@ -29,13 +29,14 @@ class RankFiles:
         files: of the ranks, in order.
     """
 
-    def __init__(self, files: list[TensorFile], target: Target, mapping: Mapping):
-        self.files, self.target, self.mapping, self.model = files, target, mapping, target.precision.model
+    def __init__(self, files: list[TensorFile], target: TensorRTLLM):
+        self.files, self.target, self.mapping, self.model = files, target, target.mapping, target.precision.model
 
     @staticmethod
     @contextmanager
-    def made(folder: Path, target: Target, mapping: Mapping) -> Iterator[RankFiles]:
+    def made(folder: Path, target: TensorRTLLM) -> Iterator[RankFiles]:
         """New files in a folder; closed whatever comes."""
+        mapping = target.mapping
         with ExitStack() as opened:
             files = []
             for rank in range(mapping.world_size):
@@ -43,7 +44,9 @@ class RankFiles:
                 tensors = rank_tensors(target.precision, mapping, rank, target.engine, axis)
                 files.append(TensorFile(folder / f"rank{rank}.safetensors", tensors))
                 opened.callback(files[-1].abandon)
-            yield RankFiles(files, target, mapping)
+            made = RankFiles(files, target)
+            made.write_rotary_tables()
+            yield made
 
     def write_rotary_tables(self) -> None:
         """Store frequencies and (cos, sin) pairs on every rank, where TensorRT-LLM's own would be wrong."""

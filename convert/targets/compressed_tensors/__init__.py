@@ -1,0 +1,1 @@
+"""compressed-tensors, which vLLM, SGLang and transformers read."""

@@ -1,0 +1,240 @@
+"""A folder under Hugging Face's names: what a layer becomes in it, and all that stands around the layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from ....plugins.lazy import torch
+from ...errors import InputError
+from ...models.model import Model
+from ...models.pieces import STACKED, Group
+from ...models.shapes import hugging_face_shapes
+from ...numbers.quantized import QuantizedLinear, stacked
+from ...quantize.layer import CacheReach
+from ...quantize.precision import Precision
+from ...quantize.quantization import Quantization
+from ...quantize.scheme import Scheme
+from ..base import Target, Tensors, Wishes, Writer, to_dtype
+from .config import model_config
+from .format import Floating, Format, Spec, sized
+
+if TYPE_CHECKING:
+    from ...quantize.layer import QuantizedLayer
+    from ...sources.folder import Source
+
+Own = TypeVar("Own", bound="HuggingFace")
+
+
+@dataclass(frozen=True)
+class HuggingFace(Target):
+    """A quantized model in Hugging Face's names.
+
+    Class attributes:
+        formats: of linears, the kinds that its runtime reads.
+        notice: what quant says where several schemes are mixed; None where its runtime knows no mixture.
+
+    Attributes:
+        source: the folder that the model comes from.
+        shard_size: bytes that one file may hold.
+    """
+
+    precision: Precision
+    dtype: str
+    source: Source
+    shard_size: int
+
+    formats: ClassVar[tuple[type[Format], ...]]
+    mixture: ClassVar[str | None] = None
+    caches: ClassVar[tuple[str, ...]] = ("FP8",)
+
+    @classmethod
+    def of(cls: type[Own], how: Quantization, wishes: Wishes, source: Source) -> Own:
+        target = cls(how.precision, how.dtype, source, wishes.shard_size)
+        check_model(how.model, cls.title)
+        target.check(how)
+        return target
+
+    @classmethod
+    def schemes(cls) -> Mapping[str, Scheme]:
+        return {name: scheme for kind in cls.formats for name, scheme in kind.schemes.items()}
+
+    @classmethod
+    def scheme(cls, name: str | None, group_size: int = 128) -> Scheme:
+        if name is None:
+            return Scheme()
+        scheme = cls.schemes()[name]
+        return sized(scheme, group_size, cls.kind_of(scheme).group_sizes)
+
+    @classmethod
+    def kind_of(cls, scheme: Scheme) -> type[Format]:
+        """The format that holds a scheme."""
+        return next((kind for kind in cls.formats if scheme.name in kind.schemes), Floating)
+
+    @classmethod
+    def check_precision(cls, precision: Precision) -> None:
+        if cls.mixture is None and len(precision.quantized) > 1:
+            both = " and ".join(str(scheme.name) for scheme in precision.quantized[:2])
+            raise InputError(f"--quant_layer: {cls.title} reads no mixture of {both}; --target modelopt or trtllm does")
+
+    @classmethod
+    def quant(cls, precision: Precision) -> str | None:
+        if len(precision.quantized) > 1:
+            return cls.mixture
+        return precision.quantized[0].name if precision.quantized else None
+
+    def check(self, how: Quantization) -> None:
+        """Raise InputError for what its runtime does not read, or would read wrongly."""
+        model = self.precision.model
+        for index in range(model.num_hidden_layers):
+            for group in model.family.groups:
+                form = self.format_of(self.precision.layer(index)[group.name])
+                for module, parts in modules(model, group).items():
+                    form.check(*sizes(model, parts), f"layer {index}: {module}")
+
+    def format_of(self, scheme: Scheme) -> Format:
+        return self.kind_of(scheme)(scheme, self.dtype)
+
+    def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
+        """A weight that is dequantized before the product is so in the model's dtype."""
+        weight = made.dequantize()
+        return weight.to(getattr(torch, self.dtype)).float() if scheme.weight_only else weight
+
+    def cache(self, reach: CacheReach | None) -> Tensors:
+        """The tensors of a quantized KV cache, by name inside a layer; reach None stands for any numbers."""
+        return {}
+
+    @abstractmethod
+    def quantization(self) -> dict[str, Any]:
+        """config.json's quantization_config."""
+
+    def layer(self, index: int, quantized: QuantizedLayer) -> Tensors:
+        """A layer's tensors, by their full names."""
+        family, schemes = self.precision.model.family, self.precision.layer(index)
+        prefix = family.layer.format(i=index)
+        tensors = self.norms(quantized.common) | self.cache(quantized.cache)
+        for group in family.groups:
+            form = self.format_of(schemes[group.name])
+            rows, biases = dict[str, QuantizedLinear](), Tensors()
+            for linear in map(family.linear, group.linears):
+                each = self.precision.model.out_features(linear.name)
+                rows |= dict(zip(linear.parts, quantized.linears[linear.name].rows(each), strict=True))
+                if f"{linear.name}.bias" in quantized.common:
+                    split = quantized.common[f"{linear.name}.bias"].split(each)
+                    biases |= dict(zip(linear.parts, split, strict=True))
+            for module, parts in modules(self.precision.model, group).items():
+                made = form.store(stacked([rows[part] for part in parts], parts))
+                tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in made.items()}
+                if parts[0] in biases:
+                    tensors[f"{module}.bias"] = torch.cat([biases[part] for part in parts])
+        specs = self.layer_specs(index)
+        return {prefix + name: self.cast(of, specs[name][1], prefix + name) for name, of in tensors.items()}
+
+    def norms(self, common: Tensors) -> Tensors:
+        """A layer's norms as the family stores them."""
+        family, offset = self.precision.model.family, self.precision.model.family.norm_offset
+        return {
+            f"{norm.tensor}.{suffix}": common[f"{norm.name}.{suffix}"] - (offset if suffix == "weight" else 0)
+            for norm in family.all_norms
+            for suffix in norm.suffixes
+        }
+
+    def cast(self, tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
+        if tensor.is_floating_point() and tensor.element_size() > 1:
+            return to_dtype(tensor, dtype, name)
+        return tensor
+
+    def layer_specs(self, index: int) -> dict[str, Spec]:
+        """What a layer holds, by name inside it."""
+        model, schemes = self.precision.model, self.precision.layer(index)
+        specs: dict[str, Spec] = {}
+        for norm in model.family.all_norms:
+            specs |= {f"{norm.tensor}.{suffix}": (model.norm_shape(norm), self.dtype) for suffix in norm.suffixes}
+        for group in model.family.groups:
+            form = self.format_of(schemes[group.name])
+            biased = model.has_bias(group.linears[0])
+            for module, parts in modules(model, group).items():
+                out_features, in_features = sizes(model, parts)
+                own = form.tensors(out_features, in_features, group.norm is not None)
+                specs |= {f"{module}.{suffix}": spec for suffix, spec in own.items()}
+                if biased:
+                    specs[f"{module}.bias"] = ([out_features], self.dtype)
+        for name, tensor in self.cache(None).items():
+            specs[name] = (list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        return specs
+
+    @cached_property
+    def around(self) -> dict[str, Spec]:
+        """What stands around the layers, in the order of the source's shapes."""
+        model, inside = self.precision.model, tuple(map(self.prefix, range(self.precision.model.num_hidden_layers)))
+        shapes = hugging_face_shapes(model)
+        if model.tied and model.family.head is not None:
+            shapes.pop(model.family.head)
+        return {name: (shape, self.dtype) for name, shape in shapes.items() if not name.startswith(inside)}
+
+    def prefix(self, index: int) -> str:
+        return self.precision.model.family.layer.format(i=index)
+
+    def specs(self) -> dict[str, Spec]:
+        """Everything that the folder's tensors are, in the order in which they are written."""
+        model = self.precision.model
+        specs = {name: spec for name, spec in self.around.items() if name == model.family.embedding}
+        for index in range(model.num_hidden_layers):
+            prefix = self.prefix(index)
+            specs |= {prefix + name: spec for name, spec in self.layer_specs(index).items()}
+        return specs | self.around
+
+    def ends(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What stands around the layers, as the source has it, in the model's dtype."""
+        for name in self.around:
+            yield name, self.stored(self.source.tensor(name), name)
+
+    def files(self, folder: Path) -> AbstractContextManager[Writer]:
+        from .writer import Files
+
+        return Files.made(folder, self)
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        config = model_config(self.source.config, self.precision.model, self.dtype)
+        return {
+            "config.json": config | ({"quantization_config": self.quantization()} if self.precision.quantized else {})
+        }
+
+
+def modules(model: Model, group: Group) -> dict[str, tuple[str, ...]]:
+    """The modules that hold a group's linears, and the logical linears that each stacks, in their order."""
+    held: dict[str, list[tuple[int, str]]] = {}
+    for part in model.family.parts(group):
+        view = model.family.view(part)
+        held.setdefault(view.tensor, []).append((view.piece or 0, part))
+    return {module: tuple(part for _, part in sorted(parts)) for module, parts in held.items()}
+
+
+def sizes(model: Model, parts: tuple[str, ...]) -> tuple[int, int]:
+    """Output and input channels of the logical linears that a module stacks."""
+    rows, linears = 0, {part: model.family.linear_of_part(part) for part in parts}
+    for part, linear in linears.items():
+        rows += model.out_features(linear.name)[linear.parts.index(part)]
+    return rows, model.dimension(linears[parts[0]].in_features)
+
+
+def check_model(model: Model, title: str) -> None:
+    """Raise InputError for a model that is not written under Hugging Face's names."""
+    family = model.family
+    views = [family.view(part) for linear in family.linears for part in linear.parts]
+    reason = None
+    if not family.predicts_tokens:
+        reason = "it predicts no tokens"
+    elif family.mixture is not None:
+        reason = "its experts would have to be written one by one"
+    elif any(view.transposed or view.bare or view.order != STACKED for view in views):
+        reason = "its files transpose linears, or interleave their heads"
+    elif any(model.multipliers.get(part, 1.0) != 1 for linear in family.linears for part in linear.parts):
+        reason = "its multipliers are folded into weights"
+    if reason is not None:
+        raise InputError(f"{model.architecture} is not written for {title}: {reason}; --target trtllm converts it")

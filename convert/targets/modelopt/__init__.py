@@ -1,0 +1,1 @@
+"""ModelOpt's unified folders, which TensorRT-LLM's PyTorch backend and vLLM read."""
