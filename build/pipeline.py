@@ -27,10 +27,10 @@ from ..convert.job.making import versions
 from ..convert.job.options import ConvertOptions
 from ..convert.prove.execution import held_out
 from ..convert.prove.options import VerifyOptions
+from ..convert.prove.proven import opened
 from ..convert.prove.verify import check_gate, gate_failures, measure, structure_problems, summary
 from ..convert.sources.documents import BUILT_IN
 from ..convert.sources.text import content_hash
-from ..convert.targets.trtllm.checkpoint import Checkpoint
 from . import engines, gpus, sketch
 from .build_options import BuildOptions, plan_of
 from .checkpoint_folder import CheckpointFolder
@@ -169,7 +169,7 @@ class Run:
         inputs = [measured, tree(self.checkpoint), content_hash(options.text), files, versions()]
 
         def work() -> dict[str, Any]:
-            checkpoint = Checkpoint(self.checkpoint)
+            checkpoint = opened(self.checkpoint)
             problems, accuracy = structure_problems(checkpoint), None
             if not problems:
                 accuracy = measure(

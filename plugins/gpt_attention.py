@@ -94,7 +94,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torc
 
 
 def cached(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
-    """What the KV cache gives back of x: INT8 rounds x / scale; FP8 casts it to e4m3. scale: float32 [1]."""
+    """What the KV cache gives back of x: INT8 rounds x / scale; FP8 casts it to e4m3. scale: float32 []."""
     if kind == "INT8":
         return int8.saturate(x / scale).float() * scale
     return fp8.saturate(x / scale).float() * scale
@@ -115,7 +115,7 @@ def reference(
     Args:
         qkv: [batch, tokens, (heads + 2 * kv_heads) * d] in the engine's dtype.
         cos, sin: float32 [tokens, r], as for ``rotate``.
-        kv_cache: (kind, float32 [1] scale) of a quantized cache.
+        kv_cache: (kind, float32 scale) of a quantized cache; [1], or [2] where keys and values have their own.
 
     Returns:
         [batch, tokens, heads * d] in qkv's dtype.
@@ -129,6 +129,6 @@ def reference(
     q, k = q.to(qkv.dtype).float(), k.to(qkv.dtype).float()
     if kv_cache is not None:
         kind, scale = kv_cache
-        k, v = cached(k, scale, kind), cached(v, scale, kind)
+        k, v = cached(k, scale[0], kind), cached(v, scale[-1], kind)
     k, v = (x.repeat_interleave(of.heads // of.kv_heads, 1) for x in (k, v))
     return attend(q, k, v, of).transpose(1, 2).reshape(batch, tokens, -1).to(qkv.dtype)

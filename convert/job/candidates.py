@@ -9,6 +9,7 @@ import torch
 from ..errors import naming
 from ..models.layer import Tensors
 from ..models.rotary import rotary_frequencies
+from ..prove.engine_layer import EngineLayer
 from ..prove.execution import Execution
 from ..prove.runtime import Runtime
 from ..quantize.quantizer import Quantizer
@@ -42,7 +43,11 @@ class Candidate:
             layer = self.quantizer.float_layer(source)
             quantized = self.quantizer.quantize(index, layer, statistics, self.target.computed)
             tensors = self.target.layer(index, quantized)
-            self.execution.layer(tensors, self.quantizer.precision.executed(index), reference)
+            precision, device = self.quantizer.precision, self.execution.runtime.device
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+            schemes, cache = precision.executed(index), precision.kv_cache
+            made = EngineLayer(precision.model, self.target.engine, tensors, schemes, cache)
+            self.execution.layer(made, reference)
         self.factors = {name: s for name, s in quantized.layer.factors.items() if not bool((s == 1).all())}
 
 
@@ -84,8 +89,7 @@ def stream_of(
     candidates = []
     for name, (quantizer, target) in ways.items():
         wanted = wanted | quantizer.wanted
-        cache = quantizer.precision.kv_cache
-        runtime = Runtime(model, target.engine, frequencies, ids.shape[1], device, cache)
+        runtime = Runtime(model, target.engine.torch_dtype, frequencies, ids.shape[1], device)
         execution = Execution(runtime, ids, stored, quantizer.rotation)
         candidates.append(Candidate(name, quantizer, target, execution))
     if tokens is None or wanted == Wanted():

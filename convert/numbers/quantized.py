@@ -24,6 +24,7 @@ class QuantizedLinear:
         smoother: what the runtime divides the input by, float32 [in]; None where nothing is left to be divided.
         range: the largest |x / smoother| that Q represents; None where it rounds token by token, or not at all.
         output: the largest |y| that calibration saw, beside an int8 range.
+        input_zero: what Q adds to the integers of its input, beside a range.
     """
 
     values: torch.Tensor
@@ -33,6 +34,7 @@ class QuantizedLinear:
     smoother: torch.Tensor | None = None
     range: float | None = None
     output: float | None = None
+    input_zero: int = 0
 
     def dequantize(self) -> torch.Tensor:
         """W, float32 [out, in]."""
@@ -49,6 +51,12 @@ class QuantizedLinear:
         if self.smoother is None:
             return torch.ones(self.values.shape[1], device=self.values.device)
         return 1 / self.smoother
+
+    def to(self, device: torch.device) -> QuantizedLinear:
+        """The same on a device."""
+        zero, second, smoother = (t if t is None else t.to(device) for t in (self.zero, self.second, self.smoother))
+        values, scale = self.values.to(device), self.scale.to(device)
+        return replace(self, values=values, scale=scale, zero=zero, second=second, smoother=smoother)
 
     def rows(self, sizes: Sequence[int]) -> list[QuantizedLinear]:
         """The linears whose rows these are, so many of each."""

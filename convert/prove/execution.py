@@ -15,13 +15,13 @@ from ..models.encoder_head import EncoderHead
 from ..models.ends import Embedding, Head
 from ..models.forward import LayerForward
 from ..models.rotation import Rotation
-from ..quantize.scheme import LayerSchemes
 from ..sources.folder import Source
 from ..sources.text import check_length, read_tokens
-from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.formats.base import Activation, Format
 from .encoders import EncoderAccuracy, compare_scores
-from .runtime import Runtime, Tensors
+from .engine_layer import EngineLayer, ExecutedLayer, Tensors
+from .proven import Proven
+from .runtime import Runtime
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 # Tokens whose logits are compared at once: what is made of them on the way is as large as they are.
@@ -114,14 +114,13 @@ class Execution:
         self.beyond: str | None = None
         self.roundings: list[tuple[float, float]] = []
 
-    def layer(self, tensors: Tensors, schemes: LayerSchemes, reference: torch.Tensor) -> None:
-        """Advance by one layer of a checkpoint; reference: the source's hidden states behind it."""
-        tensors = {name: tensor.to(self.runtime.device) for name, tensor in tensors.items()}
+    def layer(self, layer: ExecutedLayer, reference: torch.Tensor) -> None:
+        """Advance by one layer, on the runtime's device; reference: the source's hidden states behind it."""
         difference = energy = 0.0
         for chunk in range(len(self.hidden)):
             piece = slice(chunk, chunk + 1)
-            self.runtime.watch = None if chunk else self.measure_rounding
-            self.hidden[piece] = self.runtime.layer(len(self.errors), tensors, schemes, self.hidden[piece])
+            watched = self.watching(layer) if chunk == 0 else layer
+            self.hidden[piece] = self.runtime.layer(len(self.errors), watched, self.hidden[piece])
             ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
             difference += float((ours - reference[piece]).square().sum())
             energy += float(reference[piece].square().sum())
@@ -134,6 +133,10 @@ class Execution:
         if first is not None and self.beyond is None:
             self.beyond = f"{where}: {first} is beyond {str(self.runtime.dtype).removeprefix('torch.')}"
         self.runtime.beyond.clear()
+
+    def watching(self, layer: ExecutedLayer) -> ExecutedLayer:
+        """A layer whose weight-only linears are measured while it is executed."""
+        return replace(layer, watch=self.measure_rounding) if isinstance(layer, EngineLayer) else layer
 
     def measure_rounding(self, name: str, own: Tensors, form: Format, read: Activation) -> None:
         if form.weight_only:
@@ -202,7 +205,7 @@ class Execution:
 
 @torch.inference_mode()
 def side_by_side(
-    checkpoint: Checkpoint,
+    checkpoint: Proven,
     source: Source,
     ids: torch.Tensor,
     device: torch.device,
@@ -210,24 +213,18 @@ def side_by_side(
 ) -> Accuracy | EncoderAccuracy:
     """Run a checkpoint and its source model over the same tokens."""
     reference = Reference(source, ids, device)
-    runtime = Runtime.of(checkpoint, ids.shape[1], device)
-    ours = Execution(runtime, ids, checkpoint.embedding(), rotation_of(checkpoint))
+    runtime = checkpoint.runtime(ids.shape[1], device)
+    ours = Execution(runtime, ids, checkpoint.embedding(), checkpoint.rotation())
     for index in range(source.model.num_hidden_layers):
         on_progress(index, "layer")
         reference.layer(index, source.layer(index, device))
-        ours.layer(checkpoint.layer(index, device), checkpoint.precision.executed(index), reference.hidden)
+        ours.layer(checkpoint.executed(index, device), reference.hidden)
     on_progress(source.model.num_hidden_layers, "logits")
     if source.model.family.task is not None:
         return ours.encoder_accuracy(reference, checkpoint.encoder_head())
     if source.model.family.classifies:
         return ours.class_accuracy(reference, checkpoint.head(device))
     return ours.accuracy(reference, checkpoint.head(device))
-
-
-def rotation_of(checkpoint: Checkpoint) -> Rotation | None:
-    """The rotation of the residual stream that the manifest recorded, to compare hidden states with the source's."""
-    seed = checkpoint.manifest.rotation
-    return None if seed is None else Rotation(checkpoint.model.hidden_size, seed)
 
 
 def rounding_errors(form: Format, own: Tensors, axes: dict[str, int], x: torch.Tensor) -> tuple[float, float]:

@@ -17,6 +17,9 @@ class VerifyOptions(Options):
         max_ppl_increase: percent; more perplexity than that fails.
         max_distance: percent; hidden states behind the last layer further from the source's than that fail.
         device: "auto", or a torch device.
+        reader: whose arithmetic a Hugging Face folder is executed with: "kernels" (vLLM's, SGLang's, TensorRT-LLM's),
+            "transformers", which divides the range of an int8 token by 127.5 instead of 127, or "edge", which keeps
+            scales of FP8 and of groups in float16.
     """
 
     text: str = "pydoc-heldout"
@@ -25,3 +28,4 @@ class VerifyOptions(Options):
     max_ppl_increase: float | None = None
     max_distance: float | None = None
     device: str = "auto"
+    reader: str = bounded("kernels", words=("kernels", "transformers", "edge"))

@@ -3,153 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...plugins.lazy import torch
 from ..device import check_device, pick_device
-from ..errors import InputError, printable
+from ..errors import InputError
 from ..files.disk import sha256
 from ..models.model import Model
 from ..sources.folder import Source
 from ..sources.text import check_length, check_text
-from ..targets.trtllm import token_types
-from ..targets.trtllm.checkpoint import Checkpoint
-from ..targets.trtllm.layout import is_one, layer_tensors, rank_tensors, rotary_tables, stored_name
-from ..targets.trtllm.ranks import MODEL_DTYPE, Tensor
-from ..targets.trtllm.rotary_tables import faults
-from ..targets.trtllm.values import POSITIVE, Values, Zeros
 
 if TYPE_CHECKING:
     from .encoders import EncoderAccuracy
     from .execution import Accuracy
+    from .proven import Proven
 
-SAFETENSORS_DTYPES = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # (layer, phase)
 OnProgress = Callable[[int, str], None]
-# A stored tensor, by name.
-Read = Callable[[str], "torch.Tensor"]
 
 
 def structure_problems(
-    checkpoint: Checkpoint, values: bool = True, changed: Callable[[], list[str]] | None = None
+    checkpoint: Proven, values: bool = True, changed: Callable[[], list[str]] | None = None
 ) -> list[str]:
-    """Everything wrong with a checkpoint's files; an empty list means that each rank holds exactly the tensors
-    that config.json implies, with their shapes, dtypes and values that they may have, and that files are the ones the
-    manifest recorded.
+    """Everything wrong with a folder's files; an empty list means that they hold exactly the tensors that their
+    configuration implies, with values that they may have, and that files are the ones the manifest recorded.
 
     Args:
         values: False reads no more than the headers of files.
         changed: finds files that are not the recorded ones, where somebody has begun to hash them.
     """
-    problems = rank_files_problems(checkpoint, values)
-    if not values:
-        return problems
-    if not problems:
-        problems += rank_disagreements(checkpoint)
-    return problems + (changed or checkpoint.manifest.problems)()
+    problems = checkpoint.problems(values)
+    return problems + (changed or checkpoint.manifest.problems)() if values else problems
 
 
-def rank_files_problems(checkpoint: Checkpoint, values: bool) -> list[str]:
-    """What is wrong with each rank's file by itself, and with how many there are."""
-    problems: list[str] = []
-    world = checkpoint.mapping.world_size
-    for path in sorted(checkpoint.folder.glob("rank*.safetensors")):
-        if path not in [checkpoint.rank_file(rank) for rank in range(world)]:
-            problems.append(f"{path.name}: config.json's mapping has only {world} ranks")
-    for rank in range(world):
-        path = checkpoint.rank_file(rank)
-        if not path.is_file():
-            problems.append(f"{path.name}: missing")
-            continue
-        try:
-            problems += rank_problems(checkpoint, rank, values)
-        except InputError as error:
-            problems.append(str(error))
-    return problems
-
-
-def rank_disagreements(checkpoint: Checkpoint) -> list[str]:
-    """What ranks hold in common must be the same on all of them."""
-    problems = []
-    behind = checkpoint.final_norm if checkpoint.model.family.task is None else checkpoint.encoder_head
-    reads: list[Callable[[], object]] = [checkpoint.embedding, behind]
-    reads += [partial(checkpoint.layer, index) for index in range(checkpoint.model.num_hidden_layers)]
-    for read in reads if checkpoint.mapping.tp_size > 1 else []:
-        try:
-            read()
-        except InputError as error:
-            problems.append(str(error))
-    return problems
-
-
-def rank_problems(checkpoint: Checkpoint, rank: int, values: bool) -> list[str]:
-    """What is wrong with one rank's file: its tensors' names, shapes and dtypes, then what they hold if ``values``."""
-    path = checkpoint.rank_file(rank)
-    wanted = rank_tensors(checkpoint.precision, checkpoint.mapping, rank, checkpoint.engine, checkpoint.embedding_axis)
-    tables = rotary_tables(checkpoint.model)
-    known = tables | wanted
-    forms = checkpoint.shard(rank).forms()
-    found = {name: (shape, SAFETENSORS_DTYPES.get(dtype, dtype)) for name, (shape, dtype) in forms.items()}
-    problems = dict.fromkeys(wanted.keys() - found.keys(), "is missing")
-    problems |= dict.fromkeys(found.keys() - known.keys(), "is not one that config.json implies")
-    for name in known.keys() & found.keys():
-        if found[name] != known[name]:
-            shape, dtype = found[name]
-            problems[name] = f"is {dtype} {shape}, config.json implies {known[name]}"
-    sound = found.keys() - problems.keys() if values else set[str]()
-    read, specs = partial(checkpoint.read, rank), defaultdict(lambda: OUTSIDE, rank_specs(checkpoint, rank))
-    for name in sorted(sound - tables.keys(), key=lambda name: isinstance(specs[name].values, Zeros)):
-        problem = value_problem(name, specs[name], read, lambda scale: scale in sound and scale not in problems)
-        if problem is not None:  # zeros come last, for they need scales
-            problems[name] = problem
-    problems |= faults({name: read(name) for name in sound & tables.keys()}, checkpoint.model)
-    return [f"{path.name}: tensor {printable(name, 120)} {problem}" for name, problem in sorted(problems.items())]
-
-
-# A tensor outside the decoder layers: the embedding, the final norm, lm_head.
-OUTSIDE = Tensor((), MODEL_DTYPE)
-
-
-def value_problem(name: str, spec: Tensor, read: Read, sound: Callable[[str], bool]) -> str | None:
-    """What is wrong with the values of a tensor of the right shape and dtype; None where nothing is.
-
-    Args:
-        read: gives a tensor by its name, as it is stored.
-        sound: whether nothing is wrong with a tensor so far, by its name.
-    """
-    values = spec.values
-
-    def unpack(stored: torch.Tensor) -> torch.Tensor:
-        if is_one(spec):
-            return spec.storage.read(stored)
-        return torch.stack([spec.storage.read(one) for one in stored])
-
-    if values is None:
-        return None
-    if isinstance(values, Values):
-        return values.problem(unpack(read(name)))
-    scale = f"{name.rpartition('.')[0]}.{values.scale}"
-    return values.problem(unpack(read(name)), unpack(read(scale))) if sound(scale) else None
-
-
-def rank_specs(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
-    """The tensors of one rank's decoder layers, by name."""
-    kept = checkpoint.engine, checkpoint.precision.kv_cache
-    specs = cache(lambda *schemes: layer_tensors(checkpoint.model, dict(schemes), *kept))
-    scales = {token_types.names(checkpoint.precision)[1]: Tensor((), MODEL_DTYPE, POSITIVE)}
-    return scales | {
-        checkpoint.model.family.engine_layer.format(i=local) + stored_name(name, spec): spec
-        for local, index in enumerate(checkpoint.stages[rank // checkpoint.mapping.tp_size])
-        for name, spec in specs(*checkpoint.precision.executed(index).items()).items()
-    }
-
-
-def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
+def check_same_model(checkpoint: Proven, source: Source) -> None:
     """Raise InputError unless the model that a checkpoint was made from is as large as this source."""
     for name in ("engine_class", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
@@ -157,7 +46,7 @@ def check_same_model(checkpoint: Checkpoint, source: Source) -> None:
             raise InputError(f"--reference: {name} is {theirs}, the checkpoint's is {ours}; give its source model")
 
 
-def check_same_files(checkpoint: Checkpoint, source: Source) -> None:
+def check_same_files(checkpoint: Proven, source: Source) -> None:
     """Raise InputError unless a source's files are the ones that the checkpoint's manifest recorded, if it did."""
     recorded = checkpoint.manifest.source
     files = [file for file in source.paths() if file.name in recorded]
@@ -167,9 +56,7 @@ def check_same_files(checkpoint: Checkpoint, source: Source) -> None:
                 raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
 
 
-def reference_of(
-    checkpoint: Checkpoint, reference: str | Path, text: str, chunks: int, length: int, device: str
-) -> Source:
+def reference_of(checkpoint: Proven, reference: str | Path, text: str, chunks: int, length: int, device: str) -> Source:
     """The source model to measure a checkpoint beside, once nothing that is asked for is refused without looking at
     weights or a text.
 
@@ -188,7 +75,7 @@ def reference_of(
 
 
 def measure(
-    checkpoint: Checkpoint,
+    checkpoint: Proven,
     reference: str | Path,
     text: str = "pydoc-heldout",
     chunks: int = 20,
@@ -207,7 +94,7 @@ def measure(
 
 
 def measure_beside(
-    checkpoint: Checkpoint, source: Source, text: str, chunks: int, length: int, device: str, on_progress: OnProgress
+    checkpoint: Proven, source: Source, text: str, chunks: int, length: int, device: str, on_progress: OnProgress
 ) -> Accuracy | EncoderAccuracy:
     """``measure``, of what ``reference_of`` gave."""
     from .execution import held_out, side_by_side

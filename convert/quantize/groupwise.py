@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError
 from ..models.layer import Layer
 from ..models.pieces import Group
 from ..numbers import awq
@@ -25,6 +26,7 @@ from ..numbers.inputs import InputStatistics
 from ..numbers.quantized import QuantizedLinear, stacked
 from ..numbers.rounding import Grid
 from ..numbers.smoothing import of_rows, pooled, sampled
+from ..sources.readymade.kinds import ANEW
 from ..statistics.layer import LayerStatistics
 from .options import QuantizeOptions
 from .scheme import Computed, Scheme
@@ -131,6 +133,18 @@ def relative_error(weight: torch.Tensor, computed: torch.Tensor, gram: torch.Ten
     return float(times @ output_energy(computed[rows] - weight[rows], gram)) / energy
 
 
+def whole(parts: Sequence[QuantizedLinear], names: Sequence[str]) -> QuantizedLinear:
+    """What a runtime fuses.
+
+    Raises:
+        InputError: their tool did not quantize them alike.
+    """
+    try:
+        return stacked(parts, names)
+    except InputError as error:
+        raise InputError(f"{error}; {ANEW}") from None
+
+
 def repacked(
     layer: Layer, groups: Sequence[Group], ready: Mapping[str, QuantizedLinear], scheme: Scheme, computed: Computed
 ) -> dict[str, QuantizedLinear]:
@@ -142,6 +156,9 @@ def repacked(
     linears = {}
     for group in groups:
         for linear in map(layer.model.family.linear, group.linears):
-            made = linears[linear.name] = stacked([ready[part] for part in linear.parts], linear.parts)
+            made = whole([ready[part] for part in linear.parts], linear.parts)
+            if group.norm is None and made.smoother is None:  # where there is room for one, it is all ones
+                made = replace(made, smoother=torch.ones(made.values.shape[1], device=made.values.device))
+            linears[linear.name] = made
             layer.set_weight(linear, computed(scheme, made))
     return linears

@@ -63,10 +63,12 @@ class Quantization:
 
 def wanted(scheme: Scheme, options: QuantizeOptions) -> Wanted:
     """What calibration must learn for a scheme."""
+    if options.repacks:
+        return Wanted()
     return Wanted(
         tokens=scheme.smooths,
-        gram=(scheme.grouped and not options.repacks) or options.gptq(scheme),
-        magnitude=scheme.grouped and scheme.prescaled and not options.repacks,
+        gram=scheme.grouped or options.gptq(scheme),
+        magnitude=scheme.grouped and scheme.prescaled,
         ranges=scheme.static,
         outputs=scheme.smooths and scheme.static,
     )

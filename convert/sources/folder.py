@@ -27,8 +27,8 @@ from ..numbers.finite import finite
 from ..numbers.quantized import QuantizedLinear
 from .ahead import Ahead
 from .readymade.detect import FILES, read_ready_made
-from .readymade.kinds import Expected, Packed, ReadyMade
-from .readymade.unpacking import INPUT_FACTOR, Quantized
+from .readymade.kinds import Expected, ReadyMade
+from .readymade.unpacking import INPUT_FACTOR
 from .weight_files import refuse_adapter, state_of, weight_files
 from .weight_names import check_tensors, find, settle_biases, settle_head, sign
 
@@ -119,6 +119,18 @@ class Source:
 
         return logical(self.model, read)
 
+    def unquantized_layer(self, index: int) -> dict[str, torch.Tensor]:
+        """``layer``, with weights that are quantized already left out: tensors of their shape without numbers."""
+        prefix = self.model.family.layer.format(i=index)
+
+        def read(inside: str) -> torch.Tensor:
+            name, linear = prefix + inside, prefix + inside.removesuffix(".weight")
+            if name in self.zeros:
+                return torch.zeros(self.shapes[name], dtype=getattr(torch, self.dtype))
+            return torch.empty(self.shapes[name], device="meta") if linear in self.packed else self.tensor(name)
+
+        return logical(self.model, read)
+
     def dequantized(self, linear: str) -> torch.Tensor:
         """The weight of a linear of a ready-made folder, by its full name, float32 [out, in].
 
@@ -128,12 +140,12 @@ class Source:
         assert self.ready is not None
         return self._whole(linear, self.ready.weight(self._tensors_of(linear), linear))
 
-    def quantized(self, linear: str) -> Quantized:
-        """The same, as it is: for a folder whose integers can be kept."""
-        assert isinstance(self.ready, Packed)
-        read = self.ready.linear(self._tensors_of(linear), linear)
-        self._whole(linear, read.integers)
-        return read
+    def quantized(self, linear: str) -> QuantizedLinear:
+        """The same, as its runtime computes with it."""
+        assert self.ready is not None
+        made = self.ready.quantized(self._tensors_of(linear), linear)
+        self._whole(linear, made.values)
+        return made
 
     def ready_layer(self, index: int, group_size: int, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
         """A ready-made layer's linears, by name inside the layer, as an engine of this dtype computes with them.
@@ -141,10 +153,13 @@ class Source:
         Raises:
             InputError: a linear is not quantized in a way that the engine can keep.
         """
-        assert isinstance(self.ready, Packed)
-        prefix = self.model.family.layer.format(i=index)
-        names = [name for name in self.linears(index) if name in self.packed]
-        return {name[len(prefix) :]: self.ready.exact(self.quantized(name), group_size, dtype) for name in names}
+        ready, prefix, kept = self.ready, self.model.family.layer.format(i=index), dict[str, QuantizedLinear]()
+        assert ready is not None
+        for name in self.linears(index):
+            if name in self.packed:
+                kept[name[len(prefix) :]] = ready.kept(self._tensors_of(name), name, group_size, dtype)
+                self._whole(name, kept[name[len(prefix) :]].values)
+        return kept
 
     def check_ready_made(self) -> None:
         """Hold every quantized linear's zero points and groups against the configuration, before any work.
@@ -155,8 +170,8 @@ class Source:
         assert self.ready is not None
         told = dict[str, None]()
         for linear in sorted(self.packed):
-            tensors = self._those_of(linear, self.ready.small)
-            note = self.ready.check(tensors, linear)
+            own = self.ready.of(linear)
+            note = own.check(self._those_of(linear, own.small), linear)
             if note is not None:
                 told[note] = None
         self.notes += told

@@ -9,7 +9,7 @@ from ...errors import InputError, shown
 from ...files.reader import Reader
 from . import unpacking as repack
 from .gptq import bits_of, group_of, unreadable
-from .kinds import SCALES, WHOLE_ROW, Expected, LeftOut, Packed, ReadyMade
+from .kinds import SCALES, WHOLE_ROW, Expected, Inputs, LeftOut, Packed, ReadyMade
 from .names import Holds, check_known, exact_or_pattern, names
 from .scaled import FLOAT8, INT8, Scaled
 from .unpacking import Quantized, Tensors
@@ -84,7 +84,25 @@ def compressed_config(said: Reader, file: Path) -> ReadyMade:
         raise unreadable(said, "weights strategy", strategy, "tensor and channel do")
     check_no_groups(said, weights)
     method, per_channel = f"{COMPRESSED} {stored}", strategy == "channel"
-    return Scaled(file, method, 8, WHOLE_ROW, kind, zero_points, per_channel, left_out=left, cache_scales=True)
+    cache = "FP8" if said.values.get("kv_cache_scheme") else None
+    reads = inputs_of(group)
+    return Scaled(
+        file, method, 8, WHOLE_ROW, kind, zero_points, per_channel,
+        reads=reads, left_out=left, cache_scales=True, cache=cache,
+    )  # fmt: skip
+
+
+def inputs_of(group: Reader) -> Inputs | None:
+    """How inputs are rounded; None for a way that is not known here."""
+    said = group.section("input_activations").values
+    if not said:
+        return Inputs()
+    kind = {"int": "int8", "float": "fp8"}.get(str(said.get("type", "int")))
+    dynamic, strategy = said.get("dynamic"), said.get("strategy")
+    known = (dynamic is True and strategy == "token") or (dynamic in (False, None) and strategy == "tensor")
+    if kind is None or not known or said.get("num_bits") != 8:
+        return None
+    return Inputs(kind, dynamic is not True, said.get("symmetric", True) is True)
 
 
 def packed_config(

@@ -67,6 +67,21 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """How a folder has the inputs of its linears rounded.
+
+    Attributes:
+        kind: "int8", "fp8", or None for inputs in floating point.
+        static: by one scale that it holds; else by one a token, found at run time.
+        symmetric: 0 is in the middle of the range.
+    """
+
+    kind: str | None = None
+    static: bool = False
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
 class ReadyMade(ABC):
     """How a folder's linears are quantized.
 
@@ -76,7 +91,8 @@ class ReadyMade(ABC):
         bits: of a weight.
         group_size: input channels that share a scale; WHOLE_ROW where all do.
         left_out: what it says about linears in floating point.
-        cache_scales: attention may hold the scales of a quantized KV cache beside its linears, which are not used.
+        cache_scales: attention may hold the scales of a quantized KV cache beside its linears.
+        cache: what the KV cache is quantized to when the folder is executed; None for nothing.
     """
 
     file: Path = field(compare=False)
@@ -85,6 +101,32 @@ class ReadyMade(ABC):
     group_size: int
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, kw_only=True)
     cache_scales: bool = field(default=False, kw_only=True)
+    cache: str | None = field(default=None, kw_only=True)
+
+    def of(self, linear: str) -> ReadyMade:
+        """How one linear is quantized, by its full name."""
+        return self
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """How inputs are rounded; None where it is not known here."""
+        return Inputs()
+
+    @abstractmethod
+    def quantized(self, tensors: Tensors, name: str) -> QuantizedLinear:
+        """One linear as its runtime computes with it.
+
+        Raises:
+            InputError: its tensors contradict each other or the configuration.
+        """
+
+    @abstractmethod
+    def kept(self, tensors: Tensors, name: str, group_size: int, dtype: torch.dtype) -> QuantizedLinear:
+        """The same for an engine of this dtype, its integers untouched.
+
+        Raises:
+            InputError: the engine would not compute with them.
+        """
 
     @property
     @abstractmethod
@@ -182,6 +224,15 @@ class Packed(ReadyMade):
 
     def weight(self, tensors: Tensors, name: str) -> torch.Tensor:
         return self.linear(tensors, name).dequantize()
+
+    def quantized(self, tensors: Tensors, name: str) -> QuantizedLinear:
+        read = self.linear(tensors, name)
+        if read.in_order:
+            return read.grouped()
+        return QuantizedLinear(read.dequantize(), torch.ones(1))
+
+    def kept(self, tensors: Tensors, name: str, group_size: int, dtype: torch.dtype) -> QuantizedLinear:
+        return self.exact(self.linear(tensors, name), group_size, dtype)
 
     def index(self, in_features: int) -> Expected:
         """The group of each input channel."""

@@ -54,6 +54,15 @@ class Quantized:
         """The weight, float32 [out, in]; what requantization starts from."""
         return (self.integers - self.zero.float()[:, self.group_of]) * self.scale[:, self.group_of]
 
+    @property
+    def in_order(self) -> bool:
+        """Whether neighbouring channels are of one group each."""
+        groups = self.scale.shape[1]
+        if len(self.group_of) % groups:
+            return False
+        blocks = self.group_of.view(groups, -1)
+        return torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+
     def grouped(self) -> QuantizedLinear:
         """The same weight with every group's channels side by side, which is what TensorRT-LLM's kernels read.
 
@@ -166,6 +175,23 @@ def compressed_zero(stored: torch.Tensor, bits: int) -> torch.Tensor:
         return stored.to(torch.int16)
     signed: torch.Tensor = fields(stored.t(), bits).t().to(torch.int16) - 2 ** (bits - 1)
     return signed
+
+
+def scaled_integers(tensors: Tensors, name: str) -> QuantizedLinear:
+    """The same as it is; arguments as for ``scaled``."""
+    weight, scale = tensors["weight"], tensors["weight_scale"].float()
+    if weight.dtype == torch.uint8:
+        weight = unpack_rows(weight.view(torch.int8))
+    zero, factor = tensors.get("weight_zero_point"), tensors.get(INPUT_FACTOR)
+    scale = scale.reshape(-1) if scale.dim() < 2 or scale.shape[1] == 1 else scale
+    if factor is not None and not (factor > 0).all():
+        raise InputError(f"{name}.{INPUT_FACTOR}: holds factors that are not positive; give the unquantized model")
+    return QuantizedLinear(
+        weight,
+        scale.contiguous(),
+        None if zero is None or not zero.any() else zero.reshape(scale.shape),
+        smoother=None if factor is None else 1 / factor.float(),
+    )
 
 
 def scaled(tensors: Tensors, name: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from ...files.reader import Reader
 from .packing import GENERATIONS
 
 CONFIG, QUANT_CFG = "config.json", "quant_cfg.json"
-FILE = re.compile(r"rank[0-9]{1,4}\.safetensors|config\.json|quant_cfg\.json")
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

@@ -71,5 +71,4 @@ FINITE = Values()
 POSITIVE = Values(0.0, math.inf, "is not positive; scales are")
 # 0 where a channel of weights is: -math.ulp(0.0) is the largest negative number.
 NOT_NEGATIVE = Values(-math.ulp(0.0), math.inf, "is negative; scales are not")
-SYMMETRIC = Values(-128, 128, "holds -128; symmetric weights end at -127")
 SECOND_SCALE = Values(0, 17, "holds second scales outside of 1 to 16")

@@ -19,7 +19,7 @@ from ....models.pieces import HEADS, Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, INTEGERS, MATRIX, Scheme
 from ..ranks import FLOAT32, INT8, Tensor
-from ..values import POSITIVE, SYMMETRIC
+from ..values import POSITIVE
 from .base import Activation, Format, Tensors, module_of
 
 
@@ -59,7 +59,7 @@ class SmoothQuant(Format):
     def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
         by_channel = self.scheme.granularity == CHANNEL or linear.cut == HEADS
         tensors = {
-            "weight": Tensor(("out", "in"), INT8, SYMMETRIC),
+            "weight": Tensor(("out", "in"), INT8, None),
             "per_channel_scale": Tensor((1, "out" if by_channel else 1), FLOAT32, POSITIVE),
         }
         if self.scheme.static:

@@ -12,7 +12,7 @@ from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, Scheme
 from ..ranks import FLOAT32, INT8, MODEL_DTYPE, Tensor
 from ..releases import FIRST, LAST
-from ..values import POSITIVE, SYMMETRIC
+from ..values import POSITIVE
 from .base import Activation, Format, Tensors
 from .smoothquant import scheme
 
@@ -33,7 +33,7 @@ class SmoothQuantLayers(Format):
 
     def tensors(self, linear: Linear, group: Group) -> dict[str, Tensor]:
         return {
-            "weight": Tensor(("out", "in"), INT8, SYMMETRIC),
+            "weight": Tensor(("out", "in"), INT8, None),
             "activation_scaling_factor": Tensor((1,), FLOAT32, POSITIVE),
             "weights_scaling_factor": Tensor(("out",), FLOAT32, POSITIVE),
             "prequant_scaling_factor": Tensor(("in",), MODEL_DTYPE, POSITIVE),

@@ -1,0 +1,91 @@
+"""A layer that is executed: what the runtime asks of it, and how a TensorRT-LLM checkpoint's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..models.mixture import Gate
+from ..models.model import Model
+from ..models.pieces import Group, Norm
+from ..quantize.scheme import LayerSchemes
+from ..targets.trtllm.formats import format_of
+from ..targets.trtllm.formats.base import Activation, Engine, Format
+from ..targets.trtllm.layout import CACHE_SCALE
+
+Tensors = dict[str, torch.Tensor]
+# Sees every linear before it is executed: its name, its tensors by suffix, its format and what it reads.
+Watch = Callable[[str, Tensors, Format, Activation], None]
+
+
+class ExecutedLayer(Protocol):
+    """A layer's linears, norms and gates, by the family's names, on the runtime's device."""
+
+    def norm(self, norm: Norm) -> Tensors:
+        """A norm's tensors, by suffix."""
+
+    def gate(self, gate: Gate) -> torch.Tensor:
+        """The weight of a linear that is never quantized."""
+
+    def quantized(self, group: Group, x: torch.Tensor) -> Activation:
+        """What the linears of a group read of x, their input [tokens, in]."""
+
+    def divisor(self, linear: str) -> torch.Tensor | None:
+        """What an operation before a linear divides its input by, [in]; None where there is no such operation."""
+
+    def product(self, linear: str, read: Activation) -> torch.Tensor:
+        """What a linear makes, its bias added, [tokens, out]."""
+
+    def cache(self) -> tuple[str, torch.Tensor] | None:
+        """How keys and values are kept (see ``gpt_attention``); None for a cache in the runtime's dtype."""
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of a checkpoint, executed by plugins.
+
+    Attributes:
+        tensors: by name inside the layer, as ``Checkpoint.layer`` gives them; integers are logical [out, in].
+        kv_cache: "INT8", "FP8", or None.
+    """
+
+    model: Model
+    engine: Engine
+    tensors: Tensors
+    schemes: LayerSchemes
+    kv_cache: str | None = None
+    watch: Watch | None = None
+
+    def norm(self, norm: Norm) -> Tensors:
+        return {suffix: self.tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
+
+    def gate(self, gate: Gate) -> torch.Tensor:
+        return self.tensors[f"{gate.name}.weight"]
+
+    def quantized(self, group: Group, x: torch.Tensor) -> Activation:
+        form = format_of(self.schemes[group.name], self.engine)
+        scale = form.input_scale(group)
+        return form.quantized(x, None if scale is None else self.tensors[scale])
+
+    def divisor(self, linear: str) -> torch.Tensor | None:
+        return self.form(linear).divisor(self.own(linear))
+
+    def product(self, linear: str, read: Activation) -> torch.Tensor:
+        own, form = self.own(linear), self.form(linear)
+        if self.watch is not None:
+            self.watch(linear, own, form, read)
+        y = form.product(own, read)
+        return y if "bias" not in own or form.adds_bias else y + own["bias"]
+
+    def cache(self) -> tuple[str, torch.Tensor] | None:
+        return None if self.kv_cache is None else (self.kv_cache, self.tensors[CACHE_SCALE])
+
+    def form(self, linear: str) -> Format:
+        return format_of(self.schemes[self.model.family.group_of(linear).name], self.engine)
+
+    def own(self, linear: str) -> Tensors:
+        """A linear's tensors by suffix."""
+        return {key[len(linear) + 1 :]: tensor for key, tensor in self.tensors.items() if key.startswith(f"{linear}.")}

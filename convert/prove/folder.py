@@ -1,0 +1,168 @@
+"""A quantized Hugging Face folder, whoever made it, executed as the runtimes that read it do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError
+from ..files.disk import shown_path
+from ..models.encoder_head import EncoderHead
+from ..models.ends import Embedding, Head
+from ..models.layer import Layer
+from ..models.mixture import Gate
+from ..models.model import Model
+from ..models.pieces import Group, Norm
+from ..models.rotary import rotary_frequencies
+from ..models.rotation import Rotation
+from ..numbers.quantized import QuantizedLinear
+from ..sources.folder import Source
+from ..sources.readymade.kinds import Inputs
+from ..targets.huggingface.linear import READERS, FolderLinear
+from ..targets.trtllm.formats.base import Activation
+from ..targets.trtllm.manifest import Manifest, read_manifest
+from .engine_layer import Tensors
+from .runtime import Runtime
+
+
+@dataclass(frozen=True)
+class FolderLayer:
+    """A layer of a folder, as ``ExecutedLayer`` has it.
+
+    Attributes:
+        common: norms and biases by the family's names, in the runtime's dtype.
+        linears: by logical linear.
+        scales: of keys and values in the cache, float32 [2]; None for a cache in the runtime's dtype.
+    """
+
+    model: Model
+    common: Tensors
+    linears: Mapping[str, FolderLinear]
+    scales: torch.Tensor | None
+
+    def norm(self, norm: Norm) -> Tensors:
+        return {suffix: self.common[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
+
+    def gate(self, gate: Gate) -> torch.Tensor:
+        return self.common[f"{gate.name}.weight"]
+
+    def quantized(self, group: Group, x: torch.Tensor) -> Activation:
+        return Activation(x)
+
+    def divisor(self, linear: str) -> torch.Tensor | None:
+        return None
+
+    def product(self, linear: str, read: Activation) -> torch.Tensor:
+        parts = self.model.family.linear(linear).parts
+        y = torch.cat([self.linears[part].product(read.x) for part in parts], 1)
+        return y + self.common[f"{linear}.bias"] if f"{linear}.bias" in self.common else y
+
+    def cache(self) -> tuple[str, torch.Tensor] | None:
+        return None if self.scales is None else ("FP8", self.scales)
+
+
+class QuantizedFolder:
+    """A folder whose linears are quantized: by this project, llm-compressor, ModelOpt, GPTQModel, AutoAWQ or AutoRound.
+
+    Args:
+        reader: one of READERS.
+        dtype: of what is not quantized; None for what config.json states.
+
+    Attributes:
+        quant: what it is quantized by, as its configuration says.
+
+    Raises:
+        InputError: a folder that its configuration does not describe, or that is not quantized.
+    """
+
+    def __init__(self, folder: str | Path, reader: str = "kernels", dtype: torch.dtype | None = None):
+        self.folder, self.reader = Path(folder), READERS[reader]
+        self.source = Source(folder, "CHECKPOINT")
+        self.model = self.source.model
+        if self.source.ready is None:
+            raise InputError(
+                f"{shown_path(self.folder)}: its weights are in floating point; there is nothing to verify"
+            )
+        if not self.model.family.predicts_tokens or self.model.family.mixture is not None:
+            raise InputError(f"{shown_path(self.folder)}: {self.model.architecture} is not executed from such folders")
+        self.source.check_ready_made()
+        self.ready = self.source.ready
+        self.quant: str | None = self.ready.method
+        self.dtype = dtype or getattr(torch, self.source.dtype)
+        self.kv_cache, self.cut = self.ready.cache, ""
+        self.dtype_name = str(self.dtype).removeprefix("torch.")
+        self.manifest: Manifest = read_manifest(self.folder)
+        self.sliding_window: int | None = None
+
+    def runtime(self, tokens: int, device: torch.device) -> Runtime:
+        """What executes its layers on sequences of so many tokens."""
+        frequencies, turned = rotary_frequencies(self.model)
+        return Runtime(self.model, self.dtype, frequencies, tokens, device, turned, engine=False)
+
+    def rotation(self) -> Rotation | None:
+        return None
+
+    def embedding(self) -> Embedding:
+        return self.source.embedding().map(self.cast)
+
+    def head(self, device: torch.device) -> Head:
+        return self.source.head(device).map(self.cast)
+
+    def encoder_head(self) -> EncoderHead:
+        raise AssertionError("encoders are refused before")
+
+    def cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype)
+
+    def executed(self, index: int, device: torch.device) -> FolderLayer:
+        """A layer, on a device."""
+        tensors = self.source.unquantized_layer(index)
+        layer = Layer.of(tensors, self.model)
+        common = {name: self.cast(tensor).to(device) for name, tensor in layer.common().items()}
+        prefix, linears = self.model.family.layer.format(i=index), dict[str, FolderLinear]()
+        for linear in self.model.family.linears:
+            for part, size in zip(linear.parts, self.model.out_features(linear.name), strict=True):
+                made, inputs = self.linear(prefix, part, size, tensors)
+                linears[part] = FolderLinear.of(made.to(device), inputs, self.reader)
+        return FolderLayer(self.model, common, linears, self.cache_scales(index, device))
+
+    def linear(self, prefix: str, part: str, size: int, tensors: Tensors) -> tuple[QuantizedLinear, Inputs]:
+        """A logical linear, and how its input is rounded; tensors: of the layer in floating point."""
+        view = self.model.family.view(part)
+        name = prefix + view.tensor
+        if name not in self.source.packed:
+            weight = self.cast(tensors[f"{part}.weight"]).float()
+            return QuantizedLinear(weight, weight.new_ones(1)), Inputs()
+        inputs = self.ready.of(name).inputs
+        assert inputs is not None
+        return self.source.quantized(name), inputs
+
+    def cache_scales(self, index: int, device: torch.device) -> torch.Tensor | None:
+        """Of keys and values, float32 [2], wherever tools put them; 1 where they did not."""
+        if self.kv_cache is None:
+            return None
+        prefix, (_, key, value) = self.model.family.layer.format(i=index), self.model.family.attention
+        around = key.rpartition(".")[0]
+        names = {
+            "k_scale": (f"{around}.k_scale", f"{key}.k_scale"),
+            "v_scale": (f"{around}.v_scale", f"{value}.v_scale"),
+        }
+        scales = []
+        for places in names.values():
+            held = [prefix + place for place in places if prefix + place in self.source.where]
+            scales.append(self.source.tensor(held[0]).float().reshape(()) if held else torch.tensor(1.0))
+        return torch.stack(scales).to(device)
+
+    def problems(self, values: bool = True) -> list[str]:
+        """What is wrong with the numbers of its linears; their names, shapes and dtypes were checked before."""
+        if not values:
+            return []
+        try:
+            for linear in sorted(self.source.packed):
+                self.source.quantized(linear)
+        except InputError as error:
+            return [str(error)]
+        return []

@@ -1,0 +1,98 @@
+"""What can be proven: a folder that is executed, whoever reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ..files.disk import is_there, read_json
+from ..models.encoder_head import EncoderHead
+from ..models.ends import Embedding, Head
+from ..models.model import Model
+from ..models.rotation import Rotation
+from ..targets.trtllm.checkpoint import Checkpoint
+from ..targets.trtllm.manifest import CONFIG, Manifest
+from ..targets.trtllm.mixture import quant_algo
+from .engine_layer import EngineLayer, ExecutedLayer
+from .folder import QuantizedFolder
+from .runtime import Runtime
+from .structure import checkpoint_problems
+
+
+class Proven(Protocol):
+    """A quantized model on disk.
+
+    Attributes:
+        quant: what it is quantized by; None in floating point.
+        kv_cache: what its KV cache is quantized to, or None.
+        dtype_name: of what is not quantized.
+        cut: how its files are cut, for a report.
+        sliding_window: attention window of all layers in tokens, or None.
+    """
+
+    folder: Path
+    model: Model
+    manifest: Manifest
+    quant: str | None
+    kv_cache: str | None
+    dtype_name: str
+    cut: str
+    sliding_window: int | None
+
+    def runtime(self, tokens: int, device: torch.device) -> Runtime: ...
+
+    def executed(self, index: int, device: torch.device) -> ExecutedLayer: ...
+
+    def rotation(self) -> Rotation | None: ...
+
+    def embedding(self) -> Embedding: ...
+
+    def head(self, device: torch.device) -> Head: ...
+
+    def encoder_head(self) -> EncoderHead: ...
+
+    def problems(self, values: bool = True) -> list[str]: ...
+
+
+class ProvenCheckpoint(Checkpoint):
+    """A TensorRT-LLM checkpoint."""
+
+    def __init__(self, folder: str | Path):
+        super().__init__(folder)
+        self.quant, self.kv_cache = quant_algo(self.precision), self.precision.kv_cache
+        self.dtype_name, self.cut = self.dtype, f", tp {self.mapping.tp_size}, pp {self.mapping.pp_size}"
+
+    def runtime(self, tokens: int, device: torch.device) -> Runtime:
+        """What executes its layers on sequences of so many tokens."""
+        return Runtime(self.model, self.engine.torch_dtype, self.rotary_frequencies(), tokens, device)
+
+    def executed(self, index: int, device: torch.device) -> EngineLayer:
+        """A layer, on a device."""
+        tensors = {name: tensor.to(device) for name, tensor in self.layer(index, device).items()}
+        return EngineLayer(self.model, self.engine, tensors, self.precision.executed(index), self.kv_cache)
+
+    def rotation(self) -> Rotation | None:
+        """Of the residual stream, as the manifest recorded it, to compare hidden states with the source's."""
+        seed = self.manifest.rotation
+        return None if seed is None else Rotation(self.model.hidden_size, seed)
+
+    def problems(self, values: bool = True) -> list[str]:
+        """Everything wrong with the ranks' files."""
+        return checkpoint_problems(self, values)
+
+
+def opened(folder: str | Path, reader: str = "kernels") -> Proven:
+    """A TensorRT-LLM checkpoint, or a quantized Hugging Face folder.
+
+    Args:
+        reader: whose arithmetic a folder is executed with; see ``folder.READERS``.
+
+    Raises:
+        InputError: neither.
+    """
+    config = Path(folder) / CONFIG
+    if is_there(config) and "architectures" in read_json(config):
+        return QuantizedFolder(folder, reader)
+    return ProvenCheckpoint(folder)

@@ -1,0 +1,96 @@
+"""What living runtimes compute of a linear that is quantized.
+
+    static       q = round(x p / s_x + z_x)     s_x, z_x from the file
+    per token    q = round(x p / s_x)           s_x = max|x| / levels, at run time
+    y = (q - z_x) @ (W_q - z_w)' s_x s_w        integers exactly, everything else in float32
+
+levels is 127 in the kernels of vLLM and SGLang, 127.5 in transformers (compressed-tensors), 448 for FP8. Weights whose
+input stays in floating point are dequantized in the runtime's dtype before the product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ....plugins import fp8, int8
+from ....plugins.arithmetic import quotients
+from ....plugins.lazy import torch
+from ...numbers.quantized import QuantizedLinear
+from ...sources.readymade.kinds import Inputs
+
+# What stands for the range of a token that is all zeros.
+LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who executes a folder.
+
+    Attributes:
+        levels: of int8 per token.
+        half: scales of FP8 and of groups are float16, as in Edge-LLM's graphs.
+    """
+
+    levels: float = 127.0
+    half: bool = False
+
+
+READERS = {"kernels": Reader(), "transformers": Reader(127.5), "edge": Reader(half=True)}
+
+
+@dataclass(frozen=True)
+class FolderLinear:
+    """A linear of a folder.
+
+    Attributes:
+        inputs: how its input is rounded.
+    """
+
+    made: QuantizedLinear
+    inputs: Inputs
+    reader: Reader = READERS["kernels"]
+
+    @staticmethod
+    def of(made: QuantizedLinear, inputs: Inputs, reader: Reader) -> FolderLinear:
+        """A linear as a reader has it."""
+        if reader.half and inputs.kind != "int8":
+            made = replace(made, scale=made.scale.half().float())
+            if made.range is not None:
+                made = replace(made, range=fp8.MAX * float(torch.tensor(made.range / fp8.MAX).half()))
+        return FolderLinear(made, inputs, reader)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """y in x's dtype, [tokens, out]; x: [tokens, in], in the runtime's dtype."""
+        if self.made.smoother is not None:
+            x = (x.float() * self.made.prescale()).to(x.dtype)
+        if self.inputs.kind is None:
+            return (x.float() @ self.made.dequantize().to(x.dtype).float().t()).to(x.dtype)
+        q, scale, zero = self.rounded(x.float())
+        if self.inputs.kind == "fp8":
+            return self.scaled(fp8.matmul(q, self.made.values), scale).to(x.dtype)
+        if zero is None and self.made.zero is None:
+            return self.scaled(int8.matmul(q, self.made.values).float(), scale).to(x.dtype)
+        centred = q.float() if zero is None else q.float() - zero
+        return ((centred * scale) @ self.made.dequantize().t()).to(x.dtype)
+
+    def scaled(self, sums: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """A product of quantized values times the scales of both; scale: of tokens."""
+        return sums * scale * self.made.scale.reshape(1, -1)
+
+    def rounded(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(q, s_x, z_x) of float32 [tokens, in]."""
+        top = fp8.MAX if self.inputs.kind == "fp8" else 127.0
+        saturate = fp8.saturate if self.inputs.kind == "fp8" else int8.saturate
+        if self.inputs.static:
+            assert self.made.range is not None
+            scale, zero = x.new_tensor(self.made.range / top), float(self.made.input_zero)
+            q = saturate(x / scale + zero)
+            return q, scale, x.new_tensor(zero) if zero else None
+        if not self.inputs.symmetric:
+            least, most = x.amin(1, keepdim=True).clamp_max(0), x.amax(1, keepdim=True).clamp_min(0)
+            scale = quotients(255, most - least)[1].clamp_min(LEAST)
+            zeros = (-128 - least / scale).clamp(-128, 127).round()
+            return saturate(x / scale + zeros), scale, zeros
+        levels = top if self.inputs.kind == "fp8" else self.reader.levels
+        scale = quotients(levels, x.abs().amax(1, keepdim=True))[1].clamp_min(LEAST)
+        return saturate(x / scale), scale, None
