@@ -29,13 +29,19 @@ class Reader:
     Attributes:
         levels: of int8 per token.
         half: scales of FP8 and of groups are float16, as in Edge-LLM's graphs.
+        whole: products of these kinds of inputs are scaled afterwards; those of others are of dequantized numbers.
     """
 
     levels: float = 127.0
     half: bool = False
+    whole: tuple[str, ...] = ("int8", "fp8")
 
 
-READERS = {"kernels": Reader(), "transformers": Reader(127.5), "edge": Reader(half=True)}
+READERS = {
+    "kernels": Reader(),
+    "transformers": Reader(127.5, whole=()),
+    "edge": Reader(half=True, whole=("int8",)),
+}
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,9 @@ class FolderLinear:
         if self.inputs.kind is None:
             return (x.float() @ self.made.dequantize().to(x.dtype).float().t()).to(x.dtype)
         q, scale, zero = self.rounded(x.float())
-        if self.inputs.kind == "fp8":
-            return self.scaled(fp8.matmul(q, self.made.values), scale).to(x.dtype)
-        if zero is None and self.made.zero is None:
-            return self.scaled(int8.matmul(q, self.made.values).float(), scale).to(x.dtype)
+        if self.inputs.kind in self.reader.whole and zero is None and self.made.zero is None:
+            product = fp8.matmul if self.inputs.kind == "fp8" else int8.matmul
+            return self.scaled(product(q, self.made.values).float(), scale).to(x.dtype)
         centred = q.float() if zero is None else q.float() - zero
         return ((centred * scale) @ self.made.dequantize().t()).to(x.dtype)
 
