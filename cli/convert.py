@@ -200,6 +200,12 @@ def notes(done: Converted) -> Iterator[str]:
             "nothing was calibrated, so what layers make was not held against float16's range: enginesmith verify "
             "--reference does, and bfloat16 needs none of it"
         )
+    again = [index for index, layer in enumerate(done.manifest["layers"]) if "rounded_again" in str(layer)]
+    if again:
+        yield (
+            f"{len(again)} layers hold FP8 matrices with scales of their own that an engine fuses: the largest scale "
+            "is kept, and matrices of others are rounded to it once more; enginesmith.json names them"
+        )
     few = {
         index: [expert for expert, tokens in enumerate(layer["experts"]["tokens"]) if tokens < FEW_TOKENS]
         for index, layer in enumerate(done.manifest["layers"])

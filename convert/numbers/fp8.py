@@ -8,6 +8,9 @@ Formats for Deep Learning".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from ...plugins import fp8
 from ...plugins.lazy import torch
 from .quantized import QuantizedLinear
@@ -26,6 +29,20 @@ def per_channel(weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> Qua
     """One scale per output channel of a float32 [out, in] weight; dtype keeps them."""
     scale = kept(range_scale(weight.abs().amax(1)), dtype)
     return QuantizedLinear(fp8.saturate(weight / scale[:, None]), scale)
+
+
+def alike(parts: Sequence[QuantizedLinear]) -> list[QuantizedLinear]:
+    """Matrices with one scale each, all with the largest: those of others are rounded to it, once more."""
+    each = list(parts)
+    if any(part.values.dtype != torch.float8_e4m3fn or part.scale.numel() > 1 for part in each):
+        return each
+    largest = torch.stack([part.scale.reshape(()) for part in each]).max()
+    return [
+        part
+        if torch.equal(part.scale.reshape(()), largest)
+        else replace(part, values=fp8.saturate(part.values.float() * (part.scale / largest)), scale=largest.reshape(1))
+        for part in each
+    ]
 
 
 def range_scale(amax: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from ..errors import InputError
 from ..models.layer import Layer
 from ..models.pieces import Group
-from ..numbers import awq
+from ..numbers import awq, fp8
 from ..numbers.gptq import Compensation, round_by
 from ..numbers.gram import output_energy
 from ..numbers.inputs import InputStatistics
@@ -134,31 +134,40 @@ def relative_error(weight: torch.Tensor, computed: torch.Tensor, gram: torch.Ten
 
 
 def whole(parts: Sequence[QuantizedLinear], names: Sequence[str]) -> QuantizedLinear:
-    """What a runtime fuses.
+    """What a runtime fuses. FP8 matrices with scales of their own get the largest of them, and are rounded to it.
 
     Raises:
         InputError: their tool did not quantize them alike.
     """
     try:
-        return stacked(parts, names)
+        return stacked(fp8.alike(parts), names)
     except InputError as error:
         raise InputError(f"{error}; {ANEW}") from None
 
 
+def same_scale(part: QuantizedLinear, made: QuantizedLinear) -> bool:
+    """Whether a matrix with one scale kept it."""
+    return part.scale.numel() > 1 or made.scale.numel() > 1 or torch.equal(part.scale, made.scale)
+
+
 def repacked(
     layer: Layer, groups: Sequence[Group], ready: Mapping[str, QuantizedLinear], scheme: Scheme, computed: Computed
-) -> dict[str, QuantizedLinear]:
-    """Linears that someone else has quantized: their integers and scales, nothing divided anywhere.
+) -> tuple[dict[str, QuantizedLinear], dict[str, Any]]:
+    """Linears that someone else has quantized: their integers and scales, nothing divided anywhere; and what of it had
+    to change.
 
     Args:
         ready: each Hugging Face linear, in the scheme's groups of channels.
     """
-    linears = {}
+    linears, report = dict[str, QuantizedLinear](), dict[str, Any]()
     for group in groups:
         for linear in map(layer.model.family.linear, group.linears):
             made = whole([ready[part] for part in linear.parts], linear.parts)
+            changed = [part for part in linear.parts if not same_scale(ready[part], made)]
+            if changed:
+                report[group.name] = {"rounded_again": changed}
             if group.norm is None and made.smoother is None:  # where there is room for one, it is all ones
                 made = replace(made, smoother=torch.ones(made.values.shape[1], device=made.values.device))
             linears[linear.name] = made
             layer.set_weight(linear, computed(scheme, made))
-    return linears
+    return linears, report

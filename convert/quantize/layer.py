@@ -80,7 +80,7 @@ def quantize_layer(
     for scheme in dict.fromkeys(schemes.values()):
         groups = [group for group in layer.model.family.groups if schemes[group.name] == scheme]
         if ready is not None and scheme.quantized:
-            made, chosen = groupwise.repacked(layer, groups, ready, scheme, computed), dict[str, Any]()
+            made, chosen = groupwise.repacked(layer, groups, ready, scheme, computed)
         else:
             made, chosen = quantize_groups(layer, groups, statistics, scheme, options, dtype, computed)
         linears |= made

@@ -136,10 +136,13 @@ class Scaled(ReadyMade):
         made = self.quantized(tensors, name)
         if not (made.scale > 0).all():
             raise InputError(f"{name}: holds scales that are not positive; {ANEW}")
+        if made.smoother is not None and self.algo not in ("W4A16_AWQ", "W8A8_SQ_PER_CHANNEL"):
+            raise InputError(f"{name}.pre_quant_scale: {self.algo} has no place for it; {ANEW}")
         if self.stored != ROW_PAIRS:
             return made
-        times = made.values.shape[1] // made.scale.shape[1] // group_size
-        return replace(made, scale=rounding.stored(made.scale, dtype).float().repeat_interleave(times, 1))
+        scale = rounding.stored(made.scale, dtype).float().reshape(len(made.values), -1)
+        times = made.values.shape[1] // scale.shape[1] // group_size
+        return replace(made, scale=scale.repeat_interleave(times, 1))
 
 
 def modelopt_config(said: Reader, file: Path) -> ReadyMade:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ....plugins.lazy import torch
+from ...errors import InputError
 from ...numbers.quantized import QuantizedLinear
 from ...quantize.scheme import CHANNEL, GPTQ, GROUP, INTEGERS, Scheme
+from ...sources.readymade.kinds import ANEW
 from ..compressed_tensors.packing import packed
 from ..huggingface.format import Format, Spec, Tensors, named
 from ..modelopt.formats import Awq, ModelOptFormat
@@ -20,6 +22,7 @@ class SmoothQuant(ModelOptFormat):
         Scheme("W8A8_SQ_PER_CHANNEL", INTEGERS, 8, CHANNEL, activations="int8", static=True),
         int8_sq="W8A8_SQ_PER_CHANNEL",
     )
+    divides, behind_norms = True, True
 
     def tensors(self, out_features: int, in_features: int, behind_norm: bool) -> dict[str, Spec]:
         return {
@@ -68,7 +71,8 @@ class EdgeGptq(Format):
 
     def store(self, made: QuantizedLinear) -> Tensors:
         assert self.scheme.group_size is not None
-        assert made.zero is None
+        if made.zero is not None:
+            raise InputError(f"zero points, which Edge-LLM clamps: this folder keeps its own; {ANEW} --symmetric")
         out_features, in_features = made.values.shape
         groups = made.scale.shape[1]
         return {

@@ -42,7 +42,7 @@ class Edge(Unified):
     def check(self, how: Quantization) -> None:
         super().check(how)
         names = [str(scheme.name) for scheme in self.precision.quantized]
-        if self.gptq and not how.choices.symmetric:
+        if self.gptq and not (how.choices.symmetric or how.choices.repacks):
             raise InputError(f"--quant W4A16_GPTQ: {self.title} clamps zero points; give --symmetric")
         if self.precision.kv_cache is not None and not {"FP8", "W8A8_SQ_PER_CHANNEL"} & set(names):
             raise InputError(

@@ -12,6 +12,7 @@ from ...errors import InputError
 from ...numbers.quantized import QuantizedLinear
 from ...numbers.rounding import kept
 from ...quantize.scheme import Scheme
+from ...sources.readymade.kinds import ANEW
 
 Tensors = dict[str, "torch.Tensor"]
 # Shape and dtype of a tensor.
@@ -26,6 +27,7 @@ class Format(ABC):
         schemes: by every name that --quant may have for them.
         group_sizes: input channels that may share a scale, where the user may choose.
         out_multiple, in_multiple: what the sizes of a linear must be multiples of.
+        divides: its linears may have a smoother where no norm makes their input; behind_norms: and everywhere.
 
     Attributes:
         dtype: of the model.
@@ -38,6 +40,8 @@ class Format(ABC):
     group_sizes: ClassVar[tuple[int, ...]] = ()
     out_multiple: ClassVar[int] = 1
     in_multiple: ClassVar[int] = 1
+    divides: ClassVar[bool] = False
+    behind_norms: ClassVar[bool] = False
 
     @abstractmethod
     def tensors(self, out_features: int, in_features: int, behind_norm: bool) -> dict[str, Spec]:
@@ -63,6 +67,14 @@ class Format(ABC):
         for what, count, multiple in (("out", out_features, self.out_multiple), ("in", in_features, self.in_multiple)):
             if count % multiple:
                 raise InputError(f"{name}: {count} {what}_features are no multiple of {multiple}; --exclude it")
+
+    def check_smoother(self, made: QuantizedLinear, behind_norm: bool, name: str) -> None:
+        """Raise InputError where what divides a linear's input would be lost."""
+        holds = self.behind_norms if behind_norm else self.divides
+        if made.smoother is not None and not holds and not (made.smoother == 1).all():
+            raise InputError(
+                f"{name}: its input is scaled channel by channel, for which {self.scheme.name} has no place here; {ANEW}"
+            )
 
     def kept(self, value: float) -> float:
         """A scale as the model's dtype keeps it."""

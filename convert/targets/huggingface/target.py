@@ -128,8 +128,9 @@ class HuggingFace(Target):
                     split = quantized.common[f"{linear.name}.bias"].split(each)
                     biases |= dict(zip(linear.parts, split, strict=True))
             for module, parts in modules(self.precision.model, group).items():
-                made = form.store(stacked([rows[part] for part in parts], parts))
-                tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in made.items()}
+                made = stacked([rows[part] for part in parts], parts)
+                form.check_smoother(made, group.norm is not None, f"layer {index}: {module}")
+                tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in form.store(made).items()}
                 if parts[0] in biases:
                     tensors[f"{module}.bias"] = torch.cat([biases[part] for part in parts])
         specs = self.layer_specs(index)

@@ -62,6 +62,7 @@ class Awq(ModelOptFormat):
 
     group_sizes = (64, 128)
     out_multiple = 2
+    divides = True
     schemes: ClassVar[Mapping[str, Scheme]] = named(
         Scheme("W4A16_AWQ", INTEGERS, 4, GROUP, 128, prescaled=True, kept=True), int4_awq="W4A16_AWQ"
     )
