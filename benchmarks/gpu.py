@@ -92,8 +92,8 @@ def verify(phases: Phases, args: argparse.Namespace) -> None:
     from enginesmith import verify as run
     from enginesmith.convert.prove import execution
     from enginesmith.convert.prove import verify as structure
+    from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
     from enginesmith.convert.sources.folder import Source
-    from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
     from enginesmith.convert.targets.trtllm.manifest import Manifest
 
     phases.of(structure, "check_same_files", "hash source")

@@ -20,8 +20,8 @@ from enginesmith.build.wishes import Wishes
 from enginesmith.convert.errors import LINE, InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import structure_problems
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.conftest import write_model
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}

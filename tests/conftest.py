@@ -18,7 +18,7 @@ from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.shapes import hugging_face_shapes
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 
 from .family_models import write_family
 from .triton_folders import write_tokenizer

@@ -15,7 +15,7 @@ from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.shapes import hugging_face_shapes
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 
 # Mean KL against the float32 source, a few times what was seen.
 MOST_KL = {None: 1e-5, "W8A16": 1e-3, "W8A16_GPTQ": 1e-3, "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": 0.01}

@@ -26,11 +26,11 @@ from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.job.quantization import quantization_of
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import structure_problems
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.text import read_tokens
 from enginesmith.convert.statistics.file import StatisticsFile
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats.base import Engine
 from enginesmith.convert.targets.trtllm.ranks import Mapping
 from enginesmith.convert.targets.trtllm.target import Target

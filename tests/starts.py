@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.shapes import hugging_face_shapes
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.targets.trtllm.layout import rank_tensors
 
 from .build_folders import CONFIG, write_checkpoint

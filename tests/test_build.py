@@ -26,7 +26,7 @@ from enginesmith.build.releases import RELEASES
 from enginesmith.build.script import trtllm_build
 from enginesmith.build.wishes import Wishes
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from tests.build_folders import enginesmith, fake_machine, write_checkpoint
 from tests.conftest import ALGORITHMS
 

@@ -11,7 +11,7 @@ import pytest
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.dimensions import read_model
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.targets.trtllm.keys import EFFECTLESS, MAPPING_FIXED, MOE_EFFECTLESS, MOE_FIXED, fixed
 from enginesmith.convert.targets.trtllm.mixture import quant_algo
 from enginesmith.convert.targets.trtllm.stated import REQUIRED, Stated

@@ -12,8 +12,8 @@ import pytest
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files.disk import sha256
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.checkpoint_folders import (
     MANIFEST,
     checkpoint_of,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import structure_problems
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.values import Values, Zeros
 from tests.checkpoint_folders import MANIFEST, WIDE, accepted, change, checkpoint_of, planned, refused, state
 

@@ -22,8 +22,8 @@ from enginesmith.cli.page.svg import Axis, spaced
 from enginesmith.convert.job.compare import Comparison, Conditions, Outliers, Result, Size, compare
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.prove.execution import Accuracy
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from tests.command import run
 from tests.readymade_folders import Folder
 

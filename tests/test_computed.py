@@ -15,12 +15,12 @@ from enginesmith.convert.job.algorithms import of_algorithm
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure
 from enginesmith.convert.quantize.layer import QuantizedLayer
 from enginesmith.convert.quantize.quantizer import Quantizer
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.stream import Calibration
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats import format_of
 from enginesmith.convert.targets.trtllm.formats.base import Activation, Engine, Format
 from enginesmith.convert.targets.trtllm.target import Target

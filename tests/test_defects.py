@@ -18,9 +18,9 @@ from enginesmith.convert.errors import InputError
 from enginesmith.convert.files.disk import write_json
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .conftest import ALGORITHMS, TINY, random_weights, write_model
 

@@ -15,9 +15,9 @@ from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.prove.encoders import EncoderAccuracy, compare_scores
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import accuracy_failures, figures, measure, structure_problems
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .family_models import write_family

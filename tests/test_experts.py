@@ -15,11 +15,11 @@ from enginesmith.build.network import rank_nodes, totals
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.numbers.rounding import weight_only
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.calibrate import calibrate_layer
 from enginesmith.convert.statistics.wanted import EVERYTHING
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.plugins.mixture_of_experts import Routed, route
 
 from .command import run

@@ -12,10 +12,10 @@ import torch
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.scheme import INTEGERS
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
 from tests.by_hand import LINEARS, float_layer, fused, group_of, model_folder, quantized
 from tests.command import run

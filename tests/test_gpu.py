@@ -21,12 +21,12 @@ from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.prove.encoders import EncoderAccuracy
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.precision import Precision
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics import calibrate
 from enginesmith.convert.statistics.wanted import EVERYTHING
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
 from enginesmith.convert.targets.trtllm.formats.base import Engine
 from enginesmith.convert.targets.trtllm.ranks import MODEL_DTYPE, Mapping, cut

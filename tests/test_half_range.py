@@ -21,13 +21,13 @@ from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.models.pieces import INTERLEAVED
 from enginesmith.convert.prove.execution import Accuracy
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import accuracy_failures, measure
 from enginesmith.convert.quantize.layer import half_range
 from enginesmith.convert.quantize.quantization import HALF_RANGE
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.calibrate import calibrate_layer
 from enginesmith.convert.statistics.stream import check_range
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .conftest import TINY, write_model

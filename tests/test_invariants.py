@@ -19,11 +19,11 @@ from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.models.pieces import Linear
 from enginesmith.convert.models.rotation import Rotation, hartley
 from enginesmith.convert.numbers.smoothing import Block, Smoothing
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.quantize.options import QuantizeOptions as Options
 from enginesmith.convert.quantize.scheme import Scheme
 from enginesmith.convert.quantize.smoothquant import smooth
 from enginesmith.convert.statistics.layer import LayerStatistics
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats import kind_of, scheme_of
 from enginesmith.convert.targets.trtllm.ranks import Mapping
 from enginesmith.plugins import gpt_attention, int8, rmsnorm_quantization

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.numbers.inputs import InputStatistics
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure
 from enginesmith.convert.quantize.layer import kv_cache
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.layer import LayerStatistics
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .conftest import write_model

@@ -13,7 +13,7 @@ import torch
 from enginesmith.build.checkpoint_folder import CheckpointFolder
 from enginesmith.build.network import rank_nodes, totals
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.plugins import catalog, layernorm_quantization
 from enginesmith.plugins.identity import within
 from tests.build_folders import write_checkpoint

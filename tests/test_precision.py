@@ -22,11 +22,11 @@ from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.families.llama import LLAMA
 from enginesmith.convert.models.model import Model
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.precision import Precision, mixed
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.targets.trtllm import mixture
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
 from tests.command import run
 from tests.conftest import TINY, assert_same_layers

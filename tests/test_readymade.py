@@ -12,11 +12,10 @@ import torch
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.shapes import hugging_face_shapes
-from enginesmith.convert.numbers.quantized import QuantizedLinear
+from enginesmith.convert.numbers.quantized import QuantizedLinear, stacked
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
-from enginesmith.convert.quantize.groupwise import fused
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .conftest import write_model
@@ -249,9 +248,9 @@ def test_bfloat16_scales_make_a_bfloat16_engine(tmp_path: Path, converted: Conve
 def test_parts_without_zeros_are_fused_with_parts_that_have_them() -> None:
     integers, scale = torch.ones(2, 64, dtype=torch.int8), torch.ones(2, 1)
     zero = torch.tensor([[3], [-3]], dtype=torch.int8)
-    whole = fused([QuantizedLinear(integers, scale), QuantizedLinear(integers, scale, zero)])
+    whole = stacked([QuantizedLinear(integers, scale), QuantizedLinear(integers, scale, zero)], ["a", "b"])
     assert torch.equal(whole.zero, torch.tensor([[0], [0], [3], [-3]]))
-    assert fused([QuantizedLinear(integers, scale)] * 2).zero is None
+    assert stacked([QuantizedLinear(integers, scale)] * 2, ["a", "b"]).zero is None
 
 
 def test_zero_scales_and_contradicted_zeros_are_refused(tmp_path: Path, converted: Converted) -> None:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .conftest import DATA

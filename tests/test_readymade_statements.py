@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.readymade.names import exact_or_pattern, pattern, shell
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .readymade_folders import PART, Folder, compressed_config
 from .test_readymade import check_exact

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .conftest import DATA
 

@@ -16,8 +16,8 @@ from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.rope import rotary_pairs
 from enginesmith.convert.models.rotary import rotary_frequencies
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .conftest import TINY, write_model
 

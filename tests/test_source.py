@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .conftest import TINY, random_weights, write_model
 from .source_folders import EMBEDDING, HEAD, INDEX, SMALL, WHOLE, refused, say, shards

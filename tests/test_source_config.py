@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from enginesmith.convert.models.dimensions import read_model
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure
 from enginesmith.convert.sources.folder import Source
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 from .command import run
 from .conftest import TINY, write_model

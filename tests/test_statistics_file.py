@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.statistics.file import KEY
 from enginesmith.convert.statistics.stream import Calibration
-from enginesmith.convert.targets.trtllm.checkpoint import Checkpoint
 
 Tiny = Callable[..., Path]
 Converted = Callable[..., Checkpoint]

@@ -98,8 +98,11 @@ class Grid:
         return QuantizedLinear(k.to(torch.int8), self.scale, zero)
 
 
-def kept(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A scale as a dtype keeps it, float32; no smaller than its least normal number, below which digits are lost."""
+def kept(scale: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A scale as a dtype keeps it, float32; no smaller than its least normal number, below which digits are lost. None
+    keeps all of it."""
+    if dtype is None:
+        return scale
     return scale.to(dtype).clamp_min(torch.finfo(dtype).smallest_normal).float()
 
 

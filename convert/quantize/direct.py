@@ -62,7 +62,7 @@ def round_linear(
         amax: the largest |weight| of all that read its input.
         inputs: of its group, where the scheme or its rounding wants to know them.
     """
-    keeps = dtype if scheme.kept else torch.float32
+    keeps = dtype if scheme.kept else None
     if scheme.weights == E4M3 and scheme.granularity == MATRIX:
         assert inputs is not None
         return replace(fp8.per_tensor(weight, amax, keeps), range=float(inputs.channel_amax().amax()))

@@ -5,15 +5,17 @@ Its runtimes scale no input: what a norm or the linear before cannot take is not
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....plugins import fp8
 from ....plugins.lazy import torch
-from ...quantize.layer import CacheReach
 from ..base import Tensors
 from ..huggingface.format import Format
 from ..huggingface.target import HuggingFace, modules
 from .formats import CompressedFormat, Float8, Int8, Packed
+
+if TYPE_CHECKING:
+    from ...quantize.layer import CacheReach
 
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
 

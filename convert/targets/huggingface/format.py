@@ -73,7 +73,7 @@ class Format(ABC):
         holds = self.behind_norms if behind_norm else self.divides
         if made.smoother is not None and not holds and not (made.smoother == 1).all():
             raise InputError(
-                f"{name}: its input is scaled channel by channel, for which {self.scheme.name} has no place here; {ANEW}"
+                f"{name}: its input is scaled channel by channel, which {self.scheme.name} does not hold; {ANEW}"
             )
 
     def kept(self, value: float) -> float:

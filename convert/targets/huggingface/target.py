@@ -16,7 +16,6 @@ from ...models.model import Model
 from ...models.pieces import STACKED, Group
 from ...models.shapes import hugging_face_shapes
 from ...numbers.quantized import QuantizedLinear, stacked
-from ...quantize.layer import CacheReach
 from ...quantize.precision import Precision
 from ...quantize.quantization import Quantization
 from ...quantize.scheme import Scheme
@@ -25,7 +24,7 @@ from .config import model_config
 from .format import Floating, Format, Spec, sized
 
 if TYPE_CHECKING:
-    from ...quantize.layer import QuantizedLayer
+    from ...quantize.layer import CacheReach, QuantizedLayer
     from ...sources.folder import Source
 
 Own = TypeVar("Own", bound="HuggingFace")

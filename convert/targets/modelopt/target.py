@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....plugins import fp8
 from ....plugins.lazy import torch
-from ...quantize.layer import CacheReach
 from ..base import Tensors
 from ..huggingface.format import Format
 from ..huggingface.target import HuggingFace, modules
 from .formats import Awq, Fp8, Fp8Rowwise, ModelOptFormat
+
+if TYPE_CHECKING:
+    from ...quantize.layer import CacheReach
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
 # Whose dialect it is: some readers look for the name.
