@@ -20,13 +20,13 @@ from .rounding import kept
 def per_tensor(
     weight: torch.Tensor, amax: torch.Tensor | None = None, dtype: torch.dtype | None = None
 ) -> QuantizedLinear:
-    """One scale for the whole of a float32 [out, in] weight, from amax where others share it; dtype keeps it, float32 if None."""
+    """One scale, which dtype keeps (None: float32), for a float32 [out, in] weight; from amax where others share it."""
     scale = kept(range_scale(weight.abs().amax() if amax is None else amax), dtype)
     return QuantizedLinear(fp8.saturate(weight / scale), scale)
 
 
 def per_channel(weight: torch.Tensor, dtype: torch.dtype | None = None) -> QuantizedLinear:
-    """One scale per output channel of a float32 [out, in] weight; dtype keeps them, float32 if None."""
+    """One scale per output channel of a float32 [out, in] weight; dtype keeps them (None: float32)."""
     scale = kept(range_scale(weight.abs().amax(1)), dtype)
     return QuantizedLinear(fp8.saturate(weight / scale[:, None]), scale)
 
