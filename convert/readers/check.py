@@ -12,7 +12,7 @@ from .compressed import Compressed
 from .findings import READS, VERDICTS, Findings, refuses
 from .folder import Folder
 from .modelopt import Modelopt, in_file
-from .packed import Gptq
+from .packed import packed
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def title(folder: Folder) -> str:
         return Compressed(folder).title
     if modelopt is not None:
         return modelopt.title
-    if folder.method == "gptq":
-        return Gptq(folder).title
+    of_words = packed(folder)
+    if of_words is not None:
+        return of_words.title
     return folder.method or ("quantized, but nothing says how" if folder.linears else "floating point")

@@ -52,7 +52,8 @@ class Compressed:
     def known(self) -> bool:
         """Whether it is one of the schemes that were tried in these readers."""
         if self.format == PACKED:
-            return self.bits in (4, 8) and not self.floating and self.strategy in ("group", "channel")
+            tried = self.bits == 4 or (self.bits == 8 and self.weights.flag("symmetric", True))
+            return tried and not self.floating and self.strategy in ("group", "channel")
         if self.bits != 8 or self.inputs is None or not self.weights.flag("symmetric", True):
             return False
         of_inputs = self.inputs.text("strategy", "tensor") == ("tensor" if self.static else "token")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from .common import smoothed
 from .findings import Findings, misreads, note, refuses, some, unknown
 from .folder import Folder, Linear
-from .layouts import GPTQ, Layout, damaged, faults
+from .layouts import Layout, damaged, faults
 from .modelopt import Modelopt, cache_scales_beside, in_file, led_astray
-from .packed import Gptq
+from .packed import GPTQ, Packed, packed
 from .values import beyond_float16, exact_in_float16, symmetric_zeros
 
 TITLE, VERSION = "Edge-LLM", "0.11"
@@ -19,13 +19,11 @@ WORKS = "give ModelOpt's FP8, W8A8_SQ_PER_CHANNEL or W4A16_AWQ"
 
 def rules(folder: Folder) -> Findings:
     yield from led_astray(folder, TITLE)
-    modelopt = in_file(folder)
+    modelopt, of_words = in_file(folder), packed(folder)
     if modelopt is not None:
         yield from modelopt_rules(modelopt)
-    elif folder.method == "gptq":
-        yield from gptq_rules(Gptq(folder))
-    elif folder.method == "awq":
-        yield unknown("config.json: quant_method awq is accepted, and was not tried")
+    elif of_words is not None:
+        yield from packed_rules(of_words)
     elif folder.linears:
         what = folder.method or "no quantization_config"
         yield misreads(f"config.json: {what} is taken for float16, and every scale dropped; {WORKS}")
@@ -72,12 +70,14 @@ def tensor_rules(folder: Folder, layout: Layout) -> Findings:
 
 
 def group_rules(one: Modelopt) -> Findings:
-    """The group size is believed, and is 128 where none is stated."""
-    stated = one.group or GROUP
+    """The group size is believed; where none is stated it is 128 in config.json, and 1 in the file beside."""
+    stated = one.group or (GROUP if one.said is one.folder.embedded else 1)
     others = [linear.name for linear in one.folder.linears if groups_of(linear) not in (None, stated)]
     if others and one.group is None:
-        yield misreads(f"{one.said.file}: no group_size, so groups of {some(others)} are taken for {GROUP}; state it")
-    if stated != GROUP and not others:
+        yield misreads(
+            f"{one.said.file}: no group_size, so those of {some(others)} are taken for groups of {stated}; state it"
+        )
+    if one.group not in (None, GROUP):
         yield note(f"{one.said.file}: group_size {stated}: {GROUP} is documented; 64 was exported")
 
 
@@ -132,21 +132,18 @@ def cache_rules(one: Modelopt) -> Findings:
         yield note(f"{one.said.file}: a quantized KV cache is stated, and no scales are there: it stays float16")
 
 
-def gptq_rules(one: Gptq) -> Findings:
+def packed_rules(one: Packed) -> Findings:
     folder = one.folder
     if one.bits != 4 or one.reordered or one.group not in (64, GROUP):
         yield unknown(f"config.json: only 4 bits, groups of {GROUP} or 64, desc_act false were tried")
         return
-    yield from tensor_rules(folder, GPTQ)
-    lacking = [linear.full_name("g_idx") for linear in folder.linears if "g_idx" not in linear.tensors]
-    if lacking:
-        yield unknown(f"{some(lacking)}: missing, which was not tried")
+    yield from tensor_rules(folder, one.layout)
     zeros = [linear.full_name("qzeros") for linear in folder.linears if "qzeros" in linear.tensors]
-    asymmetric = [name for name in zeros if not symmetric_zeros(folder.values(name))]
+    asymmetric = [name for name in zeros if not symmetric_zeros(folder.values(name), one.method == GPTQ)]
     if asymmetric:
-        yield misreads(f"{some(asymmetric)}: zero points are clamped with their weights; quantize with sym true")
+        yield misreads(f"{some(asymmetric)}: zero points are put into the weights, and those clamped; quantize without")
     yield from smoothed(folder)
     yield from scale_rules(folder, ("scales",))
-    yield from plugin_rules(folder.linears, GPTQ)
+    yield from plugin_rules(folder.linears, one.layout)
     if one.group != GROUP:
         yield note(f"config.json: group_size {one.group}: {GROUP} is documented; 64 was exported")

@@ -53,7 +53,7 @@ class Linear:
         return not MARKS.isdisjoint(self.tensors) or (weight is not None and weight.dtype not in FLOATS)
 
     def full_name(self, suffix: str) -> str:
-        return f"{self.name}.{suffix}"
+        return f"{self.name}.{suffix}" if self.name else suffix
 
 
 class Folder:

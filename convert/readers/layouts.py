@@ -79,10 +79,8 @@ def faults(linears: list[Linear], layout: Layout) -> Faults:
             shapes = [] if sizes is None else layout.shapes(wanted.shape, *sizes)
             misfit = stored.shape not in shapes if shapes else wanted.shape == MATRIX and len(stored.shape) != 2
             if stored.dtype not in wanted.dtypes or misfit:
-                right = " or ".join(map(str, shapes))
-                found.misshapen.append(
-                    f"{name} is {stored.dtype} {stored.shape}, not {wanted.dtypes[0]} {right}".strip()
-                )
+                needed = " or ".join(map(str, shapes)) if stored.dtype in wanted.dtypes else wanted.dtypes[0]
+                found.misshapen.append(f"{name} is {stored.dtype} {stored.shape}, not {needed or 'a matrix'}")
         others = sorted(linear.tensors.keys() - layout.tensors.keys() - BESIDES)
         found.extra += [linear.full_name(suffix) for suffix in others]
     return found
@@ -119,11 +117,3 @@ MODELOPT = {
     "W4A16_AWQ": {"weight": Wanted((BYTES,), MATRIX), "weight_scale": Wanted(FLOATS, GROUPS)},
     "W8A16": {"weight": Wanted((INT8,), MATRIX), "weight_scale": Wanted(FLOATS, ROWS)},
 }  # fmt: skip
-GPTQ = Layout(
-    {
-        "qweight": Wanted((WORDS,), MATRIX), "qzeros": Wanted((WORDS,), MATRIX), "scales": Wanted(FLOATS, MATRIX),
-        "g_idx": Wanted((WORDS,), INPUTS, optional=True),
-    },
-    weight="qweight",
-    size=lambda shape: (shape[1], shape[0] * 8),
-)  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from ..files.reader import Reader
 from ..sources.readymade.names import names, shell
 from .findings import Findings, misreads, some
@@ -37,16 +39,16 @@ class Modelopt:
     def layout(self) -> Layout | None:
         return modelopt_layout(self.algo, self.group)
 
-    @property
+    @cached_property
     def faults(self) -> Faults:
         return Faults() if self.layout is None else faults(self.folder.linears, self.layout)
 
-    @property
+    @cached_property
     def listed(self) -> list[str]:
         """What it lists as left in floating point."""
         return names(self.said, "exclude_modules" if self.said.has("exclude_modules") else "ignore")
 
-    @property
+    @cached_property
     def outside(self) -> set[str]:
         """The linears that its list leaves in floating point, as ModelOpt means it."""
         self.folder.check_tries(self.said, "exclude_modules", [entry for entry in self.listed if "*" in entry])
@@ -57,7 +59,8 @@ class Modelopt:
 
 def in_config(folder: Folder) -> Modelopt | None:
     """What config.json says."""
-    return Modelopt(folder, folder.embedded) if folder.method.startswith("modelopt") else None
+    stated = folder.method.startswith("modelopt") or folder.embedded.has("quant_algo")
+    return Modelopt(folder, folder.embedded) if stated else None
 
 
 def in_file(folder: Folder) -> Modelopt | None:

@@ -6,9 +6,9 @@ from .common import FP8_GPUS, contradicted, not_tried, rounded_twice, smoothed
 from .compressed import INTEGERS, Compressed, read_at_all, sound
 from .findings import Findings, misreads, note, refuses, unknown
 from .folder import Folder
-from .layouts import GPTQ, damaged, faults
+from .layouts import damaged, faults
 from .modelopt import Modelopt, in_config, in_file
-from .packed import Gptq
+from .packed import GPTQ, Packed
 
 TITLE, VERSION = "SGLang", "0.5.23"
 
@@ -19,8 +19,8 @@ def rules(folder: Folder) -> Findings:
         yield from compressed_rules(Compressed(folder))
     elif modelopt is not None:
         yield from modelopt_rules(modelopt)
-    elif folder.method == "gptq":
-        yield from gptq_rules(Gptq(folder))
+    elif folder.method == GPTQ:
+        yield from gptq_rules(Packed(folder))
     else:
         yield from not_tried(folder)
 
@@ -65,8 +65,8 @@ def modelopt_rules(one: Modelopt) -> Findings:
         yield from rounded_twice(one.folder)
 
 
-def gptq_rules(one: Gptq) -> Findings:
+def gptq_rules(one: Packed) -> Findings:
     if one.bits != 4 or one.reordered or not one.symmetric:
         yield unknown("config.json: only 4 bits, symmetric, desc_act false were tried")
-    yield from damaged(faults(one.folder.linears, GPTQ), unknown, refuses)
+    yield from damaged(faults(one.folder.linears, one.layout), unknown, refuses)
     yield from smoothed(one.folder)

@@ -9,6 +9,7 @@ from .findings import Findings, misreads, note, refuses, some, unknown
 from .folder import Folder
 from .layouts import damaged
 from .modelopt import in_config
+from .packed import AWQ, GPTQ
 
 TITLE, VERSION = "transformers", "5.17"
 
@@ -18,8 +19,8 @@ def rules(folder: Folder) -> Findings:
         yield from compressed_rules(Compressed(folder))
     elif in_config(folder) is not None or (not folder.method and folder.beside is not None):
         yield from modelopt_rules(folder)
-    elif folder.method == "gptq":
-        yield unknown("config.json: quant_method gptq needs the package gptqmodel, which was not tried")
+    elif folder.method in (GPTQ, AWQ):
+        yield unknown(f"config.json: quant_method {folder.method} needs the package gptqmodel, which was not tried")
     else:
         yield from not_tried(folder)
 

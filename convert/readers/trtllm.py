@@ -13,6 +13,8 @@ TITLE, VERSION = "TensorRT-LLM", "1.3"
 ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ", "W8A16")
 # Only these linears read a pre_quant_scale, and they must have one.
 SCALED = ("o_proj", "down_proj")
+# Formats whose linears have no tensor named weight.
+OF_WORDS = ("gptq", "awq", "auto-round")
 WORKS = "give ModelOpt's FP8 or W4A16_AWQ"
 
 
@@ -23,8 +25,8 @@ def rules(folder: Folder) -> Findings:
         yield from modelopt_rules(modelopt)
     elif folder.method == "compressed-tensors":
         yield from compressed_rules(Compressed(folder))
-    elif folder.method == "gptq" and folder.linears:
-        yield refuses(f"config.json: gptq is taken for floating point, and finds no weight; {WORKS}")
+    elif folder.method in OF_WORDS and folder.linears:
+        yield refuses(f"config.json: {folder.method} is taken for floating point, and finds no weight; {WORKS}")
     else:
         yield from not_tried(folder)
 
@@ -73,10 +75,10 @@ def awq_rules(one: Modelopt) -> Findings:
     folder = one.folder
     if one.group is None:
         yield refuses(f"{one.said.file}: no group_size; put {MODELOPT_FILE} with one beside config.json")
-    lacking = [linear for linear in folder.linears if linear.last_name in SCALED and linear not in folder.smoothed]
+    factors = {linear.full_name("pre_quant_scale") for linear in folder.linears if linear.last_name in SCALED}
+    lacking = sorted(factors - folder.shards.keys())
     if lacking:
-        name = some([linear.full_name("pre_quant_scale") for linear in lacking])
-        yield refuses(f"{name}: missing, a KeyError; write ones where nothing is scaled")
+        yield refuses(f"{some(lacking)}: missing, a KeyError; write ones where nothing is scaled")
     dropped = [linear for linear in folder.smoothed if linear.last_name not in SCALED and not all_ones(folder, linear)]
     if dropped:
         name = some([linear.full_name("pre_quant_scale") for linear in dropped])

@@ -6,22 +6,22 @@ from .common import FP8_GPUS, contradicted, mixed, not_tried, rounded_twice, smo
 from .compressed import INTEGERS, Compressed, read_at_all, sound
 from .findings import Findings, misreads, note, refuses, some, unknown
 from .folder import MODELOPT_FILE, Folder
-from .layouts import GPTQ, damaged, faults
+from .layouts import damaged, faults
 from .modelopt import Modelopt, in_config
-from .packed import Gptq
+from .packed import AWQ, WHOLE_ROW, Packed, packed
 
 TITLE, VERSION = "vLLM", "0.33"
 MARLIN_GROUPS = (32, 64, 128)
 
 
 def rules(folder: Folder) -> Findings:
-    modelopt = in_config(folder)
+    modelopt, of_words = in_config(folder), packed(folder)
     if folder.method == "compressed-tensors":
         yield from compressed_rules(Compressed(folder))
     elif modelopt is not None:
         yield from modelopt_rules(modelopt)
-    elif folder.method == "gptq":
-        yield from gptq_rules(Gptq(folder))
+    elif of_words is not None:
+        yield from packed_rules(of_words)
     elif folder.beside is not None and folder.linears:
         yield refuses(f"config.json: no quantization_config beside {MODELOPT_FILE}; start with --quantization modelopt")
     else:
@@ -95,12 +95,16 @@ def substrings(one: Modelopt) -> Findings:
         )
 
 
-def gptq_rules(one: Gptq) -> Findings:
-    if one.bits != 4:
-        yield unknown(f"config.json: bits {one.bits} was not tried; 4 was")
+def packed_rules(one: Packed) -> Findings:
+    works = "or convert with --target compressed-tensors"
+    if one.bits != 4 and not (one.bits == 8 and one.method != AWQ):
+        yield refuses(f"config.json: bits {one.bits}: a ValueError; quantize with 4, {works}")
+        return
     if one.reordered:
-        yield refuses("config.json: desc_act true; quantize with desc_act false")
-    if not one.symmetric:
-        yield refuses("config.json: sym false; quantize with sym true, or convert with --target compressed-tensors")
-    yield from damaged(faults(one.folder.linears, GPTQ), unknown, refuses)
+        yield refuses(f"config.json: desc_act true; quantize with desc_act false, {works}")
+    if one.method != AWQ and not one.symmetric:
+        yield refuses(f"config.json: sym false; quantize with sym true, {works}")
+    if one.group not in (WHOLE_ROW, *MARLIN_GROUPS):
+        yield refuses(f"config.json: group_size {one.group}: kernels have {MARLIN_GROUPS} and whole rows; {works}")
+    yield from damaged(faults(one.folder.linears, one.layout), unknown, refuses)
     yield from smoothed(one.folder)
