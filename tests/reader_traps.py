@@ -79,14 +79,17 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "FP8 by channel in Edge": (
         lambda: modelopt("FP8_PER_CHANNEL_PER_TOKEN"), nothing, "edge", "misreads", "is taken for FP8"),
     "FP8 by blocks in Edge": (FP8, say_beside(quant_algo="FP8_PB_WO"), "edge", "misreads", "is taken for FP8"),
+    "MXFP8 in Edge": (
+        FP8, every(say(quant_algo="MXFP8"), say_beside(quant_algo="MXFP8")), "edge", "unknown", "MXFP8 was not tried"),
     "ModelOpt in transformers": (FP8, nothing, "transformers", "misreads", "scales are dropped"),
     "ModelOpt's file alone in transformers": (
         FP8, lambda made: made.config.pop("quantization_config"), "transformers", "misreads", "scales are dropped"),
     "ModelOpt's file alone in vLLM": (
         FP8, lambda made: made.config.pop("quantization_config"), "vllm", "refuses", "--quantization modelopt"),
+    "no quant_method in vLLM": (FP8, lambda made: made.said.pop("quant_method"), "vllm", "refuses", "no quant_method"),
     "ModelOpt's file alone in SGLang": (
         FP8, lambda made: made.config.pop("quantization_config"), "sglang", "reads", "SM89"),
-    "packed rows in transformers": (AWQ4, nothing, "transformers", "refuses", "two rows a byte"),
+    "packed rows in transformers": (AWQ4, nothing, "transformers", "refuses", "two numbers a byte"),
     "static INT8 in SGLang": (STATIC, nothing, "sglang", "refuses", "IndexError"),
     "static INT8 in SGLang, nothing fused": (
         STATIC, every(*(drop(f"{name}.{part}") for name in SIZES if not name.endswith(("o_proj", "down_proj"))
@@ -184,6 +187,10 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "float32 scales in transformers": (INT8, nothing, "transformers", "reads", "float32 scales are cast"),
     "KV scales of compressed-tensors in Edge": (
         FP8, cache_scales(inside=False), "edge", "misreads", f"{ATTENTION}k_scale and 1 more: dropped"),
+    "KV scales of compressed-tensors in TensorRT-LLM": (
+        FP8, cache_scales(inside=False), "trtllm", "unknown", f"{ATTENTION}k_scale and 1 more"),
+    "INT8 KV cache in TensorRT-LLM": (
+        lambda: compressed("fp8"), say(kv_cache_scheme={**CACHE, "type": "int"}), "trtllm", "refuses", "a ValueError"),
     "KV scales of ModelOpt in transformers": (
         INT8, every(cache_scales(inside=True), say(kv_cache_scheme=CACHE)), "transformers", "misreads",
         f"{ATTENTION}k_proj.k_scale and 1 more: dropped"),
@@ -198,6 +205,8 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
         FP8, cache_scales(inside=True), "edge", "misreads", "though kv_cache_quant_algo is null"),
     "KV cache without scales in Edge": (
         FP8, say_beside(kv_cache_quant_algo="FP8"), "edge", "reads", "it stays float16"),
+    "KV cache without scales in Edge, config.json alone": (
+        FP8, every(ALONE, say(kv_cache_scheme=CACHE)), "edge", "reads", "they are 1"),
     "KV cache without scales in vLLM": (INT8, say(kv_cache_scheme=CACHE), "vllm", "reads", "1.0 is taken"),
     "INT8 KV cache in vLLM": (
         INT8, say(kv_cache_scheme={**CACHE, "type": "int"}), "vllm", "refuses", "NotImplementedError"),

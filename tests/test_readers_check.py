@@ -113,6 +113,24 @@ def test_every_trap(make: Make, change: Change, runtime: str, verdict: str, word
     assert words in "\n".join(found.reasons + found.notes)
 
 
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        (plain(), "floating point"),
+        (compressed("int8_asym"), "compressed-tensors, int-quantized: INT8 weights by channel, dynamic asymmetric act"),
+        (compressed("fp8_static"), "compressed-tensors, float-quantized: FP8 weights by tensor, static activations"),
+        (compressed("w4"), "compressed-tensors, pack-quantized: INT4 weights by group, no activations"),
+        (modelopt("FP8"), "ModelOpt, FP8"),
+        (gptq(), "gptq, 4 bits, groups of 128, symmetric"),
+        (awq(), "awq, 4 bits, groups of 128, asymmetric"),
+        (engines(), "TensorRT-LLM checkpoint"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_what_it_is(made: Sketch, what: str, tmp_path: Path) -> None:
+    assert es.check(made.write(tmp_path / "model")).what.startswith(what)
+
+
 def test_templates_that_the_exporter_finds(tmp_path: Path) -> None:
     made = modelopt("FP8")
     made.template = False

@@ -47,6 +47,10 @@ def test_files_that_cannot_be_read(change: Callable[[Path], Any], words: str, tm
     assert words in run("check", folder, expect=2).stderr
 
 
+def stating(**values: Any) -> Change:
+    return lambda made: made.config.update(values)
+
+
 STATED: dict[str, tuple[Make, Change, str]] = {
     "a method that is a list": (INT8, say(quant_method=[]), "quant_method must be a text"),
     "groups that are a list": (INT8, say(config_groups=[]), "config_groups must be an object"),
@@ -59,6 +63,12 @@ STATED: dict[str, tuple[Make, Change, str]] = {
     "a pattern that is none": (INT8, say(ignore=["re:["]), "no regular expression"),
     "patterns without end": (INT8, say(ignore=[f"re:{index}" for index in range(1001)]), "more than 1000 patterns"),
     "names without end": (INT8, say(ignore=["a"] * 100_001), "at most 100000 names"),
+    "layers that are not there": (INT8, lambda made: made.config.update(num_hidden_layers=3), "layer 1 has no tensors"),
+    "layers without number": (
+        plain,
+        lambda made: made.config.update(num_hidden_layers=2**31),
+        "layer 1 has no tensors",
+    ),
     "scales of FP4": (FP8, lambda made: made.put(f"{Q}.weight_scale", "F8_E8M0", element=b"x"), "which cannot be read"),
 }
 
@@ -89,7 +99,7 @@ def test_sizes_that_no_model_has(tmp_path: Path) -> None:
 
 def test_many_entries_on_many_linears_are_refused_at_once(tmp_path: Path) -> None:
     made = modelopt("FP8")
-    for index in range(3000):
+    for index in range(4000):
         made.put(f"model.layers.{index}.mlp.experts.weight_scale", "F32")
-    made.said["ignore"] = [f"name{index}" for index in range(10_000)]
+    made.said["ignore"] = [f"name{index}" for index in range(30_000)]
     assert "too many patterns" in run("check", made.write(tmp_path / "model"), expect=2).stderr

@@ -6,12 +6,14 @@ from .common import smoothed
 from .findings import Findings, misreads, note, refuses, some, unknown
 from .folder import Folder, Linear
 from .layouts import Layout, damaged, faults
-from .modelopt import Modelopt, cache_scales_beside, in_file, led_astray
+from .modelopt import Modelopt, in_file, led_astray
 from .packed import GPTQ, Packed, packed
 from .values import beyond_float16, exact_in_float16, symmetric_zeros
 
 TITLE, VERSION = "Edge-LLM", "0.11"
 FP8, INT8_SQ, INT4_AWQ = "FP8", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ"
+# Parts of the names of formats that it knows, and that were not tried.
+OWN = ("FP4", "MX", "MIXED")
 # Where hf_quant_config.json does not say, and what is documented.
 GROUP, MULTIPLE = 128, 64
 WORKS = "give ModelOpt's FP8, W8A8_SQ_PER_CHANNEL or W4A16_AWQ"
@@ -43,7 +45,7 @@ def taken_for(algo: str) -> str:
 
 def modelopt_rules(one: Modelopt) -> Findings:
     file, taken = one.said.file, taken_for(one.algo)
-    if not one.tried and taken != FP8:
+    if any(part in one.algo for part in OWN):
         yield unknown(f"{file}: quant_algo {one.algo} was not tried")
         return
     if taken != one.algo:
@@ -121,15 +123,16 @@ def cache_rules(one: Modelopt) -> Findings:
     """The scales' tensors switch an FP8 KV cache on, whatever kv_cache_quant_algo says."""
     folder = one.folder
     stated = one.said.has("kv_cache_quant_algo") or one.said.has("kv_cache_scheme")
-    _, inside = folder.cache_scales
-    if cache_scales_beside(folder):
-        yield misreads(f"{cache_scales_beside(folder)}: dropped: these scales are read inside k_proj and v_proj only")
+    outside, inside = folder.cache_scales
+    if outside:
+        yield misreads(f"{some(outside)}: dropped: these scales are read inside k_proj and v_proj only")
     if inside and one.algo == INT4_AWQ:
         yield misreads(f"{some(inside)}: dropped: with W4A16_AWQ the KV cache stays float16; make it without")
     elif inside and folder.beside is not None and not stated:
         yield misreads(f"{some(inside)}: makes the KV cache FP8, though kv_cache_quant_algo is null; state FP8")
     elif stated and not inside:
-        yield note(f"{one.said.file}: a quantized KV cache is stated, and no scales are there: it stays float16")
+        becomes = "they are 1" if folder.beside is None else "it stays float16"
+        yield note(f"{one.said.file}: a quantized KV cache is stated, and no scales are there: {becomes}")
 
 
 def packed_rules(one: Packed) -> Findings:

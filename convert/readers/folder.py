@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from .values import read
 
 MOST_TENSORS = 1_000_000
 # Times that the names of a list are tried on the linears of a folder.
-MOST_TRIES = 20_000_000
+MOST_TRIES = 100_000_000
+IN_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.")
 MODELOPT_FILE = "hf_quant_config.json"
 FLOATS = ("F16", "BF16", "F32", "F64")
 # Last names that only quantized linears have.
@@ -83,6 +85,7 @@ class Folder:
         self.shards: dict[str, Shard] = {}
         if not self.for_engines:
             self._open_shards()
+            self._check_layers()
         modules = self._modules()
         self.linears = [linear for linear in modules if linear.quantized]
         self.plain = [linear for linear in modules if not linear.quantized and linear.last_name in LINEARS]
@@ -152,6 +155,14 @@ class Folder:
                 self.shards[name] = shard
             if len(self.shards) > MOST_TENSORS:
                 raise InputError(f"{shown_path(self.path)}: holds more than {MOST_TENSORS:,} tensors")
+
+    def _check_layers(self) -> None:
+        """Raise InputError where a whole decoder layer is not there: some runtimes go on without."""
+        held = {int(found[1]) for found in map(IN_LAYER.search, self.shards) if found}
+        count = self.config.integer_or_none("num_hidden_layers") or 0
+        missing = next((index for index in range(count) if index not in held), None)
+        if held and missing is not None:
+            raise InputError(f"config.json: num_hidden_layers is {count}, but layer {missing} has no tensors")
 
     def _modules(self) -> list[Linear]:
         held = defaultdict[str, dict[str, Stored]](dict)

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ..files.reader import Reader
 from ..sources.readymade.names import names, shell
-from .findings import Findings, misreads, some
+from .findings import Findings, misreads
 from .folder import MODELOPT_FILE, Folder
 from .layouts import Faults, Layout, faults, modelopt_layout
 
@@ -78,8 +78,3 @@ def led_astray(folder: Folder, who: str) -> Findings:
         yield misreads(f"{MODELOPT_FILE}: {who} follows it, and not config.json's {folder.method}; remove the file")
     elif inside.algo != stated.algo:
         yield misreads(f"{MODELOPT_FILE}: {who} follows its {stated.algo}; config.json says {inside.algo}; correct one")
-
-
-def cache_scales_beside(folder: Folder) -> str:
-    """The scales that are named as compressed-tensors does; empty where there are none."""
-    return some(folder.cache_scales[0]) if folder.cache_scales[0] else ""

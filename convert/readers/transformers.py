@@ -53,7 +53,7 @@ def modelopt_rules(folder: Folder) -> Findings:
     works = "convert with --target compressed-tensors"
     packed = [linear.name for linear in folder.linears if getattr(linear.tensors.get("weight"), "dtype", "") == "U8"]
     if packed:
-        yield refuses(f"{some(packed)}: two rows a byte, a shape error; {works}")
+        yield refuses(f"{some(packed)}: two numbers a byte, a shape error; {works}")
     elif folder.linears:
         where = some([linear.name for linear in folder.linears])
         yield misreads(f"{where}: ModelOpt's scales are dropped with only a warning; {works}")

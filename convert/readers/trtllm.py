@@ -7,7 +7,7 @@ from .compressed import FLOATING, Compressed
 from .findings import Findings, misreads, note, refuses, some, unknown
 from .folder import MODELOPT_FILE, Folder, Linear
 from .layouts import damaged
-from .modelopt import Modelopt, cache_scales_beside, in_file, led_astray
+from .modelopt import Modelopt, in_file, led_astray
 
 TITLE, VERSION = "TensorRT-LLM", "1.3"
 ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ", "W8A16")
@@ -38,12 +38,15 @@ def compressed_rules(one: Compressed) -> Findings:
         yield refuses(f"config.json: {one.title}: only channel and token scales are accepted; {WORKS}")
     elif not one.floating:
         yield misreads(f"config.json: {one.title}: the bytes are taken for FP8, which is nonsense; {WORKS}")
+    elif one.odd_cache:
+        yield refuses("config.json: kv_cache_scheme is not FP8 with one static scale, a ValueError; remove it")
     elif one.format != FLOATING:
         yield unknown(f"config.json: {one.title} was not tried")
     else:
         yield from damaged(one.faults, unknown, refuses)
         yield from smoothed(one.folder)
         yield from contradicted(one.folder, one.outside, "ignore")
+        yield from cache_rules(one.folder)
 
 
 def modelopt_rules(one: Modelopt) -> Findings:
@@ -66,8 +69,7 @@ def modelopt_rules(one: Modelopt) -> Findings:
         yield from rounded_twice(folder)
     if one.algo.startswith("FP8"):
         yield note("runs from SM89 on")
-    if cache_scales_beside(folder):
-        yield note(f"{cache_scales_beside(folder)}: ModelOpt has these scales inside k_proj and v_proj; not tried")
+    yield from cache_rules(folder)
 
 
 def awq_rules(one: Modelopt) -> Findings:
@@ -83,6 +85,12 @@ def awq_rules(one: Modelopt) -> Findings:
     if dropped:
         name = some([linear.full_name("pre_quant_scale") for linear in dropped])
         yield misreads(f"{name}: dropped, as only {' and '.join(SCALED)} read one; fold it into the norm before")
+
+
+def cache_rules(folder: Folder) -> Findings:
+    if folder.cache_scales[0]:
+        where = some(folder.cache_scales[0])
+        yield unknown(f"{where}: scales of the KV cache beside k_proj and v_proj were not tried; put them inside")
 
 
 def all_ones(folder: Folder, linear: Linear) -> bool:

@@ -72,6 +72,8 @@ def modelopt_rules(one: Modelopt) -> Findings:
         no = f"config.json: quant_algo {one.algo or 'missing'}: a ValueError, as of ModelOpt only FP8 and FP4 are read"
         yield refuses(f"{no}; convert with --target compressed-tensors")
         return
+    if not one.said.has("quant_method"):
+        yield refuses("config.json: no quant_method in quantization_config; add modelopt")
     yield from damaged(one.faults, unknown, refuses)
     yield from smoothed(folder)
     for group in mixed(folder, one.outside):
