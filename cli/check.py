@@ -10,9 +10,16 @@ import click
 
 from ..convert.errors import printable
 from ..convert.readers.check import RUNTIMES, Reading
-from ..convert.readers.findings import READS
+from ..convert.readers.findings import MISREADS, READS, REFUSES, UNKNOWN
 from ..jobs import check as judge
 from .options import Command
+
+SAID = {
+    READS: "reads it, but note:",
+    UNKNOWN: "was not tried with it:",
+    REFUSES: "refuses it:",
+    MISREADS: "misreads it:",
+}
 
 
 @click.command(cls=Command, short_help="Say which runtimes read a folder right, refuse it, or misread it.")
@@ -49,6 +56,6 @@ def explain(one: Reading) -> None:
     """Why a runtime does not read the folder right, or what is worth knowing where it does."""
     lines = one.reasons + one.notes
     if lines:
-        click.echo(f"\n{one.title} {one.verdict} it" + (", but note:" if one.verdict == READS else ":"))
+        click.echo(f"\n{one.title} {SAID[one.verdict]}")
     for line in lines:
         click.echo(f"  {line}")

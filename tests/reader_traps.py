@@ -59,9 +59,8 @@ def nothing(made: Sketch) -> None:
     pass
 
 
-Q, K, V, OUT, GATE, DOWN = (
-    *(f"{ATTENTION}{part}_proj" for part in "qkvo"), f"{MLP}gate_proj", f"{MLP}down_proj"
-)  # fmt: skip
+Q, K, V, OUT = (f"{ATTENTION}{part}_proj" for part in "qkvo")
+GATE, UP, DOWN = (f"{MLP}{part}_proj" for part in ("gate", "up", "down"))
 ALONE: Change = lambda made: setattr(made, "beside", None)  # noqa: E731
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
 INT8, STATIC, FP8_STATIC = (
@@ -92,8 +91,7 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "packed rows in transformers": (AWQ4, nothing, "transformers", "refuses", "two numbers a byte"),
     "static INT8 in SGLang": (STATIC, nothing, "sglang", "refuses", "IndexError"),
     "static INT8 in SGLang, nothing fused": (
-        STATIC, every(*(drop(f"{name}.{part}") for name in SIZES if not name.endswith(("o_proj", "down_proj"))
-        for part in ("weight", "weight_scale", "input_scale"))), "sglang", "misreads", "input_scale is ignored"),
+        STATIC, floating(Q, K, V, GATE, UP), "sglang", "misreads", "input_scale is ignored"),
     "asymmetric activations in SGLang": (
         lambda: compressed("int8_asym"), nothing, "sglang", "misreads", "executed as symmetric"),
     "unequal input scales, INT8": (

@@ -38,7 +38,7 @@ def compressed_rules(one: Compressed) -> Findings:
         yield misreads("config.json: asymmetric activations are executed as symmetric; quantize with symmetric true")
     if one.format == INTEGERS and one.static:
         works = "quantize with dynamic activations"
-        if one.folder.fused:
+        if any(linear.quantized for group in one.folder.fused for linear in group):
             yield refuses(f"config.json: static INT8 activations: fused q/k/v cannot be loaded, an IndexError; {works}")
         else:
             yield misreads(f"config.json: static INT8 activations: input_scale is ignored; {works}")
