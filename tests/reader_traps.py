@@ -224,6 +224,21 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "the head is not listed in transformers": (
         INT8, say(ignore=[]), "transformers", "misreads", "lm_head is not in ignore"),
     "the head is not listed in vLLM": (INT8, say(ignore=[]), "vllm", "reads", ""),
+    "the head is not listed in Edge, config.json alone": (
+        FP8, every(ALONE, say(ignore=[])), "edge", "misreads", "does not list lm_head"),
+    "o is not listed in Edge, config.json alone": (
+        FP8, every(ALONE, floating(OUT)), "edge", "misreads", f"does not list {OUT}"),
+    "nothing is listed in Edge": (FP8, every(floating(OUT), say_beside(exclude_modules=[])), "edge", "reads", ""),
+    **{f"the head is not listed in {runtime}": (
+        FP8, every(say(ignore=[]), say_beside(exclude_modules=[])), runtime, "unknown", "lm_head: in floating point")
+        for runtime in ("sglang", "trtllm")},
+    "ModelOpt's head is not listed in vLLM": (FP8, say(ignore=[]), "vllm", "unknown", "lm_head: in floating point"),
+    "a head that is quantized": (
+        FP8, every(
+            lambda made: made.put("lm_head.weight", "F8_E4M3", 64, 128),
+            lambda made: made.put("lm_head.weight_scale", "F32"), lambda made: made.put("lm_head.input_scale", "F32"),
+            say(ignore=[]),
+        ), "vllm", "reads", ""),
     "sparsity": (INT8, say(sparsity_config={"format": "sparse-24-bitmask"}), "vllm", "unknown", "sparsity_config"),
     "sparsity that is none": (INT8, say(sparsity_config={"format": "dense"}), "vllm", "reads", ""),
     "transforms": (INT8, say(transform_config={"config_groups": {"R1": {}}}), "vllm", "unknown", "transform_config"),
@@ -252,6 +267,9 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "another tool": (plain, lambda made: made.config.update(quantization_config={"quant_method": "hqq"}), "vllm",
                      "unknown", "hqq was not tried"),
     "nothing says how": (INT8, lambda made: made.config.pop("quantization_config"), "edge", "misreads", "no quantiz"),
+    **{f"nothing says how in {runtime}": (
+        INT8, lambda made: made.config.pop("quantization_config"), runtime, "unknown", "has no quantization_config")
+        for runtime in ("vllm", "sglang", "trtllm", "transformers")},
     "FP8 below SM89": (FP8, nothing, "vllm", "reads", "below, only weights are FP8"),
     "AutoRound in TensorRT-LLM": (gptq, say(quant_method="auto-round"), "trtllm", "refuses", "finds no weight"),
 }  # fmt: skip

@@ -50,11 +50,10 @@ def unequal(folder: Folder, suffix: str) -> list[str]:
     return found
 
 
-def contradicted(folder: Folder, outside: set[str], key: str) -> Findings:
+def contradicted(folder: Folder, outside: set[str], forgotten: list[str], key: str) -> Findings:
     """Lists that say otherwise than the tensors."""
-    floats = [linear.full_name("weight") for linear in folder.plain if linear.name not in outside]
-    if floats:
-        yield unknown(f"{some(floats)}: in floating point, but {key} does not list it; list it by its full name")
+    if forgotten:
+        yield unknown(f"{some(forgotten)}: in floating point, but {key} does not list it; list it by its full name")
     listed = [linear.name for linear in folder.linears if linear.name in outside]
     if listed:
         yield unknown(f"{some(listed)}: quantized, but {key} leaves it in floating point; correct the list")

@@ -99,6 +99,11 @@ class Compressed:
         return {name for name in linears if any(one.holds(name) for one in said)}
 
     @property
+    def forgotten(self) -> list[str]:
+        """The linears in floating point that are not listed."""
+        return [linear.name for linear in self.folder.plain if linear.name not in self.outside]
+
+    @property
     def ignores_head(self) -> bool:
         return any(one.holds("lm_head") for one in left_out(self.said, self.group))
 
@@ -131,4 +136,4 @@ def read_at_all(one: Compressed) -> Findings:
 def sound(one: Compressed) -> Findings:
     """What is wrong with a folder in all of these readers."""
     yield from smoothed(one.folder)
-    yield from contradicted(one.folder, one.outside, "ignore")
+    yield from contradicted(one.folder, one.outside, one.forgotten, "ignore")

@@ -61,6 +61,8 @@ def modelopt_rules(one: Modelopt) -> Findings:
         yield from plugin_rules(one.folder.linears, one.layout)
         yield from scale_rules(one.folder, ("weight_scale",))
     yield from cache_rules(one)
+    if one.folder.beside is None and one.forgotten:
+        yield misreads(f"config.json: ignore does not list {some(one.forgotten)}, taken for quantized; list it")
 
 
 def tensor_rules(folder: Folder, layout: Layout) -> Findings:

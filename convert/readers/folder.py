@@ -99,6 +99,11 @@ class Folder:
         return stated.lower()
 
     @property
+    def linear_names(self) -> set[str]:
+        """The names of those that are quantized."""
+        return {linear.name for linear in self.linears}
+
+    @property
     def smoothed(self) -> list[Linear]:
         """Linears that multiply their input by a factor of their own."""
         return [linear for linear in self.linears if "pre_quant_scale" in linear.tensors]

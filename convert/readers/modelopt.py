@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from ..files.reader import Reader
-from ..sources.readymade.names import names, shell
+from ..sources.readymade.names import Holds, names, shell
 from .findings import Findings, misreads
 from .folder import MODELOPT_FILE, Folder
 from .layouts import Faults, Layout, faults, modelopt_layout
@@ -49,12 +49,21 @@ class Modelopt:
         return names(self.said, "exclude_modules" if self.said.has("exclude_modules") else "ignore")
 
     @cached_property
-    def outside(self) -> set[str]:
-        """The linears that its list leaves in floating point, as ModelOpt means it."""
+    def holds(self) -> Holds:
+        """Whether its list leaves a module in floating point, as ModelOpt means it."""
         self.folder.check_tries(self.said, "exclude_modules", [entry for entry in self.listed if "*" in entry])
-        holds = shell(self.listed, self.said.file, "exclude_modules")
-        linears = [*self.folder.linears, *self.folder.plain]
-        return {linear.name for linear in linears if holds(linear.name)}
+        return shell(self.listed, self.said.file, "exclude_modules")
+
+    @cached_property
+    def outside(self) -> set[str]:
+        """The linears that it leaves in floating point."""
+        return {linear.name for linear in [*self.folder.linears, *self.folder.plain] if self.holds(linear.name)}
+
+    @property
+    def forgotten(self) -> list[str]:
+        """What is in floating point, and not listed."""
+        head = [] if self.holds("lm_head") or "lm_head" in self.folder.linear_names else ["lm_head"]
+        return [linear.name for linear in self.folder.plain if linear.name not in self.outside] + head
 
 
 def in_config(folder: Folder) -> Modelopt | None:

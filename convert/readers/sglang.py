@@ -60,7 +60,7 @@ def modelopt_rules(one: Modelopt) -> Findings:
     else:
         yield from damaged(one.faults, unknown, refuses)
         yield from smoothed(one.folder)
-        yield from contradicted(one.folder, one.outside, "ignore")
+        yield from contradicted(one.folder, one.outside, one.forgotten, "ignore")
         yield note("runs from SM89 on")
         yield from rounded_twice(one.folder)
 

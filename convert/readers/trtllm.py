@@ -45,7 +45,7 @@ def compressed_rules(one: Compressed) -> Findings:
     else:
         yield from damaged(one.faults, unknown, refuses)
         yield from smoothed(one.folder)
-        yield from contradicted(one.folder, one.outside, "ignore")
+        yield from contradicted(one.folder, one.outside, one.forgotten, "ignore")
         yield from cache_rules(one.folder)
 
 
@@ -60,7 +60,7 @@ def modelopt_rules(one: Modelopt) -> Findings:
     yield from damaged(one.faults, unknown, refuses)
     for group in mixed(folder, one.outside):
         yield unknown(f"{group}: not treated alike, which was not tried; quantize all of them or none")
-    yield from contradicted(folder, one.outside, "exclude_modules")
+    yield from contradicted(folder, one.outside, one.forgotten, "exclude_modules")
     if one.algo == "W4A16_AWQ":
         yield from awq_rules(one)
     else:

@@ -78,7 +78,7 @@ def modelopt_rules(one: Modelopt) -> Findings:
     yield from smoothed(folder)
     for group in mixed(folder, one.outside):
         yield refuses(f"{group}: not treated alike, a ValueError; quantize all of them or none")
-    yield from contradicted(folder, one.outside, "ignore")
+    yield from contradicted(folder, one.outside, one.forgotten, "ignore")
     yield from substrings(one)
     yield note(FP8_GPUS)
     if one.algo == "FP8":
