@@ -157,6 +157,12 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "no weight scale in transformers": (
         INT8, drop(f"{Q}.weight_scale"), "transformers", "misreads", f"{Q}.weight_scale missing"),
     "no weight scale in vLLM": (INT8, drop(f"{Q}.weight_scale"), "vllm", "unknown", f"{Q}.weight_scale missing"),
+    "no input scale of static INT8 in transformers": (
+        STATIC, drop(f"{Q}.input_scale"), "transformers", "misreads", f"{Q}.input_scale missing"),
+    "INT4 with activations": (INT8, lambda made: weights(made).update(num_bits=4), "vllm", "unknown", "INT4 weights"),
+    "asymmetric weights with activations": (
+        INT8, lambda made: weights(made).update(symmetric=False), "vllm", "unknown", "not tried"),
+    "GPUs of Edge's wheel": (FP8, nothing, "edge", "reads", "SM80, SM86, SM100 and SM120"),
     "more tensors than Edge reads": (
         SQ, lambda made: made.put(f"{Q}.weight_zero_point", "I8", 128), "edge", "misreads", "nothing reads it"),
     "zero points of GPTQ in Edge": (
