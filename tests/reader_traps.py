@@ -173,6 +173,9 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "zero points that are left out in Edge": (
         gptq, lambda made: made.put(f"{Q}.qzeros", "I32", 1, 0), "edge", "reads", ""),
     "zero points of 7 in AWQ's format": (lambda: awq(b"\x77" * 4), nothing, "edge", "misreads", "zero points"),
+    "desc_act in Edge": (gptq, say(desc_act=True), "edge", "unknown", "desc_act false were tried"),
+    "groups of 32 in Edge": (lambda: gptq(32), nothing, "edge", "unknown", "groups of 128 or 64"),
+    "groups of 64 of GPTQ in Edge": (lambda: gptq(64), nothing, "edge", "reads", "64 was exported"),
     "sizes of the plugin": (
         AWQ4, every(
             lambda made: made.put(f"{Q}.weight", "U8", 48, 128),
