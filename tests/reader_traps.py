@@ -273,6 +273,52 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
         ), "vllm", "refuses", "group_size 16"),
     "several groups": (
         INT8, lambda made: made.said["config_groups"].update(group_1={}), "vllm", "unknown", "2 config_groups"),
+    "no zero points of GPTQ in Edge": (gptq, drop(f"{Q}.qzeros"), "edge", "misreads", f"{Q}.qzeros missing"),
+    **{f"factors of GPTQ in {runtime}": (gptq, factor(Q), runtime, "misreads", f"{Q}.pre_quant_scale: dropped")
+       for runtime in ("edge", "vllm", "sglang")},
+    "sizes of the plugin, GPTQ": (
+        gptq, every(
+            lambda made: made.put(f"{Q}.qweight", "I32", 12, 128), lambda made: made.put(f"{Q}.g_idx", "I32", 96)
+        ), "edge", "refuses", "no multiples of 64"),
+    **{f"no scales of GPTQ in {runtime}": (gptq, drop(f"{Q}.scales"), runtime, "unknown", f"{Q}.scales missing")
+       for runtime in ("vllm", "sglang")},
+    "groups of GPTQ without a kernel": (lambda: gptq(16), nothing, "vllm", "refuses", "group_size 16"),
+    "GPTQ of 2 bits": (gptq, say(bits=2), "vllm", "refuses", "bits 2"),
+    "GPTQ of 2 bits in SGLang": (gptq, say(bits=2), "sglang", "unknown", "only 4 bits"),
+    "AWQ of 8 bits": (awq, say(bits=8), "vllm", "refuses", "bits 8"),
+    "q alone in floating point in SGLang": (
+        INT8, every(floating(Q), say(ignore=["lm_head", Q])), "sglang", "unknown", "not treated alike"),
+    "q alone in floating point in TensorRT-LLM": (
+        FP8, every(floating(Q), say_beside(exclude_modules=["lm_head", Q])), "trtllm", "unknown", "not treated alike"),
+    "static asymmetric activations in vLLM": (
+        STATIC, lambda made: made.said["config_groups"]["group_0"]["input_activations"].update(symmetric=False),
+        "vllm", "unknown", "input_zero_point"),
+    "static asymmetric activations with zero points": (
+        STATIC, every(
+            lambda made: made.said["config_groups"]["group_0"]["input_activations"].update(symmetric=False),
+            *(lambda made, name=name: made.put(f"{name}.input_zero_point", "I8", 1) for name in SIZES),
+        ), "vllm", "reads", "documented as untested"),
+    "another format in TensorRT-LLM": (
+        lambda: compressed("fp8"),
+        lambda made: made.said["config_groups"]["group_0"].update(format="naive-quantized"), "trtllm", "unknown",
+        "was not tried"),
+    "several groups in TensorRT-LLM": (
+        INT8, lambda made: made.said["config_groups"].update(group_1={}), "trtllm", "unknown", "2 config_groups"),
+    "no weight scale in TensorRT-LLM": (
+        lambda: compressed("fp8"), drop(f"{Q}.weight_scale"), "trtllm", "unknown", f"{Q}.weight_scale missing"),
+    "no weight scale of ModelOpt in TensorRT-LLM": (
+        FP8, drop(f"{Q}.weight_scale"), "trtllm", "unknown", f"{Q}.weight_scale missing"),
+    "no weight scale of ModelOpt in SGLang": (
+        FP8, drop(f"{Q}.weight_scale"), "sglang", "unknown", f"{Q}.weight_scale missing"),
+    "factors of compressed-tensors in TensorRT-LLM": (
+        lambda: compressed("fp8"), factor(Q), "trtllm", "misreads", "dropped"),
+    "o not listed in TensorRT-LLM": (
+        lambda: compressed("fp8"), floating(OUT), "trtllm", "unknown", "ignore does not list it"),
+    "KV scales beside in TensorRT-LLM": (
+        lambda: compressed("fp8"), cache_scales(inside=False), "trtllm", "unknown", f"{ATTENTION}k_scale"),
+    "rows of scales in transformers": (
+        INT8, lambda made: made.put(f"{Q}.weight_scale", "F32", 128), "transformers", "refuses", "[128, 1]"),
+    "scales of the loaded dtype": (lambda: compressed("w4"), nothing, "transformers", "reads", ""),
     "another tool": (plain, lambda made: made.config.update(quantization_config={"quant_method": "hqq"}), "vllm",
                      "unknown", "hqq was not tried"),
     "nothing says how": (INT8, lambda made: made.config.pop("quantization_config"), "edge", "misreads", "no quantiz"),

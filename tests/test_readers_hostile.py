@@ -80,6 +80,24 @@ def test_statements_that_cannot_be_meant(make: Make, change: Change, words: str,
     assert words in run("check", made.write(tmp_path / "model"), expect=2).stderr
 
 
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    folder = plain().write(tmp_path / "model")
+    for shard in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (folder / shard).write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").unlink()
+    assert "is also in model-00001-of-00002" in run("check", folder, expect=2).stderr
+
+
+def test_tensors_without_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginesmith.convert.readers.folder.MOST_TENSORS", 5)
+    assert "more than 5 tensors" in run("check", plain().write(tmp_path / "model"), expect=2).stderr
+
+
+def test_scales_that_are_no_small_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginesmith.convert.readers.values.MOST", 3)
+    assert "is larger than scales" in run("check", modelopt("FP8").write(tmp_path / "model"), expect=2).stderr
+
+
 def test_names_from_files_stay_on_their_line(tmp_path: Path) -> None:
     made = modelopt("FP8")
     made.put("model.\x1b[31m\n" + "x" * 5000 + ".weight_scale", "F32", 3)

@@ -68,5 +68,6 @@ def modelopt_rules(one: Modelopt) -> Findings:
 def gptq_rules(one: Packed) -> Findings:
     if one.bits != 4 or one.reordered or not one.symmetric:
         yield unknown("config.json: only 4 bits, symmetric, desc_act false were tried")
+        return
     yield from damaged(faults(one.folder.linears, one.layout), unknown, refuses)
     yield from smoothed(one.folder)
