@@ -162,6 +162,11 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "INT4 with activations": (INT8, lambda made: weights(made).update(num_bits=4), "vllm", "unknown", "INT4 weights"),
     "asymmetric weights with activations": (
         INT8, lambda made: weights(made).update(symmetric=False), "vllm", "unknown", "not tried"),
+    "GPUs of packed weights in vLLM": (lambda: compressed("w4"), nothing, "vllm", "reads", "from SM75 on"),
+    "GPUs of INT8 in vLLM": (INT8, nothing, "vllm", "reads", "SM75 to SM90"),
+    "GPUs of INT8 in SGLang": (INT8, nothing, "sglang", "reads", "from SM80 on"),
+    "GPUs of FP8 in SGLang": (lambda: compressed("fp8"), nothing, "sglang", "reads", "only weights are FP8"),
+    "GPUs of FP8 in TensorRT-LLM": (FP8, nothing, "trtllm", "reads", "from SM89 on"),
     "GPUs of Edge's wheel": (FP8, nothing, "edge", "reads", "SM80, SM86, SM100 and SM120"),
     "more tensors than Edge reads": (
         SQ, lambda made: made.put(f"{Q}.weight_zero_point", "I8", 128), "edge", "misreads", "nothing reads it"),

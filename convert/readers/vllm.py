@@ -53,6 +53,8 @@ def compressed_rules(one: Compressed) -> Findings:
     elif one.floating:
         yield note(FP8_GPUS)
         yield from rounded_twice(folder)
+    else:
+        yield note("runs from SM75 on")
     yield from cache_rules(one)
 
 
