@@ -104,8 +104,9 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     **{f"unequal FP8 scales in {runtime}": (
         FP8, lambda made: made.number(f"{Q}.weight_scale", 0.25), runtime, "reads", "rounded again to the largest")
         for runtime in ("vllm", "sglang", "trtllm")},
-    "unequal FP8 scales of llm-compressor": (
-        FP8_STATIC, lambda made: made.number(f"{Q}.weight_scale", 0.25), "vllm", "reads", "rounded again"),
+    **{f"unequal FP8 scales of llm-compressor in {runtime}": (
+        FP8_STATIC, lambda made: made.number(f"{Q}.weight_scale", 0.25), runtime, "reads", "rounded again")
+        for runtime in ("vllm", "sglang")},
     "factors of q/k/v in TensorRT-LLM": (AWQ4, factor(Q), "trtllm", "misreads", f"{Q}.pre_quant_scale: dropped"),
     "factors of gate in TensorRT-LLM": (AWQ4, factor(GATE), "trtllm", "misreads", f"{GATE}.pre_quant_scale: dropped"),
     "factors of 1 in TensorRT-LLM": (
@@ -132,8 +133,9 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
     "columns of scales in vLLM": (
         lambda: modelopt("FP8_PER_CHANNEL_PER_TOKEN"), lambda made: made.put(f"{Q}.weight_scale", "F32", 128, 1),
         "vllm", "refuses", "weight_scale is F32 [128, 1]"),
-    "rows of scales in vLLM": (
-        INT8, lambda made: made.put(f"{Q}.weight_scale", "F32", 128), "vllm", "refuses", "[128, 1]"),
+    **{f"rows of scales in {runtime}": (
+        INT8, lambda made: made.put(f"{Q}.weight_scale", "F32", 128), runtime, "refuses", "[128, 1]")
+        for runtime in ("vllm", "sglang", "transformers")},
     "another dtype in Edge": (
         SQ, lambda made: made.put(f"{Q}.weight", "U8", 128, 128), "edge", "misreads", "is U8"),
     **{f"{kind}: a scale below float16": (
@@ -321,8 +323,6 @@ TRAPS: dict[str, tuple[Make, Change, str, str, str]] = {
         lambda: compressed("fp8"), floating(OUT), "trtllm", "unknown", "ignore does not list it"),
     "KV scales beside in TensorRT-LLM": (
         lambda: compressed("fp8"), cache_scales(inside=False), "trtllm", "unknown", f"{ATTENTION}k_scale"),
-    "rows of scales in transformers": (
-        INT8, lambda made: made.put(f"{Q}.weight_scale", "F32", 128), "transformers", "refuses", "[128, 1]"),
     "scales of the loaded dtype": (lambda: compressed("w4"), nothing, "transformers", "reads", ""),
     "another tool": (plain, lambda made: made.config.update(quantization_config={"quant_method": "hqq"}), "vllm",
                      "unknown", "hqq was not tried"),
