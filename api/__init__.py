@@ -23,9 +23,11 @@ from .build.triton.options import TritonOptions
 from .convert.errors import InputError
 from .convert.job.options import ConvertOptions
 from .convert.prove.options import VerifyOptions
+from .convert.readers.check import CheckedFolder
 from .jobs import (
     CheckedEngine,
     Verdict,
+    check,
     check_engine,
     check_repository,
     compare,
@@ -43,12 +45,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BuildOptions",
     "CheckedEngine",
+    "CheckedFolder",
     "ConvertOptions",
     "InputError",
     "TritonOptions",
     "Verdict",
     "VerifyOptions",
     "build",
+    "check",
     "check_engine",
     "check_repository",
     "compare",

@@ -16,6 +16,7 @@ from .convert.job.options import ConvertOptions
 from .convert.models.families import FAMILIES
 from .convert.models.family import Family
 from .convert.prove.options import VerifyOptions
+from .convert.readers.check import CheckedFolder, check_folder
 
 if TYPE_CHECKING:
     from .build.network import Nodes
@@ -154,7 +155,9 @@ def compare(
     from .convert.job.algorithms import CheckedComparison
 
     options, how = replace(kind(options, ConvertOptions), propagate="float"), VerifyOptions(text, chunks, seq_len)
-    checked = CheckedComparison(options, names(algorithms), how.text, how.chunks, how.seq_len)
+    checked = CheckedComparison(
+        options, names(algorithms, "algorithms", "QuantAlgo names"), how.text, how.chunks, how.seq_len
+    )
     from .convert.job.compare import compare_checked
 
     return compare_checked(checked, on_progress)
@@ -198,6 +201,15 @@ def build(plan: Plan, output_dir: str | Path) -> bool:
     from .build import engines
 
     return engines.build(plan, Path(path_of(output_dir, "output_dir")))
+
+
+def check(folder: str | Path, runtimes: Sequence[str] = ()) -> CheckedFolder:
+    """Which runtimes read a folder right, which refuse it, and which would misread it without a word.
+
+    Args:
+        runtimes: names of RUNTIMES; all of them if none is named.
+    """
+    return check_folder(path_of(folder, "folder"), names(runtimes, "runtimes", "runtimes"))
 
 
 def check_engine(engine_dir: str | Path, gpu: str | None = None, release: str | None = None) -> CheckedEngine:
@@ -262,8 +274,8 @@ def kind(given: Any, wanted: type[Kind]) -> Kind:
     return given
 
 
-def names(algorithms: Any) -> list[str]:
-    """Names of algorithms in any sequence but a text, or InputError."""
-    if not isinstance(algorithms, (list, tuple)) or not all(isinstance(name, str) for name in algorithms):
-        raise InputError(f"algorithms is {shown(algorithms)}; a list of QuantAlgo names is needed")
-    return list(algorithms)
+def names(given: Any, flag: str, what: str) -> list[str]:
+    """Names in any sequence but a text, or InputError."""
+    if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{flag} is {shown(given)}; a list of {what} is needed")
+    return list(given)

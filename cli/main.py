@@ -27,6 +27,7 @@ COMMANDS = {
     "build": "Plan the engines of a checkpoint for a GPU and a workload, and build them.",
     "triton": "Make a Triton model repository that serves an engine, or check one.",
     "run": "Run a release recipe: convert, verify, plan, build, triton.",
+    "check": "Say which runtimes read a folder right, refuse it, or misread it.",
     "check-engine": "Say whether an engine can run on this machine, or why not.",
 }
 

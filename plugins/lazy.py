@@ -1,17 +1,21 @@
-"""PyTorch, imported when it is first used: tables and build plans need none of it."""
+"""PyTorch and NumPy, imported when they are first used: tables and build plans need none of them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as numpy
     import torch as torch
 else:
 
-    class _Torch:
+    class _Lazy:
+        def __init__(self, name: str):
+            self._name = name
+
         def __getattr__(self, name: str) -> Any:
-            import torch
+            from importlib import import_module
 
-            return getattr(torch, name)
+            return getattr(import_module(self._name), name)
 
-    torch = _Torch()
+    numpy, torch = _Lazy("numpy"), _Lazy("torch")

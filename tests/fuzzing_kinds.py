@@ -28,6 +28,7 @@ from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.job.quantization import quantization_of
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import structure_problems
+from enginesmith.convert.readers.check import check_folder
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.text import read_tokens
 from enginesmith.convert.statistics.file import StatisticsFile
@@ -47,6 +48,7 @@ from .fuzzing import (
     mutant_of_text,
     outcome,
 )
+from .reader_folders import Sketch, compressed, gptq, modelopt
 from .triton_folders import byte_level, write_engine
 
 CPU = torch.device("cpu")
@@ -392,6 +394,24 @@ def texts(folder: Folder) -> Kind:
 
 AWQ = {"quant": "W4A16_AWQ", "group_size": 64}
 MIXED = {"quant": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "quant_layer": ("*.1.mlp=W8A16",)}
+
+
+def judged(file: str, make: Callable[[], Sketch]) -> Callable[[Folder], Kind]:
+    """A file of a folder of which runtimes are said to read it or not."""
+
+    def kind(folder: Folder) -> Kind:
+        path = make().write(folder / "judged") / file
+        data = path.read_bytes()
+
+        def mutate(draw: Draw) -> Mutant:
+            is_json = path.suffix == ".json"
+            return mutant_of_json(draw, json.loads(data)) if is_json else mutant_of_safetensors(draw, data)
+
+        return Kind(path, mutate, lambda: check_folder(path.parent))
+
+    return kind
+
+
 KINDS: dict[str, Callable[[Folder], Kind]] = {
     "config.json of Hugging Face": hugging_face_config,
     "model.safetensors": weights,
@@ -410,6 +430,9 @@ KINDS: dict[str, Callable[[Folder], Kind]] = {
     "config.pbtxt of tensorrt_llm": repository("tensorrt_llm"),
     "config.pbtxt of an ensemble": repository("ensemble"),
     "generation_config.json": end_tokens,
+    "config.json that runtimes read": judged("config.json", lambda: compressed("int8_static")),
+    "hf_quant_config.json that runtimes read": judged("hf_quant_config.json", lambda: modelopt("W4A16_AWQ")),
+    "tensors that runtimes read": judged("model.safetensors", gptq),
     "statistics": statistics,
     "calibration records": texts,
 }

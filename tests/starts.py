@@ -39,13 +39,13 @@ class Start:
 
 
 HELP = [Start(f"{name} --help".strip(), 0, "Usage: enginesmith") for name in (
-    "", "convert", "families", "verify", "compare", "plugins", "build", "triton", "run", "check-engine"
+    "", "convert", "families", "verify", "compare", "plugins", "build", "triton", "run", "check", "check-engine"
 )]  # fmt: skip
 USAGE = [
     Start("", 2, "Commands:"),
     Start("nothing", 2, "No such command 'nothing'"),
     *(Start(f"{name} --no_such_option", 2, "No such option") for name in (
-        "convert", "families", "verify", "compare", "plugins", "build", "triton", "run", "check-engine"
+        "convert", "families", "verify", "compare", "plugins", "build", "triton", "run", "check", "check-engine"
     )),
     Start("convert", 2, "Missing option '--model_dir'"),
     Start("verify", 2, "Missing argument 'CHECKPOINT_DIR'"),
@@ -137,6 +137,8 @@ PLANS = [
     Start("families", 0, "LlamaForCausalLM"),
     Start("plugins planned", 0, "RmsnormQuantization"),
     Start("build --checkpoint_dir unknown --output_dir plan --plan_only --gpu A100", 0, "build it with:"),
+    Start("check missing", 2, "missing is not a folder"),
+    Start("check checkpoint", 1, "only trtllm-build"),
     Start("check-engine missing", 2, "missing"),
     Start("triton --check missing", 2, "missing"),
     Start("run missing.yaml", 2, "missing.yaml"),

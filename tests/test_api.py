@@ -14,7 +14,7 @@ import pytest
 
 import enginesmith as es
 from enginesmith import jobs
-from enginesmith.cli import check_engine, compare, convert, families, run, verify
+from enginesmith.cli import check, check_engine, compare, convert, families, run, verify
 
 Tiny = Callable[..., Path]
 SQ = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
@@ -72,6 +72,7 @@ def test_bad_input_is_one_error(options: Any, tmp_path: Path) -> None:
         lambda: es.verify(tmp_path / "nothing"),
         lambda: es.plan(tmp_path / "nothing"),
         lambda: es.plugins(tmp_path / "nothing"),
+        lambda: es.check(tmp_path / "nothing"),
         lambda: es.check_engine(tmp_path / "nothing"),
         lambda: es.check_repository(tmp_path / "nothing"),
         lambda: es.run(tmp_path / "nothing.yaml"),
@@ -101,6 +102,7 @@ def test_packages_are_called_as_the_jobs_of_their_name() -> None:
 
 
 def test_commands_call_the_library(tmp_path: Path) -> None:
+    assert check.judge is jobs.check
     assert check_engine.check is jobs.check_engine
     assert verify.check is jobs.verify
     assert convert.run is jobs.convert
@@ -164,6 +166,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a reference that is a number": (lambda: es.verify("x", 3), "reference is 3"),  # type: ignore[arg-type]
     "a plan's checkpoint": (lambda: es.plan(3), "checkpoint_dir is 3"),  # type: ignore[arg-type]
     "a plan's options": (lambda: es.plan("x", {"gpu": "A100"}), "options is .*; BuildOptions are needed"),  # type: ignore[arg-type]
+    "a folder to check": (lambda: es.check(None), "folder is None"),  # type: ignore[arg-type]
+    "runtimes that are a text": (lambda: es.check("m", "vllm"), "runtimes is 'vllm'; a list of runtimes is needed"),
+    "a runtime": (lambda: es.check("m", ["colour"]), "runtime 'colour' is not known; use one of: edge, vllm"),
     "an engine": (lambda: es.check_engine(None), "engine_dir is None"),  # type: ignore[arg-type]
     "a repository": (lambda: es.check_repository(3), "folder is 3"),  # type: ignore[arg-type]
     "a recipe": (lambda: es.run(None), "recipe is None"),  # type: ignore[arg-type]

@@ -158,7 +158,7 @@ def test_an_interrupt_that_becomes_another_error(
         assert done.stderr == "enginesmith: interrupted; nothing unfinished stands under its name\n"
 
 
-@pytest.mark.parametrize("command", ["verify", "triton", "plugins", "check-engine"])
+@pytest.mark.parametrize("command", ["verify", "triton", "plugins", "check", "check-engine"])
 def test_sigterm_ends_every_command_alike(command: str, tmp_path: Path) -> None:
     """Those too that wait: here for a named pipe, or for a process of theirs."""
     waiting = (

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("plugins", "convert", "build", "api", "cli")
-ROOMS = ("files", "models", "numbers", "sources", "statistics", "quantize", "targets", "prove", "job")
+ROOMS = ("files", "models", "numbers", "sources", "readers", "statistics", "quantize", "targets", "prove", "job")
 SOURCES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 # Programs that run where nothing is installed, beside files of the same folder.
 PROGRAMS = ROOT / "build" / "triton" / "models"
