@@ -70,6 +70,8 @@ class Checked:
             raise InputError(f"--{name} is for --target {' or '.join(whose)}, not {self.kind.name}; leave it away")
         if options.rotate and not self.kind.turned_tables:
             raise InputError(f"--rotate is for --target trtllm, not {self.kind.name}; leave it away")
+        if not options.fold and not self.kind.turned_tables:
+            raise InputError(f"--no_fold is for --target trtllm, not {self.kind.name}; leave it away")
         if options.kv_cache not in (None, *self.kind.caches):
             works = " or ".join(self.kind.caches)
             raise InputError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...plugins.lazy import torch
+from .family import Family
 from .model import Model
-from .pieces import EVEN, STACKED, View
+from .pieces import EVEN, STACKED, Group, View
 
 SUFFIXES = ("weight", "bias")
 
@@ -111,3 +112,29 @@ def multiplied(model: Model, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor times what its family has it multiplied by, in float32 where it is."""
     times = model.multipliers.get(name, 1.0)
     return tensor if times == 1 else tensor.float() * times
+
+
+def modules(model: Model, group: Group) -> dict[str, tuple[str, ...]]:
+    """The modules that hold a group's linears, and the logical linears that each stacks, in their order."""
+    held: dict[str, list[tuple[int, str]]] = {}
+    for part in model.family.parts(group):
+        view = model.family.view(part)
+        held.setdefault(view.tensor, []).append((view.piece or 0, part))
+    return {module: tuple(part for _, part in sorted(parts)) for module, parts in held.items()}
+
+
+def module_sizes(model: Model, parts: tuple[str, ...]) -> tuple[int, int]:
+    """Output and input channels of the logical linears that a module stacks."""
+    return sum(part_sizes(model, parts)), model.dimension(model.family.linear_of_part(parts[0]).in_features)
+
+
+def part_sizes(model: Model, parts: tuple[str, ...]) -> list[int]:
+    """Output channels of each logical linear."""
+    linears = [model.family.linear_of_part(part) for part in parts]
+    return [model.out_features(of.name)[of.parts.index(part)] for part, of in zip(parts, linears, strict=True)]
+
+
+def whole_rows(family: Family) -> bool:
+    """Whether every logical linear is some rows of a Hugging Face module, as they are."""
+    views = [family.view(part) for linear in family.linears for part in linear.parts]
+    return not any(view.transposed or view.bare or view.order != STACKED for view in views)

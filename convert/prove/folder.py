@@ -122,23 +122,22 @@ class QuantizedFolder:
         tensors = self.source.unquantized_layer(index)
         layer = Layer.of(tensors, self.model)
         common = {name: self.cast(tensor).to(device) for name, tensor in layer.common().items()}
-        prefix, linears = self.model.family.layer.format(i=index), dict[str, FolderLinear]()
-        for linear in self.model.family.linears:
-            for part, size in zip(linear.parts, self.model.out_features(linear.name), strict=True):
-                made, inputs = self.linear(prefix, part, size, tensors)
-                linears[part] = FolderLinear.of(made.to(device), inputs, self.reader)
+        linears, quantized = dict[str, FolderLinear](), self.source.quantized_layer(index)
+        for part in [part for linear in self.model.family.linears for part in linear.parts]:
+            if part in quantized:
+                made, inputs = quantized[part], self.inputs(index, part)
+            else:
+                weight = self.cast(tensors[f"{part}.weight"]).float()
+                made, inputs = QuantizedLinear(weight, weight.new_ones(1)), Inputs()
+            linears[part] = FolderLinear.of(made.to(device), inputs, self.reader)
         return FolderLayer(self.model, common, linears, self.cache_scales(index, device))
 
-    def linear(self, prefix: str, part: str, size: int, tensors: Tensors) -> tuple[QuantizedLinear, Inputs]:
-        """A logical linear, and how its input is rounded; tensors: of the layer in floating point."""
-        view = self.model.family.view(part)
-        name = prefix + view.tensor
-        if name not in self.source.packed:
-            weight = self.cast(tensors[f"{part}.weight"]).float()
-            return QuantizedLinear(weight, weight.new_ones(1)), Inputs()
-        inputs = self.ready.of(name).inputs
+    def inputs(self, index: int, part: str) -> Inputs:
+        """How the input of a quantized logical linear is rounded."""
+        family = self.model.family
+        inputs = self.ready.of(family.layer.format(i=index) + family.view(part).tensor).inputs
         assert inputs is not None
-        return self.source.quantized(name), inputs
+        return inputs
 
     def cache_scales(self, index: int, device: torch.device) -> torch.Tensor | None:
         """Of keys and values, float32 [2], wherever tools put them; 1 where they did not."""

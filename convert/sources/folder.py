@@ -8,6 +8,7 @@ opened once: what is hashed, parsed and read is one content, or an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ...plugins.lazy import torch
@@ -22,7 +23,16 @@ from ..models.encoder_head import EncoderHead, read_head
 from ..models.ends import Embedding, Head
 from ..models.model import Model
 from ..models.pieces import Norm
-from ..models.shapes import hugging_face_shapes, layer_shapes, logical, multiplied, shifted
+from ..models.shapes import (
+    hugging_face_shapes,
+    layer_shapes,
+    logical,
+    modules,
+    multiplied,
+    part_sizes,
+    shifted,
+    whole_rows,
+)
 from ..numbers.finite import finite
 from ..numbers.quantized import QuantizedLinear
 from .ahead import Ahead
@@ -143,9 +153,7 @@ class Source:
     def quantized(self, linear: str) -> QuantizedLinear:
         """The same, as its runtime computes with it."""
         assert self.ready is not None
-        made = self.ready.quantized(self._tensors_of(linear), linear)
-        self._whole(linear, made.values)
-        return made
+        return self.ready.quantized(self._tensors_of(linear), linear)
 
     def ready_layer(self, index: int, group_size: int, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
         """A ready-made layer's linears, by name inside the layer, as an engine of this dtype computes with them.
@@ -153,13 +161,25 @@ class Source:
         Raises:
             InputError: a linear is not quantized in a way that the engine can keep.
         """
-        ready, prefix, kept = self.ready, self.model.family.layer.format(i=index), dict[str, QuantizedLinear]()
+        ready = self.ready
         assert ready is not None
-        for name in self.linears(index):
-            if name in self.packed:
-                kept[name[len(prefix) :]] = ready.kept(self._tensors_of(name), name, group_size, dtype)
-                self._whole(name, kept[name[len(prefix) :]].values)
-        return kept
+        return self._parts(index, lambda name: ready.kept(self._tensors_of(name), name, group_size, dtype))
+
+    def quantized_layer(self, index: int) -> dict[str, QuantizedLinear]:
+        """The same as its runtime computes with them."""
+        return self._parts(index, self.quantized)
+
+    def _parts(self, index: int, read: Callable[[str], QuantizedLinear]) -> dict[str, QuantizedLinear]:
+        """A layer's logical linears, of the modules that are quantized; read: gives one by its full name."""
+        prefix, found = self.model.family.layer.format(i=index), dict[str, QuantizedLinear]()
+        for group in self.model.family.groups:
+            for module, parts in modules(self.model, group).items():
+                if prefix + module in self.packed:
+                    made = read(prefix + module)
+                    self._whole(prefix + module, made.values)
+                    found |= dict(zip(parts, made.rows(part_sizes(self.model, parts)), strict=True))
+        times = {part: of for part, of in self.model.multipliers.items() if part in found}
+        return found | {part: replace(found[part], scale=found[part].scale * of) for part, of in times.items()}
 
     def check_ready_made(self) -> None:
         """Hold every quantized linear's zero points and groups against the configuration, before any work.
@@ -193,10 +213,10 @@ class Source:
 
     def left_in_float(self) -> list[tuple[int, str]]:
         """(layer, name inside it) of the linears that a ready-made folder has not quantized."""
-        left = []
+        family, left = self.model.family, list[tuple[int, str]]()
         for index in range(self.model.num_hidden_layers):
-            prefix = self.model.family.layer.format(i=index)
-            left += [(index, name.removeprefix(prefix)) for name in self.linears(index) if name not in self.packed]
+            prefix, parts = family.layer.format(i=index), [part for of in family.linears for part in of.parts]
+            left += [(index, part) for part in parts if prefix + family.view(part).tensor not in self.packed]
         return left
 
     def _names_of(self, index: int) -> list[str]:
@@ -296,7 +316,7 @@ class Source:
             self.beside = {}
             return None
         ready = read_ready_made(self.config_file.path, self.config, self.beside)
-        if ready is not None and self.model.family.views:
+        if ready is not None and not whole_rows(self.model.family):
             what = f"{self.model.architecture} quantized by {ready.method}"
             raise InputError(f"{shown_path(self.folder)}: {what} is not read; give the unquantized model")
         return ready

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ....plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ...errors import InputError, shown
 from ...files.reader import Reader
 from . import unpacking as repack
@@ -15,6 +14,8 @@ from .unpacking import Quantized, Tensors
 
 GPTQ, AUTO_ROUND = "gptq", "auto-round"
 VERSIONS = {"gptq": 1, "gptq_v2": 2}
+# Tools make no smaller groups; kernels of TensorRT-LLM take multiples of 64 (see ``ReadyMade.engine_group``).
+LEAST_GROUP = 8
 PACKINGS = {"auto_round:auto_gptq": 1, "auto_round:gptq": 1, "auto_round:gptqmodel": 1, "auto_round:gptq_v2": 2}
 # Keys that say how a tool went about it, or how a loader should, and nothing about what the tensors mean.
 TUNING = (
@@ -189,8 +190,8 @@ def group_of(said: Reader) -> int:
     size = said.values.get("group_size")
     if size == WHOLE_ROW:
         return WHOLE_ROW
-    if not isinstance(size, int) or size <= 0 or size % min(GROUP_SIZES):
-        raise unreadable(said, "group_size", size, "multiples of 64, and -1, do")
+    if not isinstance(size, int) or size <= 0 or size % LEAST_GROUP:
+        raise unreadable(said, "group_size", size, f"multiples of {LEAST_GROUP}, and -1, do")
     return said.integer("group_size")
 
 

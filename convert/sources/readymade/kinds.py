@@ -177,6 +177,11 @@ class ReadyMade(ABC):
             InputError: the one asked for does not.
         """
         works = [size for size in GROUP_SIZES if self.group_size == WHOLE_ROW or self.group_size % size == 0]
+        if not works:
+            raise InputError(
+                f"{self.file.name}: group_size {self.group_size} cannot be repacked: multiples of "
+                f"{min(GROUP_SIZES)}, and {WHOLE_ROW}, do; {ANEW}"
+            )
         if asked is not None and asked not in works:
             raise InputError(
                 f"--group_size {asked} would mix the folder's scales, one every {self.group_size} channels; "

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....plugins import fp8
 from ....plugins.lazy import torch
+from ...models.shapes import modules
 from ..base import Tensors
 from ..huggingface.format import Format
-from ..huggingface.target import HuggingFace, modules
+from ..huggingface.target import HuggingFace
 from .formats import CompressedFormat, Float8, Int8, Packed
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from ....plugins.lazy import torch
 from ...errors import InputError
 from ...models.model import Model
-from ...models.pieces import STACKED, Group
-from ...models.shapes import hugging_face_shapes
+from ...models.shapes import hugging_face_shapes, module_sizes, modules, whole_rows
 from ...numbers.quantized import QuantizedLinear, stacked
 from ...quantize.precision import Precision
 from ...quantize.quantization import Quantization
@@ -41,12 +40,14 @@ class HuggingFace(Target):
     Attributes:
         source: the folder that the model comes from.
         shard_size: bytes that one file may hold.
+        symmetric: groups have no zero points, whatever their scheme.
     """
 
     precision: Precision
     dtype: str
     source: Source
     shard_size: int
+    symmetric: bool = False
 
     formats: ClassVar[tuple[type[Format], ...]]
     mixture: ClassVar[str | None] = None
@@ -54,7 +55,7 @@ class HuggingFace(Target):
 
     @classmethod
     def of(cls: type[Own], how: Quantization, wishes: Wishes, source: Source) -> Own:
-        target = cls(how.precision, how.dtype, source, wishes.shard_size)
+        target = cls(how.precision, how.dtype, source, wishes.shard_size, how.choices.symmetric)
         check_model(how.model, cls.title)
         target.check(how)
         return target
@@ -94,10 +95,11 @@ class HuggingFace(Target):
             for group in model.family.groups:
                 form = self.format_of(self.precision.layer(index)[group.name])
                 for module, parts in modules(model, group).items():
-                    form.check(*sizes(model, parts), f"layer {index}: {module}")
+                    form.check(*module_sizes(model, parts), f"layer {index}: {module}")
 
     def format_of(self, scheme: Scheme) -> Format:
-        return self.kind_of(scheme)(scheme, self.dtype)
+        held = replace(scheme, zeros=False) if self.symmetric else scheme
+        return self.kind_of(scheme)(held, self.dtype)
 
     def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
         """A weight that is dequantized before the product is so in the model's dtype."""
@@ -157,12 +159,11 @@ class HuggingFace(Target):
             specs |= {f"{norm.tensor}.{suffix}": (model.norm_shape(norm), self.dtype) for suffix in norm.suffixes}
         for group in model.family.groups:
             form = self.format_of(schemes[group.name])
-            biased = model.has_bias(group.linears[0])
             for module, parts in modules(model, group).items():
-                out_features, in_features = sizes(model, parts)
+                out_features, in_features = module_sizes(model, parts)
                 own = form.tensors(out_features, in_features, group.norm is not None)
                 specs |= {f"{module}.{suffix}": spec for suffix, spec in own.items()}
-                if biased:
+                if model.has_bias(model.family.linear_of_part(parts[0]).name):
                     specs[f"{module}.bias"] = ([out_features], self.dtype)
         for name, tensor in self.cache(None).items():
             specs[name] = (list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -206,33 +207,15 @@ class HuggingFace(Target):
         }
 
 
-def modules(model: Model, group: Group) -> dict[str, tuple[str, ...]]:
-    """The modules that hold a group's linears, and the logical linears that each stacks, in their order."""
-    held: dict[str, list[tuple[int, str]]] = {}
-    for part in model.family.parts(group):
-        view = model.family.view(part)
-        held.setdefault(view.tensor, []).append((view.piece or 0, part))
-    return {module: tuple(part for _, part in sorted(parts)) for module, parts in held.items()}
-
-
-def sizes(model: Model, parts: tuple[str, ...]) -> tuple[int, int]:
-    """Output and input channels of the logical linears that a module stacks."""
-    rows, linears = 0, {part: model.family.linear_of_part(part) for part in parts}
-    for part, linear in linears.items():
-        rows += model.out_features(linear.name)[linear.parts.index(part)]
-    return rows, model.dimension(linears[parts[0]].in_features)
-
-
 def check_model(model: Model, title: str) -> None:
     """Raise InputError for a model that is not written under Hugging Face's names."""
     family = model.family
-    views = [family.view(part) for linear in family.linears for part in linear.parts]
     reason = None
     if not family.predicts_tokens:
         reason = "it predicts no tokens"
     elif family.mixture is not None:
         reason = "its experts would have to be written one by one"
-    elif any(view.transposed or view.bare or view.order != STACKED for view in views):
+    elif not whole_rows(family):
         reason = "its files transpose linears, or interleave their heads"
     elif any(model.multipliers.get(part, 1.0) != 1 for linear in family.linears for part in linear.parts):
         reason = "its multipliers are folded into weights"

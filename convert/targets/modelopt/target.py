@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....plugins import fp8
 from ....plugins.lazy import torch
+from ...models.shapes import modules
 from ..base import Tensors
 from ..huggingface.format import Format
-from ..huggingface.target import HuggingFace, modules
+from ..huggingface.target import HuggingFace
 from .formats import Awq, Fp8, Fp8Rowwise, ModelOptFormat
 
 if TYPE_CHECKING:
