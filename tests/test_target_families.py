@@ -31,8 +31,8 @@ FOLDED = TARGETS["compressed-tensors"]
 # transformers has a class of its own for them.
 READ = (
     "Llama, Yi, DeepSeek-LLM, SmolLM", "Mistral, Mistral-Nemo", "Qwen2, Qwen2.5", "Qwen3", "Gemma", "Gemma 2",
-    "Gemma 3, text", "Phi-3, Phi-3.5, Phi-4", "Phi-4-mini", "StarCoder2", "OPT", "GPT-J", "Phi-1, Phi-1.5, Phi-2", "MPT", "Nemotron, Minitron", "Cohere Command R",
-    "Cohere Command R+",
+    "Gemma 3, text", "Phi-3, Phi-3.5, Phi-4", "Phi-4-mini", "StarCoder2", "OPT", "GPT-J", "Phi-1, Phi-1.5, Phi-2",
+    "MPT", "Nemotron, Minitron", "Cohere Command R", "Cohere Command R+",
 )  # fmt: skip
 WRITTEN = (
     *READ, "Qwen", "InternLM", "Baichuan 1 7B", "Baichuan 1 13B", "Baichuan 2 7B", "Baichuan 2 13B", "EXAONE 3, 3.5",

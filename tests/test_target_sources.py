@@ -16,6 +16,7 @@ from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.prove.folder import QuantizedFolder
 from enginesmith.convert.prove.proven import ProvenCheckpoint, opened
 from enginesmith.convert.prove.verify import structure_problems
+from enginesmith.convert.targets.trtllm.formats.base import Activation
 
 from .command import run
 from .target_folders import BASE, IDS, TARGETS, made
@@ -62,8 +63,18 @@ def test_integers_are_kept_to_the_bit(name: str, tmp_path: Path) -> None:
             values = torch.cat([theirs[part].values.view(torch.int8) for part in parts])
             changed = [part for part in parts if part in again]
             assert torch.equal(ours[f"{linear}.weight"].view(torch.int8), values) == (not changed)
-    got, wanted = hidden(checkpoint), hidden(folder)
-    assert (got - wanted).norm() < (0.06 if KEPT[name].startswith("FP8") else 0.02) * wanted.norm()
+        for group in checkpoint.model.family.groups:
+            for linear in group.linears:
+                engine, theirs = checkpoint.executed(index, CPU), folder.executed(index, CPU)
+                wanted = theirs.product(linear, Activation(x := drawn(ours[f"{linear}.weight"].shape[1])))
+                divisor = engine.divisor(linear)
+                got = engine.product(linear, engine.quantized(group, x if divisor is None else x / divisor.half()))
+                assert (got - wanted).norm() < (0.03 if "FP8" in KEPT[name] else 0.01) * wanted.norm(), linear
+
+
+def drawn(size: int) -> torch.Tensor:
+    """Inputs of a linear, [tokens, in]."""
+    return torch.randn(16, size, generator=torch.Generator().manual_seed(size)).half()
 
 
 def test_fp8_matrices_with_scales_of_their_own_are_said(tmp_path: Path) -> None:
@@ -118,7 +129,7 @@ def test_our_folders_are_verified_as_they_are(target: str, quant: str, tmp_path:
     words = ("verify", folder, "--reference", BASE, "--text", ids, "--chunks", 2, "--seq_len", 48, "--json")
     told = json.loads(run(*words).stdout)
     assert told["ok"]
-    assert 0 < told["accuracy"]["mean_kl"] < 0.2
+    assert 0 < told["accuracy"]["mean_kl"] < (0.6 if quant == "W4A16_AWQ" else 0.2)
     manifest = json.loads((folder / "enginesmith.json").read_text())
     (folder / "tokenizer.json").write_text("{}")
     assert "tokenizer.json" in manifest["files"]
@@ -139,7 +150,7 @@ def test_a_mixture_is_written_and_read(tmp_path: Path) -> None:
     assert "model.layers.0.self_attn.o_proj" in said["exclude_modules"]
     del said["quantized_layers"]["model.layers.1.mlp.down_proj"]
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": said}))
-    with pytest.raises(InputError, match="model.layers.1.mlp.down_proj"):
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj"):
         opened(folder)
 
 
