@@ -1,0 +1,51 @@
+"""A unified Hugging Face folder by NVIDIA ModelOpt; runtimes.py calls it.
+
+Run in an environment of its own (pip install nvidia-modelopt==0.47.0 torch transformers==5.24.0 accelerate requests):
+
+python benchmarks/runtimes_modelopt.py MODEL_DIR JOB CALIBRATION SEQUENCES OUTPUT_DIR
+
+JOB is one of CONFIGS. CALIBRATION is a safetensors file with input_ids, of which the first SEQUENCES are used. Everything
+is float32 until the export, which is float16; AWQ has groups of 64. Prints, as JSON, the seconds of mtq.quantize (loading
+and writing left out).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import modelopt.torch.quantization as mtq
+import torch
+from modelopt.torch.export import export_hf_checkpoint
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+GROUP_SIZE, BATCH = 64, 4
+CONFIGS = {"int8-smoothquant": "INT8_SMOOTHQUANT_CFG", "int4-awq": "INT4_AWQ_CFG", "fp8": "FP8_DEFAULT_CFG"}
+
+
+def main(model_dir: str, job: str, calibration: str, sequences: str, output_dir: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    config = copy.deepcopy(getattr(mtq, CONFIGS[job]))
+    for entry in config["quant_cfg"]:
+        if "block_sizes" in (entry.get("cfg") or {}):
+            entry["cfg"]["block_sizes"][-1] = GROUP_SIZE
+    batches = load_file(calibration)["input_ids"][: int(sequences)].split(BATCH)
+    start = time.monotonic()
+    with torch.inference_mode():
+        mtq.quantize(model, config, lambda module: [module(batch) for batch in batches])
+        seconds = time.monotonic() - start
+        export_hf_checkpoint(model, dtype=torch.float16, export_dir=output_dir)
+    for file in Path(model_dir).glob("tokenizer*.json"):
+        shutil.copy(file, output_dir)
+    print(json.dumps({"quantizing_seconds": seconds}))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 6 or sys.argv[2] not in CONFIGS:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
