@@ -1,8 +1,6 @@
 """What TensorRT Edge-LLM makes of a folder: its own exporter's graph, executed in ONNX Runtime, without a GPU.
 
-Run in an environment of its own (pip install torch==2.13.0 transformers==5.14.1 onnx==1.19.0 onnxscript==0.7.1
-onnxruntime==1.32.0 onnx_graphsurgeon==0.6.1 ml_dtypes==0.6.0 numpy==2.2.6 pydantic pyyaml tqdm jinja2, then
-pip install --no-deps tensorrt-edgellm==0.11.0):
+Run in an environment of its own (pip install 'tensorrt-edgellm[export]==0.11.0' onnxruntime==1.32.0):
 
 python benchmarks/edge_onnx.py FOLDER IDS [--reference LOGITS] [--float32] [--onnx DIR] [--exporter PYTHON]
 

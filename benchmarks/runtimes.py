@@ -9,8 +9,8 @@ WORK_DIR/NAME.json and its folder in WORK_DIR/NAME: a row that is there is not m
 on where it stopped. The table is printed at the end, of all rows that are there.
 
 Seconds and peak resident memory are those of the whole process that makes the folder: imports, reading, calibration,
-quantization, writing. Calibration is on 512 tokens a sequence of the built-in text; perplexity, mean KL and top-1 are on
-20 held-out chunks of 512, against the float32 source in transformers.
+quantization, writing. Calibration is on 512 tokens a sequence of the built-in text; perplexity, mean KL and top-1 are
+on 20 held-out chunks of 512, against the float32 source in transformers.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def main(model: str, work: Path, pythons: dict[str, str], names: list[str]) -> N
     for row in ROWS:
         file = work / f"{row.name}.json"
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if names and row.name not in names or "perplexity" in found:
+        if (names and row.name not in names) or "perplexity" in found:
             continue
         if not found:
             found = made(row, model, work, pythons)

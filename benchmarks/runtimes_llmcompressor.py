@@ -4,10 +4,10 @@ Run in an environment of its own (pip install llmcompressor==0.14.0 torch):
 
 python benchmarks/runtimes_llmcompressor.py MODEL_DIR JOB CALIBRATION SEQUENCES OUTPUT_DIR
 
-JOB is one of RECIPES. CALIBRATION is a safetensors file with input_ids, of which the first SEQUENCES are used. Everything
-is float32. The modifiers are as llm-compressor's examples have them; groups are of 64, for its W4A16 has groups of 128,
-which it refuses where they do not divide the channels. Prints, as JSON, the seconds of oneshot (loading and writing left
-out).
+JOB is one of RECIPES. CALIBRATION is a safetensors file with input_ids, of which the first SEQUENCES are used.
+Everything is float32. The modifiers are as llm-compressor's examples have them; groups are of 64, for its W4A16 has
+groups of 128, which it refuses where they do not divide the channels. Prints, as JSON, the seconds of oneshot (loading
+and writing left out).
 """
 
 from __future__ import annotations
