@@ -5,8 +5,8 @@ python benchmarks/runtimes.py MODEL_DIR WORK_DIR PYTHONS [NAME ...]
 PYTHONS names the interpreters of four environments: transformers=PATH,edge=PATH,llmcompressor=PATH,modelopt=PATH (see
 reader_transformers.py, edge_onnx.py, runtimes_llmcompressor.py, runtimes_modelopt.py). NAME is a row, such as
 enginesmith-w8a8 or llmcompressor-w8a8; without one all rows are made, in order. What a row found is kept in
-WORK_DIR/NAME.json and its folder in WORK_DIR/NAME: a row that is there is not made again, one that was interrupted goes
-on where it stopped. The table is printed at the end, of all rows that are there.
+WORK_DIR/NAME.json and its folder in WORK_DIR/NAME: a row that is there is not made again before NAME.json is removed,
+one that was interrupted goes on where it stopped. The table is printed at the end, with all that is there.
 
 Seconds and peak resident memory are those of the whole process that makes the folder: imports, reading, calibration,
 quantization, writing. Calibration is on 512 tokens a sequence of the built-in text; perplexity, mean KL and top-1 are
@@ -27,6 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 TOKENS, CALIBRATION, HELD_OUT, VOCABULARY = 512, 64, 20, 1 << 30
+READERS = ("transformers", "edge")
 CALIBRATION_IDS, HELD_OUT_IDS, LOGITS = "calibration.safetensors", "held-out.safetensors", "logits"
 
 
@@ -147,25 +148,35 @@ def keep(file: Path, found: dict[str, Any]) -> None:
     file.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
+def read_back(work: Path, row: Row) -> dict[str, Any]:
+    """What was kept of a row."""
+    file = work / f"{row.name}.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def cells(row: Row, found: dict[str, Any]) -> list[str]:
+    """A row of the table; empty where nothing is measured yet."""
+    figures = [""] * 6
+    if "perplexity" in found:
+        figures = [f"{found['perplexity']:.3f}", f"{found['mean_kl']:.4f}", f"{100 * found['top1_agreement']:.1f} %"]
+        figures += [f"{found['seconds']:.0f}", f"{found['peak_gb']:.2f} GB", f"{found['written_mb']:.0f} MB"]
+    return [f"{row.name.split('-')[0]} `{row.words}`", *figures]
+
+
 def table(work: Path) -> None:
-    print(f"{'':32s} {'reader':12s} {'ppl':>8s} {'mean KL':>8s} {'top-1':>7s} {'seconds':>8s} {'GB':>6s} {'MB':>6s}")
-    for row in ROWS:
-        file = work / f"{row.name}.json"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if "perplexity" in found:
-            print(
-                f"{row.name:32s} {row.reader:12s} {found['perplexity']:8.3f} {found['mean_kl']:8.4f} "
-                f"{100 * found['top1_agreement']:6.1f}% {found['seconds']:8.1f} {found['peak_gb']:6.2f} "
-                f"{found['written_mb']:6.0f}"
-            )
+    for reader in READERS:
+        heads = (f"read by {reader}", "perplexity", "mean KL", "top-1", "seconds", "peak resident", "written")
+        print(f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+        for row in ROWS:
+            if row.reader == reader:
+                print(f"| {' | '.join(cells(row, read_back(work, row)))} |")
 
 
 def main(model: str, work: Path, pythons: dict[str, str], names: list[str]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     prepare(model, work, pythons)
     for row in ROWS:
-        file = work / f"{row.name}.json"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        file, found = work / f"{row.name}.json", read_back(work, row)
         if (names and row.name not in names) or "perplexity" in found:
             continue
         if not found:
