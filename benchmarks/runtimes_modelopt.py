@@ -47,9 +47,14 @@ def main(model_dir: str, job: str, calibration: str, sequences: str, output_dir:
         if "block_sizes" in (entry.get("cfg") or {}):
             entry["cfg"]["block_sizes"][-1] = GROUP_SIZE
     batches = load_file(calibration)["input_ids"][: int(sequences)].split(BATCH)
+
+    def calibrate(module: torch.nn.Module) -> None:
+        for batch in batches:
+            module(batch)
+
     start = time.monotonic()
     with torch.inference_mode():
-        mtq.quantize(model, config, lambda module: [module(batch) for batch in batches])
+        mtq.quantize(model, config, calibrate)
         seconds = time.monotonic() - start
         export_hf_checkpoint(model, dtype=torch.float16, export_dir=output_dir)
     narrow(Path(output_dir))
