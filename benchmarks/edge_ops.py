@@ -80,14 +80,14 @@ def unpacked(packed: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return pairs.swapaxes(2, 3).reshape(rows, columns).astype(np.float32) - 8
 
 
-def dense(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto]) -> onnx.TensorProto:
-    """What Int4GroupwiseGemmPlugin multiplies by, float16 [columns, rows]."""
+def dense(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], dtype: type) -> onnx.TensorProto:
+    """What Int4GroupwiseGemmPlugin multiplies by, [columns, rows]."""
     given = attributes(node)
     rows, columns = given["gemm_n"], given["gemm_k"]
     integers = unpacked(numpy_helper.to_array(tensors[node.input[1]]), rows, columns)
     scales = numpy_helper.to_array(tensors[node.input[2]]).astype(np.float32)
     weight = (integers.T.reshape(-1, given["group_size"], rows) * scales[:, None]).reshape(columns, rows)
-    return numpy_helper.from_array(weight.astype(np.float16), f"{node.input[1]}.dense")
+    return numpy_helper.from_array(weight.astype(dtype), f"{node.input[1]}.dense")
 
 
 def replace(node: onnx.NodeProto, domain: str, operator: str, inputs: list[str], **given: Any) -> None:
@@ -128,7 +128,7 @@ def executable(path: Path, float32: bool) -> tuple[onnx.ModelProto, Counter[str]
             model.functions.append(attention(name, attributes(node)))
             replace(node, DOMAIN, name, [node.input[0], node.input[1], node.input[3]])
         elif node.op_type == "Int4GroupwiseGemmPlugin":
-            graph.initializer.append(dense(node, tensors))
+            graph.initializer.append(dense(node, tensors, np.float32 if float32 else np.float16))
             replace(node, "", "MatMul", [node.input[0], graph.initializer[-1].name])
         elif node.op_type == "QkvConcatPlugin":
             replace(node, "", "Concat", list(node.input), axis=-1)
