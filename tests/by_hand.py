@@ -18,7 +18,7 @@ from enginesmith.convert.quantize.layer import QuantizedLayer
 from enginesmith.convert.quantize.quantizer import Quantizer
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.layer import LayerStatistics
-from enginesmith.convert.targets.trtllm.target import Target
+from enginesmith.convert.targets.trtllm.target import TensorRTLLM
 
 from .conftest import TINY, random_weights, write_model
 
@@ -169,7 +169,7 @@ def input_statistics(x: torch.Tensor) -> InputStatistics:
     return InputStatistics(x.abs().amax(1), torch.stack(kept), torch.tensor(weight), gram, magnitude)
 
 
-def quantized(layer: Layer, algorithm: str, **options: Any) -> tuple[Target, QuantizedLayer]:
+def quantized(layer: Layer, algorithm: str, **options: Any) -> tuple[TensorRTLLM, QuantizedLayer]:
     """The layer through the quantizer that an algorithm's name and options make, and the target that stores it."""
     source = Source(layer.folder)
     how, target = of_algorithm(algorithm, ConvertOptions(str(layer.folder), "", rotate=False, **options), source)

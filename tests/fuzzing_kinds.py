@@ -34,7 +34,7 @@ from enginesmith.convert.sources.text import read_tokens
 from enginesmith.convert.statistics.file import StatisticsFile
 from enginesmith.convert.targets.trtllm.formats.base import Engine
 from enginesmith.convert.targets.trtllm.ranks import Mapping
-from enginesmith.convert.targets.trtllm.target import Target
+from enginesmith.convert.targets.trtllm.target import TensorRTLLM
 
 from .conftest import DATA, write_model
 from .fuzzing import (
@@ -170,7 +170,7 @@ def hugging_face_config(folder: Folder) -> Kind:
     def work() -> Any:
         source = Source(model)
         how = quantization_of(ConvertOptions(str(model), "out"), source)
-        Target(how.precision, Engine(how.dtype)).check(Mapping())
+        TensorRTLLM(how.precision, Engine(how.dtype)).check()
         return source.model, source.dtype, source.notes
 
     def judge(valid: Any, mutant: Mutant, read: Any) -> None:

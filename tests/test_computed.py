@@ -23,7 +23,7 @@ from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.stream import Calibration
 from enginesmith.convert.targets.trtllm.formats import format_of
 from enginesmith.convert.targets.trtllm.formats.base import Activation, Engine, Format
-from enginesmith.convert.targets.trtllm.target import Target
+from enginesmith.convert.targets.trtllm.target import TensorRTLLM
 from enginesmith.plugins.weight_only_groupwise_quant_matmul import dequantized
 
 from .command import run
@@ -35,12 +35,12 @@ Tensors = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
 
 
-def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[Target, QuantizedLayer]:
+def quantized_layer(folder: Path, algorithm: str, **options: Any) -> tuple[TensorRTLLM, QuantizedLayer]:
     """The first layer of a model, quantized behind float ones."""
     source = Source(folder)
     how, target = of_algorithm(algorithm, ConvertOptions(str(folder), "", **options), source)
     quantizer = Quantizer(how)
-    tensors = quantizer.source_layer(source, 0, CPU)
+    tensors = quantizer.rotated(source.layer(0, CPU))
     ids = load_file(folder.parent / "ids.safetensors")["input_ids"]
     calibration = Calibration(source.model, ids, quantizer.embedding(source, CPU), quantizer.wanted, CPU, 0)
     statistics = calibration.layer(0, tensors)

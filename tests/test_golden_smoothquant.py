@@ -27,7 +27,7 @@ from enginesmith.convert.targets.trtllm.config import checkpoint_config
 from enginesmith.convert.targets.trtllm.formats import scheme_of
 from enginesmith.convert.targets.trtllm.formats.base import Engine
 from enginesmith.convert.targets.trtllm.ranks import Mapping, cut
-from enginesmith.convert.targets.trtllm.target import Target
+from enginesmith.convert.targets.trtllm.target import TensorRTLLM
 
 from .conftest import DATA, GOLDEN
 from .test_golden_families import within
@@ -80,7 +80,7 @@ def test_equals_upstream(folder: Path, case: dict[str, Any]) -> None:
     source = Source(folder / "hf")
     model, mapping = source.model, Mapping(case["tp"], case["pp"])
     cache = case["kv_cache_quant_algo"]
-    target = Target(Precision(model, scheme_of(case["quant_algo"]), kv_cache=cache), Engine("float16"))
+    target = TensorRTLLM(Precision(model, scheme_of(case["quant_algo"]), kv_cache=cache), Engine("float16"))
     schemes = target.precision.layer(0)
     ranges = load_file(folder / "act_range.safetensors")
     specs = target.tensors(0)

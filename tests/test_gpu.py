@@ -31,7 +31,7 @@ from enginesmith.convert.targets.trtllm.formats import SCHEMES, scheme_of
 from enginesmith.convert.targets.trtllm.formats.base import Engine
 from enginesmith.convert.targets.trtllm.ranks import MODEL_DTYPE, Mapping, cut
 from enginesmith.convert.targets.trtllm.storage import PLAIN
-from enginesmith.convert.targets.trtllm.target import Target
+from enginesmith.convert.targets.trtllm.target import TensorRTLLM
 from enginesmith.plugins import few_tokens, fp8, int8, quantize_per_token
 
 from .conftest import ALGORITHMS, TINY
@@ -125,7 +125,7 @@ def test_what_a_gpu_packs_is_packed_as_on_the_cpu(quant: str | None, tmp_path: P
     """A layer's tensors, as a GPU and a CPU write them for two ranks, and as both read them again."""
     model = read_model({**TINY, **WIDE, "attention_bias": True})
     scheme, engine = scheme_of(quant, group_size(quant or "W8A16")), Engine("float16")
-    target, mapping = Target(Precision(model, scheme), engine), Mapping(tp_size=2)
+    target, mapping = TensorRTLLM(Precision(model, scheme), engine), Mapping(tp_size=2)
     draw, tensors = torch.Generator().manual_seed(0), {}
     for name, spec in target.tensors(0).items():
         stored = engine.dtype if spec.dtype == MODEL_DTYPE else spec.dtype
