@@ -54,7 +54,10 @@ class Checked:
         if self.source.ready is not None:
             self.source.check_ready_made()
         self.gathered = EVERYTHING if options.save_stats else self.how.wanted
-        self.calibrates = bool(options.stats or options.save_stats) or self.how.wanted != Wanted()
+        if options.float_budget is not None:
+            self.check_budget()
+        reads = options.stats or options.save_stats or options.float_budget
+        self.calibrates = bool(reads) or self.how.wanted != Wanted()
         self.requantized = self.propagates_quantized()
         check_calibration(options, self.model if self.calibrates else None)
         if options.stats and not Path(options.stats).is_file():
@@ -91,6 +94,7 @@ class Checked:
             "--symmetric": options.symmetric,
             "--exclude": bool(options.exclude),
             "--quant_layer": bool(options.quant_layer),
+            "--float_budget": options.float_budget is not None,
             "--stats and --save_stats": bool(options.stats or options.save_stats),
             f"--rounding {options.rounding}": options.rounding != "auto",
             f"--propagate {options.propagate}": options.propagate != "auto",
@@ -99,6 +103,23 @@ class Checked:
             raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
         if self.model.attention_scaling != 1:
             raise InputError(f"config.json: yarn's attention factor would go into the scales of queries; {ANEW}")
+
+    def check_budget(self) -> None:
+        """Raise InputError where --float_budget leaves nothing to choose."""
+        whole = next((scheme.name for scheme in self.precision.quantized if kind_of(scheme).whole_model), None)
+        reasons = {
+            "nothing is quantized; give --quant": not self.precision.quantized,
+            "experts cannot be left in floating point; leave it away": bool(self.model.num_experts),
+            "with --save_stats nothing is chosen yet; save the statistics without it, then give --stats": bool(
+                self.options.save_stats
+            ),
+            "stages of a pipeline are quantized alike; use --pp_size 1, or --exclude": self.options.pp_size > 1,
+            f"{whole} quantizes every layer, TensorRT-LLM knows no exceptions from it; use another --quant": bool(
+                whole
+            ),
+        }
+        for reason in [reason for reason, there in reasons.items() if there]:
+            raise InputError(f"--float_budget: {reason}")
 
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from ..files.written import Written, plain_disk_errors
 from ..models.ends import Embedding
 from ..models.layer import Layer, Tensors
 from ..numbers.quantized import QuantizedLinear
+from ..prove.sensitivity import parts_of_model
 from ..quantize import half_range
+from ..quantize.budget import Spent
 from ..quantize.layer import QuantizedLayer
 from ..quantize.quantizer import Quantizer
 from ..sources.text import Tokens
@@ -31,6 +33,7 @@ from ..targets.trtllm.config import checkpoint_config
 from ..targets.trtllm.manifest import QUANT_CFG
 from ..targets.trtllm.mixture import packed_for_sm, quant_algo
 from ..targets.trtllm.quant_config import quant_cfg
+from ..targets.trtllm.target import Target
 from ..targets.trtllm.writer import RankFiles
 from .calibration import read_calibration
 from .checked import Checked, checked
@@ -76,6 +79,8 @@ def convert_job(job: Job, on_progress: OnProgress) -> Converted:
         plain_disk_errors(options.output_dir),
     ):
         hashes.add("source", job.source.digests())
+        if options.float_budget is not None:
+            job.spend(options.float_budget, staging.hidden / "statistics", hashes.of("source"), on_progress)
         written = Written(staging.folder)
         with job.statistics(hashes, place) as save:
             layers = job.run(written, save, on_progress)
@@ -96,7 +101,11 @@ def convert_job(job: Job, on_progress: OnProgress) -> Converted:
 
 
 class Job:
-    """A conversion that nothing refuses any more: what was checked, the quantizer, and the calibration tokens."""
+    """A conversion that nothing refuses any more: what was checked, the quantizer, and the calibration tokens.
+
+    Attributes:
+        spent: what --float_budget left in floating point; None without it.
+    """
 
     def __init__(self, checked: Checked):
         self.options, self.source, self.model = checked.options, checked.source, checked.model
@@ -109,6 +118,36 @@ class Job:
         self.tokens: Tokens | None = read_calibration(self.options, self.source) if checked.calibrates else None
         stats = self.options.stats
         self.saved = StatisticsFile(stats, self.model, self.device) if stats else None
+        self.spent: Spent | None = None
+
+    def spend(self, percent: float, path: Path, source: dict[str, str], on_progress: OnProgress) -> None:
+        """Leave the parts in floating point that a budget is best spent on; statistics stay in a file for ``run``.
+
+        Args:
+            path: of that file; none is made where there is one, or where layers are quantized on the way.
+            source: SHA-256 of the model's files.
+        """
+        assert self.tokens is not None
+        embedding, keeps = self.quantizer.embedding(self.source, self.device), not (self.saved or self.requantized)
+        calibration = self.calibration(embedding, walks=False)
+        with saving(path, "--float_budget", self.model, self.origin(source)) if keeps else nullcontext() as save:
+
+            def statistics(index: int, tensors: Tensors) -> LayerStatistics:
+                seen = self.layer_statistics(index, tensors, calibration, on_progress)
+                if save is not None:
+                    save(index, seen)
+                on_progress(index, "measure", 0)
+                return seen
+
+            parts = parts_of_model(
+                self.quantizer, self.target, self.source, embedding, self.tokens.ids, self.device, statistics
+            )
+        if keeps:
+            self.saved = StatisticsFile(path, self.model, self.device)
+        self.spent = Spent.on(parts, percent)
+        self.precision = self.precision.without((p.layer, group) for p in self.spent.in_float for group in p.groups)
+        self.quantizer = Quantizer(replace(self.quantizer.how, precision=self.precision))
+        self.target = Target(self.precision, self.target.engine)
 
     def ready_layer(self, index: int) -> dict[str, QuantizedLinear] | None:
         """A layer's weights as a ready-made folder holds them."""
@@ -142,7 +181,7 @@ class Job:
         if place is None:
             yield lambda index, statistics: None
             return
-        with saving(place, self.model, self.origin(hashes.of("source"))) as save:
+        with saving(place.content, place.flag, self.model, self.origin(hashes.of("source"))) as save:
             yield save
 
     def run(self, written: Written, save: Save, on_progress: OnProgress) -> list[dict[str, Any]]:
@@ -153,7 +192,7 @@ class Job:
             files.write_rotary_tables()
             embedding = self.quantizer.embedding(self.source, self.device)
             files.write_embedding(embedding)
-            calibration = self.calibration(embedding)
+            calibration = self.calibration(embedding, self.requantized)
             del embedding
             for index in range(self.model.num_hidden_layers):
                 tensors, chosen = self.layer(index, calibration, save, on_progress)
@@ -177,8 +216,12 @@ class Job:
             half_range.check_one("a logit", calibration.largest_logit(head, half_range.LARGEST))
         files.write_head(head)
 
-    def calibration(self, embedding: Embedding) -> Calibration | None:
-        """The calibration tokens before the first layer; None where no forward pass is needed."""
+    def calibration(self, embedding: Embedding, walks: bool) -> Calibration | None:
+        """The calibration tokens before the first layer; None where no forward pass is needed.
+
+        Args:
+            walks: layers are quantized on the way.
+        """
         if self.tokens is None or self.saved is not None:
             return None
         return Calibration(
@@ -188,7 +231,7 @@ class Job:
             self.gathered,
             self.device,
             self.options.seed,
-            self.requantized,
+            walks,
             self.quantizer.how.plain,
             self.options.calib_all_experts,
         )
@@ -265,6 +308,7 @@ class Job:
             "options": options,
             "calibration": calibration,
             "quant": quant_algo(self.precision),
+            "float_budget": self.spent and self.spent.described(self.model),
             "repacked_from": self.ready.method if self.ready else None,
             "stripped_prefix": self.source.prefix or None,
             "source_notes": self.source.notes,
