@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..convert.job.conversion import Converted
 
 SHOWN_SCALES = 4
+SHOWN_LINEARS = 6
 # Of so many tokens hardly anything is known of an expert's input.
 FEW_TOKENS = 64
 UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_GPTQ"}
@@ -106,6 +107,13 @@ UPSTREAM_PRECISION = {"int8": "W8A16", "int4": "W4A16", "int4_awq": "W4A16_AWQ",
     metavar="PATTERN=ALGO",
     help="Quantize these linears otherwise than --quant says (MIXED_PRECISION); patterns as for --exclude, a later one "
     "counts more. May be given several times.",
+)
+@option_of(
+    ConvertOptions,
+    "float_budget",
+    metavar="PERCENT",
+    help="Leave the linears in floating point that move hidden states most a weight, up to PERCENT of all weights that "
+    "would be quantized.",
 )
 @flags.calib_size
 @flags.calib_seq_len
@@ -199,6 +207,18 @@ def notes(done: Converted) -> Iterator[str]:
         yield (
             "nothing was calibrated, so what layers make was not held against float16's range: enginesmith verify "
             "--reference does, and bfloat16 needs none of it"
+        )
+    if (budget := done.manifest["float_budget"]) is not None:
+        names = [name for part in budget["in_float"] for name in part["linears"]]
+        weights = sum(part["weights"] for part in budget["in_float"])
+        more = (
+            f" and {len(names) - SHOWN_LINEARS} more, which enginesmith.json names"
+            if len(names) > SHOWN_LINEARS
+            else ""
+        )
+        yield (
+            f"in floating point, {100 * weights / budget['weights']:.2f} % of the weights: "
+            f"{', '.join(names[:SHOWN_LINEARS]) or 'none, for no part is so small'}{more}"
         )
     again = [index for index, layer in enumerate(done.manifest["layers"]) if "rounded_again" in str(layer)]
     if again:

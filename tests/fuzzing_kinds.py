@@ -33,7 +33,6 @@ from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.sources.text import read_tokens
 from enginesmith.convert.statistics.file import StatisticsFile
 from enginesmith.convert.targets.trtllm.formats.base import Engine
-from enginesmith.convert.targets.trtllm.ranks import Mapping
 from enginesmith.convert.targets.trtllm.target import TensorRTLLM
 
 from .conftest import DATA, write_model
@@ -169,7 +168,7 @@ def hugging_face_config(folder: Folder) -> Kind:
 
     def work() -> Any:
         source = Source(model)
-        how = quantization_of(ConvertOptions(str(model), "out"), source)
+        how = quantization_of(ConvertOptions(str(model), "out"), source, TensorRTLLM)
         TensorRTLLM(how.precision, Engine(how.dtype)).check()
         return source.model, source.dtype, source.notes
 

@@ -89,6 +89,9 @@ CONVERT = [
         ("--model_dir model --quant W8A16 --symmetric", "--symmetric is for W4A16_GPTQ"),
         ("--model_dir model --quant W8A16 --exclude no_such_linear", "no_such_linear"),
         ("--model_dir model --quant_layer W8A16", "give PATTERN=ALGO"),
+        ("--model_dir model --float_budget 3", "--float_budget: nothing is quantized"),
+        ("--model_dir ready --float_budget 3", "--float_budget: a folder that is quantized already"),
+        (f"--model_dir model --quant {SQ} --float_budget 60", "at most 50 is needed"),
         (f"--model_dir model --quant {SQ} --calib_seq_len 8 --calib missing", "--calib: no such file missing"),
         (f"--model_dir model --quant {SQ} --calib_seq_len 65", "--calib_seq_len 65 is longer"),
     )

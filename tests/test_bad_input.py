@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.job import conversion as converter
+from enginesmith.convert.job import making
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 
@@ -247,7 +247,7 @@ def test_a_disk_that_is_full_at_the_end(
     def full(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(converter, "write_json", full)
+    monkeypatch.setattr(making, "write_json", full)
     refuse(tiny(), tmp_path / "out", f"--output_dir: cannot write {tmp_path / 'out'} ({os.strerror(number)})")
 
 

@@ -20,11 +20,15 @@ from enginesmith.convert.models.layer import Layer as ScaledLayer
 from enginesmith.convert.numbers import awq, gptq, qserve, rounding
 from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.numbers.rounding import Grid
-from enginesmith.convert.quantize.quantizer import of_scaled_queries
+from enginesmith.convert.quantize.options import QuantizeOptions
+from enginesmith.convert.quantize.precision import Precision
+from enginesmith.convert.quantize.quantization import Quantization
+from enginesmith.convert.quantize.quantizer import Quantizer, of_scaled_queries
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.calibrate import calibrate_layer
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.statistics.wanted import EVERYTHING
+from enginesmith.convert.targets.trtllm.formats import scheme_of
 
 from .by_hand import (
     GROUPS,
@@ -322,7 +326,12 @@ def test_yarn_scales_queries_twice(family: dict[str, Any]) -> None:
     model, times = read_model(TINY | family | {"rope_scaling": yarn}), (0.1 * math.log(4) + 1) ** 2
     outputs = {f"self_attn.{letter}_proj": torch.tensor([3.0]) for letter in "qk"}
     seen = LayerStatistics({}, outputs, query_amax=torch.tensor([2.0]), key_amax=torch.tensor([5.0]))
-    scaled = of_scaled_queries(seen, model)
+    how = Quantization(Precision(model, scheme_of(None)), QuantizeOptions(), "float16")
+    quantizer, without = Quantizer(how), Quantizer(replace(how, turned_tables=False))
+    assert quantizer.of_queries == pytest.approx(times)
+    assert without.of_queries == 1  # the runtime's own tables have it
+    assert of_scaled_queries(seen, model, without.of_queries) is seen
+    scaled = of_scaled_queries(seen, model, quantizer.of_queries)
     assert known(scaled.query_amax).item() == pytest.approx(2 * times)
     assert known(scaled.key_amax).item() == 5
     assert scaled.output_amax["self_attn.q_proj"].item() == pytest.approx(3 if family else 3 * times)

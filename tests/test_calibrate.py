@@ -18,6 +18,7 @@ from enginesmith.convert.statistics.calibrate import Walk, calibrate_layer
 from enginesmith.convert.statistics.layer import LayerStatistics
 from enginesmith.convert.statistics.wanted import EVERYTHING
 from enginesmith.convert.statistics.watch import largest
+from enginesmith.convert.targets.trtllm.target import TensorRTLLM
 
 from .conftest import write_model
 from .family_models import write_family
@@ -135,7 +136,7 @@ def test_a_layer_with_scaled_queries_computes_what_the_source_does(tmp_path: Pat
     """Yarn's attention factor is in the tables of the float model, and in the queries of what an engine computes."""
     model = write_model(tmp_path / "hf", rope_scaling=YARN, torch_dtype="float32")
     source = Source(model)
-    quantizer = Quantizer(quantization_of(ConvertOptions(str(model), "", quant="W8A16"), source))
+    quantizer = Quantizer(quantization_of(ConvertOptions(str(model), "", quant="W8A16"), source, TensorRTLLM))
     passed, walked, forward = tokens(source), tokens(source), forward_of(source)
     assert forward.attention_scaling > 1.1
     forward.load(0, source.layer(0))

@@ -156,7 +156,8 @@ def test_upstream_spellings(inputs: list[object], tmp_path: Path) -> None:
         (["--quant", "W4A16"], "mlp.fc: out_features 96 must be a multiple of 64"),
         (["--quant", "NVFP4"], "use one of: none, W8A8_SQ_PER_CHANNEL"),
         (["--quant", "w8a8_sq_per_chanel"], "did you mean W8A8_SQ_PER_CHANNEL?"),
-        (["--quant", "w4a16", "--group_size", 32], "--group_size is 32; use one of: 64, 128"),
+        (["--quant", "w4a16", "--group_size", 16], "--group_size is 16; use one of: 32, 64, 128"),
+        (["--quant", "W4A16_AWQ", "--group_size", 32], "group_size 32: the kernels of W4A16_AWQ know 64 and 128"),
         (["--use_weight_only", "--quant", "FP8"], "another quantization"),
         (["--tp_size", "two"], "--tp_size"),
     ],
@@ -210,5 +211,7 @@ def test_a_checkpoint_is_no_model(tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_names_that_find_no_room_are_in_the_help(tmp_path: Path) -> None:
-    said = run("convert", "--model_dir", tmp_path, "--output_dir", tmp_path / "out", "--quant", "INT3", expect=2).stderr
+    said = run(
+        "convert", "--model_dir", tmp_path, "--output_dir", tmp_path / "out", "--quant", "XYZZY", expect=2
+    ).stderr
     assert said.rstrip().endswith("; --help lists them all")

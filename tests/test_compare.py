@@ -122,7 +122,11 @@ def test_the_command(model: Path, tmp_path: Path) -> None:
         ),
         (["--quant", "W4A16_AWQ:symmetric=no"], "'symmetric=no' is no setting"),
         (["--quant", "W4A16_AWQ:group_size=x"], "'group_size=x' is no setting"),
-        (["--quant", "FP8,W4A16_AWQ:group_size=32"], "W4A16_AWQ:group_size=32: --group_size is 32; use one of"),
+        (["--quant", "FP8,W4A16_AWQ:group_size=16"], "W4A16_AWQ:group_size=16: --group_size is 16; use one of"),
+        (
+            ["--quant", "FP8,W4A16_AWQ:group_size=32"],
+            "W4A16_AWQ:group_size=32: group_size 32: the kernels of W4A16_AWQ know 64 and 128",
+        ),
         (["--quant", "W4A16_AWQ:rounding=best"], "W4A16_AWQ:rounding=best: --rounding is 'best'; use one of: auto"),
         (["--quant", "W8A16:alpha=0.5"], "W8A16:alpha=0.5: --alpha belongs to SmoothQuant"),
         (["--quant", "W8A16,FP8,W8A16"], "W8A16 is named twice"),

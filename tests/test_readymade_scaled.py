@@ -1,4 +1,4 @@
-"""Folders whose weights are read to be quantized anew: INT8 and FP8 with quantized activations, and AutoRound's."""
+"""Folders of INT8, FP8 and ModelOpt's AWQ, kept as they are or quantized anew, and AutoRound's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
-from enginesmith.convert.prove.verify import measure
+from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.sources.folder import Source
 
 from .command import run
@@ -48,16 +48,121 @@ def test_weights_are_what_the_formula_makes_of_them(folder: Path) -> None:
     assert {name: hashlib.sha256(weight.numpy().tobytes()).hexdigest() for name, weight in read.items()} == noted
 
 
-def test_they_are_requantized_or_refused(folder: Path, tmp_path: Path, converted: Converted) -> None:
+# What each of them becomes as it is.
+KEPT = {
+    "compressed-fp8-static-kv": "FP8",
+    "compressed-w8a8-static": "W8A8_SQ_PER_CHANNEL",
+    "modelopt-fp8-kv": "FP8",
+    "modelopt-int4-awq-g128": "W4A16_AWQ",
+    "modelopt-int8-sq": "W8A8_SQ_PER_CHANNEL",
+}
+
+
+def by_suffix(tensors: dict[str, torch.Tensor], linear: str) -> dict[str, torch.Tensor]:
+    """A linear's tensors, by their last names."""
+    return {name[len(linear) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{linear}.")}
+
+
+def check_kept(own: dict[str, torch.Tensor], parts: list[dict[str, torch.Tensor]]) -> list[bool]:
+    """A linear of a checkpoint is, to the bit, those of a folder one below the other; FP8's have the largest scale of
+    theirs. Returns which of them were rounded to it."""
+    scales = [part["weight_scale"].float() for part in parts]
+    rounded = [False] * len(parts)
+    values = torch.cat([signed(part["weight"]) for part in parts])
+    if own["weight"].dtype == torch.float8_e4m3fn:
+        rounded = [bool(scale != max(scales)) for scale in scales]
+        times = torch.cat(
+            [(s / max(scales)).reshape(1, 1).expand(len(p["weight"]), 1) for s, p in zip(scales, parts, strict=True)]
+        )
+        values = (values * times).to(torch.float8_e4m3fn).float()
+        assert torch.equal(own["weights_scaling_factor"], max(scales).reshape(1))
+    elif parts[0]["weight"].dtype == torch.uint8:
+        assert torch.equal(own["weights_scaling_factor"].t(), torch.cat(scales).half())
+    else:
+        assert torch.equal(own["weights_scaling_factor"], torch.cat([scale.reshape(-1) for scale in scales]))
+    assert torch.equal(own["weight"].float(), values)
+    for part in parts:
+        if "input_scale" in part:
+            range_ = part["input_scale"].float().reshape(1)
+            torch.testing.assert_close(own["activation_scaling_factor"], range_, rtol=1e-6, atol=0)
+        if "prequant_scaling_factor" in own:
+            factor = own["prequant_scaling_factor"].flatten()
+            assert torch.equal(factor, part.get("pre_quant_scale", torch.ones_like(factor)).to(factor.dtype))
+        else:
+            assert "pre_quant_scale" not in part
+    return rounded
+
+
+def signed(weight: torch.Tensor) -> torch.Tensor:
+    """The values of a weight; two rows of 4 bits a byte, the first of them in the low bits, one after the other."""
+    if weight.dtype != torch.uint8:
+        return weight.float()
+    nibbles = torch.stack([weight & 15, weight >> 4], 1).flatten(0, 1).float()
+    return torch.where(nibbles < 8, nibbles, nibbles - 16)
+
+
+def test_they_are_kept(folder: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    algorithm = KEPT[request.node.callspec.id]
     words = ["--model_dir", folder, "--output_dir", tmp_path / "out"]
-    said = run("convert", *words, expect=2).stderr
-    assert "weights cannot be kept as they are; give --requantize" in said
-    assert "config.json" in said
-    assert said == run("convert", *words, "--quant", "W8A16", expect=2).stderr
+    said = run("convert", *words, "--quant", "W8A16", expect=2).stderr
+    assert f"weights become {algorithm} as they are; leave --quant away, or give --requantize" in said
+    assert not (tmp_path / "out").exists()
+    done = run("convert", *words)
+    assert f"{algorithm} repacked from " in done.stdout
+    checkpoint, held = Checkpoint(tmp_path / "out"), load_file(folder / "model.safetensors")
+    assert checkpoint.quant == algorithm
+    assert structure_problems(checkpoint) == []
+    expected = []
+    for index in range(checkpoint.model.num_hidden_layers):
+        layer, again = checkpoint.layer(index), dict[str, Any]()
+        for linear in checkpoint.model.family.linears:
+            own = by_suffix(layer, linear.name)
+            parts = [by_suffix(held, f"model.layers.{index}.{part}") for part in linear.parts]
+            rounded = check_kept(own, parts)
+            if any(rounded):
+                names = [part for part, changed in zip(linear.parts, rounded, strict=True) if changed]
+                again[linear.name] = {"rounded_again": names}
+        expected.append(again)
+    told = json.loads((tmp_path / "out" / "enginesmith.json").read_text())["layers"]
+    assert told == (expected if any(expected) else [])
+    assert ("the largest scale is kept" in done.stderr) == any(expected) == (algorithm == "FP8")
+    accuracy = measure(checkpoint, folder, str(tmp_path / "ids.safetensors"), 4, 24)
+    assert accuracy.kl < (1e-4 if algorithm == "W4A16_AWQ" else 0.05)  # whose inputs nobody rounds
+
+
+def test_they_are_requantized(folder: Path, tmp_path: Path, converted: Converted) -> None:
     checkpoint = converted(folder, quant="W8A16", requantize=True)
     assert measure(checkpoint, folder, str(tmp_path / "ids.safetensors"), 4, 24).kl < 0.01
     plain = converted(folder, requantize=True, dtype="bfloat16")
     assert plain.precision.base.name is None
+
+
+@pytest.mark.parametrize("part", ["weights", "input_activations"])
+def test_zero_points_that_no_engine_subtracts_are_refused(part: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / "compressed-w8a8-static", tmp_path / "hf"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"][part]["symmetric"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    held = load_file(folder / "model.safetensors")
+    scales = [name for name in held if name.endswith(".weight_scale" if part == "weights" else ".input_scale")]
+    zeros = {name.replace("_scale", "_zero_point"): torch.full(held[name].shape, 3).to(torch.int8) for name in scales}
+    save_file(held | zeros, folder / "model.safetensors")
+    words = ["--model_dir", folder, "--output_dir", tmp_path / "out"]
+    said = run("convert", *words, expect=2).stderr
+    assert "config.json: compressed-tensors int-quantized weights cannot be kept as they are; give --requantize" in said
+    assert said == run("convert", *words, "--quant", "W8A16", expect=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["compressed-w8a8-static", "compressed-fp8-static-kv", "modelopt-fp8-kv"])
+def test_inputs_of_fused_linears_that_are_scaled_differently_are_refused(name: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "scaled" / name, tmp_path / "hf"))
+    change(folder, input_scale=2 * load_file(folder / "model.safetensors")[f"{PLACE}.input_scale"])
+    said = run("convert", "--model_dir", folder, "--output_dir", tmp_path / "out", expect=2).stderr
+    words = "layer 0: self_attn.q_proj and self_attn.k_proj read one input, but scale it differently; they cannot be fu"
+    assert words in said
+    assert "give --requantize" in said
+    assert not (tmp_path / "out").exists()
 
 
 def change(folder: Path, **tensors: torch.Tensor | None) -> None:

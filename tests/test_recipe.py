@@ -217,7 +217,7 @@ OUT_OF_BOUNDS: list[tuple[str, str, Any]] = [
     ("convert", "calib_size", 0),
     ("convert", "calib_seq_len", 1),
     ("convert", "group_size", 10**30),
-    ("convert", "group_size", 32),
+    ("convert", "group_size", 16),
     ("convert", "sm", -1),
     ("convert", "sm", 85),
     ("convert", "seed", -1),

@@ -46,7 +46,8 @@ def test_a_sketch_is_planned_as_the_checkpoint_is(
 
     whole = checkpoint_folder.sha256
     monkeypatch.setattr(checkpoint_folder, "sha256", not_of_weights)
-    job = Job(Checked(replace(options, output_dir=str(tmp_path / "other"))))
+    other = replace(options, output_dir=str(tmp_path / "other"))
+    job = Job(other, [Checked(other)])
     with sketch.sketched(tmp_path / "other", lambda folder: sketch.checkpoint(job, folder)) as drawn:
         for path in real.glob("rank*.safetensors"):
             assert Shard(path).forms() == Shard(drawn / path.name).forms()

@@ -44,7 +44,7 @@ def test_a_smoothed_layer_computes_what_it_did(title: str, alpha: float | None, 
         layer, scheme = Layer.of(tensors, model), scheme_of(algorithm)
         experts = {linear.name for mlp in family.experts for linear in (*mlp.first, mlp.last)}
         groups = [group for group in family.groups if group.linears[0] not in experts]
-        smoothquant.quantize_groups(layer, groups, seen, scheme, options)
+        smoothquant.quantize_groups(layer, groups, seen, scheme, options, torch.float16)
         assert any(not torch.equal(s, torch.ones_like(s)) for s in layer.factors.values())
         smoothed.load(index, layer.computed())
         ours = smoothed(ours)

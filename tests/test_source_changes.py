@@ -11,7 +11,7 @@ import pytest
 
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files.disk import write_json
-from enginesmith.convert.job import conversion as converter
+from enginesmith.convert.job import making
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.sources.folder import Source
@@ -130,7 +130,7 @@ def test_a_result_that_changes_after_it_was_hashed_is_no_checkpoint(
         if path.name == "enginesmith.json":
             CHANGES[change](path.with_name("rank0.safetensors"))
 
-    monkeypatch.setattr(converter, "write_json", write)
+    monkeypatch.setattr(making, "write_json", write)
     folder = write_model(tmp_path / "hf")
     with pytest.raises(InputError, match=r"--output_dir: rank0\.safetensors: .* while it was read; start again"):
         convert(ConvertOptions(str(folder), str(tmp_path / "out")))

@@ -39,6 +39,10 @@ class CheckedComparison:
     def __init__(self, options: ConvertOptions, algorithms: list[str], text: str, chunks: int, length: int):
         check_names(algorithms)
         check_options(options)
+        if options.float_budget is not None:
+            raise InputError(
+                "--float_budget: a comparison does not spend it; convert, and measure with enginesmith verify"
+            )
         self.options, self.source = options, Source(options.model_dir)
         check_device(options.device)
         check_float(self.source)

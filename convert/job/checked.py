@@ -53,7 +53,10 @@ class Checked:
         if self.source.ready is not None and source is None:
             self.source.check_ready_made()
         self.gathered = EVERYTHING if options.save_stats else self.how.wanted
-        self.calibrates = bool(options.stats or options.save_stats) or self.how.wanted != Wanted()
+        if options.float_budget is not None:
+            self.check_budget()
+        reads = options.stats or options.save_stats or options.float_budget
+        self.calibrates = bool(reads) or self.how.wanted != Wanted()
         self.requantized = self.propagates_quantized()
         check_calibration(options, self.model if self.calibrates else None)
         if options.stats and not Path(options.stats).is_file():
@@ -106,6 +109,7 @@ class Checked:
             "--symmetric": options.symmetric,
             "--exclude": bool(options.exclude),
             "--quant_layer": bool(options.quant_layer),
+            "--float_budget": options.float_budget is not None,
             "--stats and --save_stats": bool(options.stats or options.save_stats),
             f"--rounding {options.rounding}": options.rounding != "auto",
             f"--propagate {options.propagate}": options.propagate != "auto",
@@ -114,6 +118,23 @@ class Checked:
             raise InputError(f"{flag}: a folder that is quantized already keeps its integers; leave it away, or {ANEW}")
         if self.model.attention_scaling != 1:
             raise InputError(f"config.json: yarn's attention factor would go into the scales of queries; {ANEW}")
+
+    def check_budget(self) -> None:
+        """Raise InputError where --float_budget leaves nothing to choose."""
+        reasons = {
+            "nothing is quantized; give --quant": not self.precision.quantized,
+            "experts cannot be left in floating point; leave it away": bool(self.model.num_experts),
+            "with --save_stats nothing is chosen yet; save the statistics without it, then give --stats": bool(
+                self.options.save_stats
+            ),
+            "stages of a pipeline are quantized alike; use --pp_size 1, or --exclude": self.options.pp_size > 1,
+        }
+        for reason in [reason for reason, there in reasons.items() if there]:
+            raise InputError(f"--float_budget: {reason}")
+        try:
+            self.kind.check_precision(self.precision.without((0, group.name) for group in self.model.family.groups))
+        except InputError as error:
+            raise InputError(f"--float_budget: {error}") from None
 
     def propagates_quantized(self) -> bool:
         """Whether later layers see what the quantized ones before them compute."""
@@ -132,6 +153,8 @@ def checked(options: ConvertOptions) -> list[Checked]:
     each = options.each()
     if len(each) > 1 and options.save_stats:
         raise InputError("--save_stats: give one --target; others can read the file afterwards with --stats")
+    if len(each) > 1 and options.float_budget is not None:
+        raise InputError("--float_budget: give one --target; each has parts of its own that cost it most")
     first = Checked(each[0])
     found = [first, *(Checked(one, first.source) for one in each[1:])]
     Staging(options.output_dir)

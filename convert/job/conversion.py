@@ -18,6 +18,8 @@ from ..sources.text import Tokens
 from ..statistics.file import Origin, Save, StatisticsFile, saving
 from ..statistics.stream import calibration_dtype
 from ..statistics.wanted import Wanted
+from ..targets.registry import files_of
+from .budget import spend
 from .calibration import read_calibration
 from .checked import Checked, checked
 from .making import Making, streams_of
@@ -67,6 +69,9 @@ def convert_job(job: Job, on_progress: OnProgress) -> Converted:
         for one in folders:
             one.mkdir(exist_ok=True)
         written = [Written(one) for one in folders]
+        if options.float_budget is not None:
+            making, place_of = job.makings[0], staging.hidden / "statistics"
+            spend(making, options.float_budget, place_of, job.origin(hashes.of("source"), making), on_progress)
         with job.statistics(hashes, place) as save:
             job.run(written, save, on_progress)
         on_progress(job.model.num_hidden_layers, "hash", 0)
@@ -122,14 +127,14 @@ class Job:
         if place is None:
             yield lambda index, statistics: None
             return
-        with saving(place, self.model, self.origin(hashes.of("source"), self.makings[0])) as save:
+        with saving(place.content, place.flag, self.model, self.origin(hashes.of("source"), self.makings[0])) as save:
             yield save
 
     def run(self, written: list[Written], save: Save, on_progress: OnProgress) -> None:
         """Write every target's files."""
         with ExitStack() as opened:
             for making, own in zip(self.makings, written, strict=True):
-                making.files = opened.enter_context(making.target.files(own.folder))
+                making.files = opened.enter_context(files_of(making.target, own.folder))
             on_progress(-1, "embedding", 0)
             streams = streams_of(self.makings)
             for index in range(self.model.num_hidden_layers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from importlib import metadata
 from operator import or_
@@ -17,6 +17,7 @@ from ..models.ends import Embedding
 from ..models.layer import Tensors
 from ..numbers.quantized import QuantizedLinear
 from ..quantize import half_range
+from ..quantize.budget import Spent
 from ..quantize.layer import QuantizedLayer
 from ..quantize.quantizer import Quantizer
 from ..sources.text import Tokens
@@ -39,6 +40,7 @@ class Making:
     Attributes:
         files: what they are written to; set before the first layer.
         chosen: what was chosen for each layer so far.
+        spent: what --float_budget left in floating point; None without it.
     """
 
     files: Writer
@@ -51,6 +53,7 @@ class Making:
         self.tokens = tokens if found.calibrates else None
         self.quantizer = Quantizer(found.how)
         self.chosen: list[dict[str, Any]] = []
+        self.spent: Spent | None = None
         if self.ready is not None:
             self.ready_layer(0)  # what the packer did to one layer it did to all
 
@@ -59,6 +62,22 @@ class Making:
         if self.ready is None:
             return None
         return self.source.ready_layer(index, self.precision.base.group_size or 128, getattr(torch, self.target.dtype))
+
+    def leave(self, spent: Spent) -> None:
+        """Keep these parts in floating point."""
+        self.spent = spent
+        self.precision = self.precision.without((part.layer, group) for part in spent.in_float for group in part.groups)
+        self.quantizer = Quantizer(replace(self.quantizer.how, precision=self.precision))
+        self.target = self.target.having(self.precision)
+
+    def seen(
+        self, index: int, tensors: Tensors, calibration: Calibration | None, on_progress: OnProgress
+    ) -> LayerStatistics:
+        """What is known of a float layer: gathered now, or saved before; nothing where nothing is wanted."""
+        if calibration is not None:
+            on_progress(index, "calibrate", 0)
+            return calibration.layer(index, tensors, lambda done: on_progress(index, "calibrate", done))
+        return LayerStatistics({}) if self.saved is None else self.saved.layer(index)
 
     def embedding(self) -> Embedding:
         """What stands before the first layer, before it is cast."""
@@ -125,6 +144,7 @@ class Making:
             "options": options | {"target": self.target.name},
             "calibration": self.calibrated(),
             "quant": self.target.quant(self.precision),
+            "float_budget": self.spent and self.spent.described(self.model),
             "repacked_from": self.ready.method if self.ready else None,
             "stripped_prefix": self.source.prefix or None,
             "source_notes": self.source.notes,
@@ -173,19 +193,11 @@ class Stream:
             on_progress(index, "quantize", 0)
             first.walked(index, tensors, self.calibration, lambda done: on_progress(index, "quantize", done))
             return
-        statistics = self.statistics(index, tensors, on_progress)
+        statistics = first.seen(index, tensors, self.calibration, on_progress)
         save(index, statistics)
         on_progress(index, "quantize" if any(one.precision.quantized for one in self.makings) else "write", 0)
         for making in self.makings:
             making.layer(index, tensors, statistics, making is self.makings[-1])
-
-    def statistics(self, index: int, tensors: Tensors, on_progress: OnProgress) -> LayerStatistics:
-        """What is known of a float layer: gathered now, or saved before; nothing where nothing is wanted."""
-        if self.calibration is not None:
-            on_progress(index, "calibrate", 0)
-            return self.calibration.layer(index, tensors, lambda done: on_progress(index, "calibrate", done))
-        saved = self.makings[0].saved
-        return LayerStatistics({}) if saved is None else saved.layer(index)
 
 
 def streams_of(makings: list[Making]) -> list[Stream]:
@@ -213,7 +225,7 @@ def stream_of(makings: list[Making]) -> Stream:
         reduce(or_, (making.gathered for making in makings)),
         first.device,
         first.options.seed,
-        first.requantized,
+        first.requantized and first.quantizer.how.turned_tables,
         frozenset.intersection(*(making.quantizer.how.plain for making in makings)),
         first.options.calib_all_experts,
     )

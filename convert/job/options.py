@@ -43,6 +43,7 @@ class ConvertOptions(Options):
         requantize: quantize the dequantized weights of a folder that is quantized already, instead of repacking it.
         exclude: shell patterns of linears, or modules, that stay in floating point.
         quant_layer: PATTERN=ALGO each: linears that are quantized otherwise; see precision.mixed.
+        float_budget: percent of the quantized weights that stay in floating point too: those that buy most accuracy.
         rotate: rotate the residual stream (see rotation); None does so where weights have one scale a matrix.
         calib: a built-in text, a text file, a data set, or a safetensors file of token ids; see text.read_tokens.
         calib_all_experts: every expert sees every calibration token, though it counts only where it is sent.
@@ -71,6 +72,7 @@ class ConvertOptions(Options):
     requantize: bool = False
     exclude: tuple[str, ...] = ()
     quant_layer: tuple[str, ...] = ()
+    float_budget: float | None = bounded(None, above=0, most=50)
     rotate: bool | None = None
     calib: str = "pydoc"
     calib_size: int = bounded(64, least=1)

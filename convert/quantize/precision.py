@@ -6,8 +6,8 @@ scheme belongs to a group of linears of one layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ..errors import InputError, shown
@@ -47,6 +47,14 @@ class Precision:
         for name in self.model.family.of_experts:
             schemes[name] = schemes[name].experts or schemes[name]
         return schemes
+
+    def without(self, places: Iterable[Place]) -> Precision:
+        """The same, with some groups of linears, each (layer, group name), in floating point."""
+        return replace(self, others={**self.others, **dict.fromkeys(places, Scheme())})
+
+    def only(self, index: int, groups: Collection[str]) -> Precision:
+        """The same, with nothing of one layer quantized but some groups."""
+        return self.without((index, name) for name in self.layer(index) if name not in groups)
 
     @cached_property
     def schemes(self) -> tuple[Scheme, ...]:

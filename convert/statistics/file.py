@@ -20,7 +20,6 @@ import torch
 from ..errors import InputError
 from ..files.disk import DTYPE_NAMES
 from ..files.shard import Shard
-from ..files.staging import Partial
 from ..files.tensors import TensorFile
 from ..models.model import Model
 from ..numbers.inputs import InputStatistics
@@ -239,10 +238,14 @@ def write_layer(file: TensorFile, model: Model, index: int, statistics: LayerSta
 
 
 @contextmanager
-def saving(place: Partial, model: Model, origin: Origin) -> Iterator[Save]:
-    """A function that stores one layer; the file is whole, and yet to be committed, when the block ends well."""
+def saving(path: Path, flag: str, model: Model, origin: Origin) -> Iterator[Save]:
+    """A function that stores one layer; the file is whole when the block ends well.
+
+    Args:
+        flag: the option that wants the file, for messages.
+    """
     header: dict[str, Any] = {"version": VERSION, **asdict(origin)}
-    file = TensorFile(place.content, layout(model, origin), {KEY: json.dumps(header)}, place.flag)
+    file = TensorFile(path, layout(model, origin), {KEY: json.dumps(header)}, flag)
     try:
         yield partial(write_layer, file, model)
         file.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ...plugins.lazy import torch
@@ -132,16 +130,16 @@ class Target(ABC):
         return asked
 
     @abstractmethod
+    def having(self, precision: Precision) -> Target:
+        """The same with other schemes."""
+
+    @abstractmethod
     def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
         """The weight that the runtime multiplies with, float32 [out, in]."""
 
     @abstractmethod
     def layer(self, index: int, quantized: QuantizedLayer) -> Tensors:
         """A layer's tensors, whole, as its writer wants them."""
-
-    @abstractmethod
-    def files(self, folder: Path) -> AbstractContextManager[Writer]:
-        """New files in a folder; closed whatever comes."""
 
     @abstractmethod
     def configs(self) -> dict[str, dict[str, Any]]:

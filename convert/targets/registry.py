@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 from ..errors import InputError, shown
 from ..quantize.scheme import Scheme
-from .base import Target
+from .base import Target, Writer
 from .compressed_tensors.target import CompressedTensors
 from .edge.target import Edge
+from .huggingface.target import HuggingFace
 from .modelopt.target import ModelOpt
 from .trtllm.target import TensorRTLLM
 
@@ -34,3 +37,14 @@ def scheme_for(kind: type[Target], name: str | None, group_size: int = 128) -> S
         f"--quant {name}: {kind.title} does not read it; --target {' or '.join(others)} holds it, and --target "
         f"{kind.name} holds {', '.join(kind.schemes())}"
     )
+
+
+def files_of(target: Target, folder: Path) -> AbstractContextManager[Writer]:
+    """A target's new files in a folder; closed whatever comes."""
+    from .huggingface.writer import Files
+    from .trtllm.writer import RankFiles
+
+    if isinstance(target, HuggingFace):
+        return Files.made(folder, target)
+    assert isinstance(target, TensorRTLLM)
+    return RankFiles.made(folder, target)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ....plugins.lazy import torch
@@ -18,7 +16,7 @@ from ...numbers.quantized import QuantizedLinear, stacked
 from ...quantize.precision import Precision
 from ...quantize.quantization import Quantization
 from ...quantize.scheme import Scheme
-from ..base import Target, Tensors, Wishes, Writer, to_dtype
+from ..base import Target, Tensors, Wishes, to_dtype
 from .config import model_config
 from .format import Floating, Format, Spec, sized
 
@@ -100,6 +98,9 @@ class HuggingFace(Target):
     def format_of(self, scheme: Scheme) -> Format:
         held = replace(scheme, zeros=False) if self.symmetric else scheme
         return self.kind_of(scheme)(held, self.dtype)
+
+    def having(self, precision: Precision) -> HuggingFace:
+        return replace(self, precision=precision)
 
     def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
         """A weight that is dequantized before the product is so in the model's dtype."""
@@ -194,11 +195,6 @@ class HuggingFace(Target):
         """What stands around the layers, as the source has it, in the model's dtype."""
         for name in self.around:
             yield name, self.stored(self.source.tensor(name), name)
-
-    def files(self, folder: Path) -> AbstractContextManager[Writer]:
-        from .writer import Files
-
-        return Files.made(folder, self)
 
     def configs(self) -> dict[str, dict[str, Any]]:
         config = model_config(self.source.config, self.precision.model, self.dtype)

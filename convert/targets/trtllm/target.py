@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....plugins.lazy import torch
@@ -13,7 +11,7 @@ from ...numbers.quantized import QuantizedLinear
 from ...quantize.precision import Precision
 from ...quantize.quantization import Quantization
 from ...quantize.scheme import LayerSchemes, Scheme
-from ..base import Target, Tensors, Wishes, Writer, to_dtype
+from ..base import Target, Tensors, Wishes, to_dtype
 from . import mixture
 from .config import checkpoint_config
 from .formats import SCHEMES, format_of, scheme_of
@@ -84,11 +82,6 @@ class TensorRTLLM(Target):
         mixture.check_stages(self.precision, self.mapping.stages(self.precision.model.num_hidden_layers))
         check_kernels(self.precision, self.engine, self.mapping)
 
-    def files(self, folder: Path) -> AbstractContextManager[Writer]:
-        from .writer import RankFiles
-
-        return RankFiles.made(folder, self)
-
     def configs(self) -> dict[str, dict[str, Any]]:
         config = checkpoint_config(self.precision, self.mapping, self.dtype, self.alpha)
         layers = quant_cfg(self.precision, self.mapping.stages(self.precision.model.num_hidden_layers)[0])
@@ -97,6 +90,9 @@ class TensorRTLLM(Target):
     @property
     def recorded(self) -> dict[str, Any]:
         return {"packed_for_sm": mixture.packed_for_sm(self.precision, self.engine)}
+
+    def having(self, precision: Precision) -> TensorRTLLM:
+        return replace(self, precision=precision)
 
     def computed(self, scheme: Scheme, made: QuantizedLinear) -> torch.Tensor:
         """The weight that an engine multiplies with, float32 [out, in], of linears that nothing quantizes before; on
