@@ -179,7 +179,9 @@ def test_the_command_says_what_is_in_floating_point(massive: Path, tmp_path: Pat
 @pytest.mark.parametrize("target", ["edge", "compressed-tensors", "trtllm"])
 def test_every_target_spends_it_on_its_own_arithmetic(target: str, massive: Path, tmp_path: Path) -> None:
     """The wide linear stays in floating point whoever executes it, under its name, and the folder says so."""
-    words = ("--target", target, "--calib_size", 8, "--calib_seq_len", 24, "--float_budget", 6)
+    ids = massive.parent / "ids.safetensors"
+    save_file({"input_ids": torch.randint(0, 100, (8, 24), generator=torch.Generator().manual_seed(3))}, ids)
+    words = ("--target", target, "--calib", ids, "--calib_size", 8, "--calib_seq_len", 24, "--float_budget", 9)
     told = run("convert", "--model_dir", massive, "--output_dir", tmp_path / "out", "--quant", STATIC, *words).stderr
     name = "model.layers.1.mlp.down_proj"
     assert name in told
@@ -193,4 +195,4 @@ def test_every_target_spends_it_on_its_own_arithmetic(target: str, massive: Path
     }
     assert scales[target] not in held
     assert scales[target].replace(".1.", ".0.") in held
-    run("verify", tmp_path / "out", "--reference", massive, "--seq_len", 24, "--chunks", 2)
+    run("verify", tmp_path / "out", "--reference", massive, "--text", ids, "--seq_len", 24, "--chunks", 2)

@@ -70,12 +70,11 @@ def check_kept(own: dict[str, torch.Tensor], parts: list[dict[str, torch.Tensor]
     rounded = [False] * len(parts)
     values = torch.cat([signed(part["weight"]) for part in parts])
     if own["weight"].dtype == torch.float8_e4m3fn:
-        rounded = [bool(scale != max(scales)) for scale in scales]
-        times = torch.cat(
-            [(s / max(scales)).reshape(1, 1).expand(len(p["weight"]), 1) for s, p in zip(scales, parts, strict=True)]
-        )
-        values = (values * times).to(torch.float8_e4m3fn).float()
-        assert torch.equal(own["weights_scaling_factor"], max(scales).reshape(1))
+        largest, sizes = max(scales).reshape(1), [len(part["weight"]) for part in parts]
+        rounded = [bool(scale != largest) for scale in scales]
+        times = torch.cat([(scale / largest).expand(size) for scale, size in zip(scales, sizes, strict=True)])
+        values = (values * times[:, None]).to(torch.float8_e4m3fn).float()
+        assert torch.equal(own["weights_scaling_factor"], largest)
     elif parts[0]["weight"].dtype == torch.uint8:
         assert torch.equal(own["weights_scaling_factor"].t(), torch.cat(scales).half())
     else:
