@@ -89,6 +89,7 @@ class Run:
         recipe = self.recipe
         self.check_apart()
         check_free(self.root)
+        self.check_target()
         job = Job(self.convert_options, [Checked(self.convert_options)])
         if recipe.verify is not None:
             pick_device(recipe.verify.device)
@@ -102,6 +103,16 @@ class Run:
                 if recipe.triton is not None:
                     self.check_triton(plan, recipe.triton)
         return job
+
+    def check_target(self) -> None:
+        """Raise InputError for targets whose folders a later step does not take."""
+        targets, recipe = self.convert_options.target, self.recipe
+        if len(targets) > 1:
+            raise InputError(f"convert.target: a recipe makes one, not {', '.join(targets)}; write a recipe for each")
+        if recipe.build is not None and targets != ("trtllm",):
+            raise InputError(
+                f"build: engines are built of --target trtllm, not {targets[0]}; leave build and triton away"
+            )
 
     def check_apart(self) -> None:
         """Raise InputError if a step would write over, or remove, what the recipe reads."""

@@ -15,7 +15,7 @@ ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ", "W8A16")
 SCALED = ("o_proj", "down_proj")
 # Formats whose linears have no tensor named weight.
 OF_WORDS = ("gptq", "awq", "auto-round")
-WORKS = "give ModelOpt's FP8 or W4A16_AWQ"
+WORKS = "convert with --target modelopt"
 
 
 def rules(folder: Folder) -> Findings:
