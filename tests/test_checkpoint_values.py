@@ -125,7 +125,7 @@ def test_values_that_no_tensor_may_have(quant: str, tmp_path: Path) -> None:
         path.write_bytes(good)
 
 
-@pytest.mark.parametrize("quant", BAD_VALUES)
+@pytest.mark.parametrize("quant", ["W8A8_SQ_PER_TENSOR_PLUGIN", "W8A8_SQ_PER_CHANNEL"])
 def test_integers_may_be_the_least_of_all(quant: str, tmp_path: Path) -> None:
     """-128, which other tools round to; kernels multiply with it as with any other."""
     folder = checkpoint_of(tmp_path, WIDE, quant=quant, kv_cache="INT8")

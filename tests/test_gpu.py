@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.prove.encoders import EncoderAccuracy
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
+from enginesmith.convert.prove.proven import opened
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.quantize.precision import Precision
 from enginesmith.convert.sources.folder import Source
@@ -36,6 +38,7 @@ from enginesmith.plugins import few_tokens, fp8, int8, quantize_per_token
 
 from .conftest import ALGORITHMS, TINY
 from .family_models import write_family
+from .target_folders import BASE, IDS, SAME, forms, made
 from .test_formats import FORMATS, WIDE, group_size
 
 pytestmark = pytest.mark.gpu
@@ -217,3 +220,28 @@ def test_families_are_converted_and_executed(title: str, algo: str | None, tmp_p
     distance = found.distance if isinstance(found, EncoderAccuracy) else found.kl
     assert distance < 0.1
     assert found.beyond is None
+
+
+@pytest.mark.parametrize(("target", "quant", "options"), SAME, ids=[" ".join(map(str, key)) for key in SAME])
+def test_targets_are_made_and_executed_as_on_the_cpu(
+    target: str, quant: str, options: tuple[tuple[str, Any], ...], tmp_path: Path
+) -> None:
+    """The same tensors, and a folder that is as far from its source whichever machine made and executed it."""
+    ids, found = tmp_path / "ids.safetensors", []
+    save_file({"input_ids": IDS["token_ids"].long()}, ids)
+    for device in ("cpu", "cuda"):
+        folder = made(target, quant, tmp_path / device, device=device, **dict(options))
+        accuracy = measure(opened(folder), BASE, str(ids), 2, 48, device)
+        found.append((forms(folder), accuracy.kl))
+    assert found[0][0] == found[1][0]
+    assert found[1][1] == pytest.approx(found[0][1], rel=0.5)
+
+
+def test_a_budget_is_spent_as_on_the_cpu(tmp_path: Path) -> None:
+    for target in ("trtllm", "edge"):
+        chosen = [
+            made(target, "W8A8_SQ_PER_CHANNEL", tmp_path / (target + device), device=device, float_budget=20.0)
+            for device in ("cpu", "cuda")
+        ]
+        kept = [json.loads((folder / "enginesmith.json").read_text())["float_budget"]["in_float"] for folder in chosen]
+        assert [part["linears"] for part in kept[0]] == [part["linears"] for part in kept[1]]

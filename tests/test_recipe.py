@@ -195,7 +195,16 @@ LATE: list[tuple[dict[str, Any], str]] = [
     ({"triton": {"mount_dir": "relative"}}, "triton: --mount_dir relative"),
     ({"triton": {"chat": True}}, "triton: --chat: "),
     ({"triton": {"enable_kv_cache_reuse": True}, "convert": {"kv_cache": "INT8"}}, "triton: --enable_kv_cache_reuse"),
+    ({"convert": {"target": ["edge"], "quant": "FP8", "tp_size": 1}}, "build: engines are built of --target trtllm, not e"),
+    ({"convert": {"target": ["edge", "trtllm"], "quant": "FP8"}}, "convert.target: a recipe makes one, not edge, trtllm"),
 ]
+
+
+def test_a_folder_for_another_runtime_is_made_and_proven(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    chosen = {"target": ["compressed-tensors"], "quant": "W8A8", "tp_size": 1}
+    done = run("run", recipe(convert=chosen, build="left out", triton="left out"), "--json")
+    assert statuses(done) == {"convert": "done", "verify": "done"}
+    assert json.loads((tmp_path / "release/verify.json").read_text())["accuracy"]["mean_kl"] < 0.1
 
 
 @pytest.mark.parametrize(("changes", "reason"), LATE)

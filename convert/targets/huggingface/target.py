@@ -117,18 +117,10 @@ class HuggingFace(Target):
 
     def layer(self, index: int, quantized: QuantizedLayer) -> Tensors:
         """A layer's tensors, by their full names."""
-        family, schemes = self.precision.model.family, self.precision.layer(index)
-        prefix = family.layer.format(i=index)
-        tensors = self.norms(quantized.common) | self.cache(quantized.cache)
-        for group in family.groups:
+        schemes, (rows, biases) = self.precision.layer(index), self.parts(quantized)
+        prefix, tensors = self.prefix(index), self.norms(quantized.common) | self.cache(quantized.cache)
+        for group in self.precision.model.family.groups:
             form = self.format_of(schemes[group.name])
-            rows, biases = dict[str, QuantizedLinear](), Tensors()
-            for linear in map(family.linear, group.linears):
-                each = self.precision.model.out_features(linear.name)
-                rows |= dict(zip(linear.parts, quantized.linears[linear.name].rows(each), strict=True))
-                if f"{linear.name}.bias" in quantized.common:
-                    split = quantized.common[f"{linear.name}.bias"].split(each)
-                    biases |= dict(zip(linear.parts, split, strict=True))
             for module, parts in modules(self.precision.model, group).items():
                 made = stacked([rows[part] for part in parts], parts)
                 form.check_smoother(made, group.norm is not None, f"layer {index}: {module}")
@@ -137,6 +129,16 @@ class HuggingFace(Target):
                     tensors[f"{module}.bias"] = torch.cat([biases[part] for part in parts])
         specs = self.layer_specs(index)
         return {prefix + name: self.cast(of, specs[name][1], prefix + name) for name, of in tensors.items()}
+
+    def parts(self, quantized: QuantizedLayer) -> tuple[dict[str, QuantizedLinear], Tensors]:
+        """Weights and biases of a layer's logical linears."""
+        rows, biases = dict[str, QuantizedLinear](), Tensors()
+        for linear in self.precision.model.family.linears:
+            each, bias = self.precision.model.out_features(linear.name), quantized.common.get(f"{linear.name}.bias")
+            rows |= dict(zip(linear.parts, quantized.linears[linear.name].rows(each), strict=True))
+            if bias is not None:
+                biases |= dict(zip(linear.parts, bias.split(each), strict=True))
+        return rows, biases
 
     def norms(self, common: Tensors) -> Tensors:
         """A layer's norms as the family stores them."""
@@ -198,9 +200,8 @@ class HuggingFace(Target):
 
     def configs(self) -> dict[str, dict[str, Any]]:
         config = model_config(self.source.config, self.precision.model, self.dtype)
-        return {
-            "config.json": config | ({"quantization_config": self.quantization()} if self.precision.quantized else {})
-        }
+        quantized = {"quantization_config": self.quantization()} if self.precision.quantized else {}
+        return {"config.json": config | quantized}
 
 
 def check_model(model: Model, title: str) -> None:
