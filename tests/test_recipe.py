@@ -195,8 +195,8 @@ LATE: list[tuple[dict[str, Any], str]] = [
     ({"triton": {"mount_dir": "relative"}}, "triton: --mount_dir relative"),
     ({"triton": {"chat": True}}, "triton: --chat: "),
     ({"triton": {"enable_kv_cache_reuse": True}, "convert": {"kv_cache": "INT8"}}, "triton: --enable_kv_cache_reuse"),
-    ({"convert": {"target": ["edge"], "quant": "FP8", "tp_size": 1}}, "build: engines are built of --target trtllm, not e"),
-    ({"convert": {"target": ["edge", "trtllm"], "quant": "FP8"}}, "convert.target: a recipe makes one, not edge, trtllm"),
+    ({"convert": {"target": ["edge"], "quant": "FP8", "tp_size": 1}}, "build: engines are built of --target trtllm"),
+    ({"convert": {"target": ["edge", "trtllm"], "quant": "FP8"}}, "convert.target: a recipe makes one, not edge, "),
 ]
 
 
