@@ -238,6 +238,8 @@ def notes(done: Converted) -> Iterator[str]:
             f"{shown[0]}; more text (--calib_size) or --calib_all_experts shows more; enginesmith.json counts them all"
         )
     yield from done.manifest["target_notes"]
+    if done.manifest["cache_left_out"]:
+        yield "the folder's quantized KV cache is not taken over; --kv_cache FP8 calibrates one"
     if done.manifest["options"]["kv_cache"] == "FP8" and done.manifest["target"] == "trtllm":
         scales = [layer["kv_cache"]["scale"] for layer in done.manifest["layers"]]
         if others := [f"{scale:g} in layer {index}" for index, scale in enumerate(scales) if scale != 1]:

@@ -287,7 +287,8 @@ def ready_made(name: str) -> Any:
         def work() -> Any:
             source = Source(model)
             read = source.quantized(linear) if linear in source.packed else None
-            values = None if read is None else (read.integers.tolist(), read.scale.tolist(), read.zero.tolist())
+            held = () if read is None else (read.values, read.scale, read.zero)
+            values = [None if tensor is None else tensor.tolist() for tensor in held]
             return source.model, source.ready, values
 
         return Kind(path, lambda draw: mutant_of_json(draw, document), work)

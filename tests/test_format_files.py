@@ -22,11 +22,13 @@ Tiny = Callable[..., Path]
 # Parts of tensors' names that mean something to TensorRT-LLM alone.
 TENSORS = re.compile(r"scale_to_int|act_scale|per_channel_scale|prequant|s[12]_|szeros|scaling_factor")
 # What is said elsewhere of one algorithm: upstream's flags, what a family's engine does not compute, what a folder of
-# another tool becomes, what would work instead of a refused one, and which attention reads an FP8 cache.
+# another tool becomes, what its readers take, what would work instead of a refused one, and which attention reads an
+# FP8 cache.
 FAMILIES = "convert/models/families"
 NAMED = (
     "cli/convert.py",
     FAMILIES,
+    "convert/readers",
     "convert/sources/readymade",
     "build/algorithms.py",
     "build/build_config.py",

@@ -170,7 +170,7 @@ def test_scales_that_a_reader_fuses_are_equal(tmp_path: Path) -> None:
         ({"target": ("edge",), "quant": "FP8", "rotate": True}, "--rotate is for --target trtllm"),
         ({"target": ("edge",), "quant": "W8A8_SQ_PER_CHANNEL", "fold": False}, "--no_fold is for --target trtllm"),
         ({"target": ("modelopt",), "quant": "FP8", "kv_cache": "INT8"}, "--kv_cache INT8"),
-        ({"target": ("edge",), "quant": "W4A16_AWQ", "kv_cache": "FP8"}, "with FP8 and W8A8_SQ_PER_CHANNEL only"),
+        ({"target": ("edge",), "quant": "W4A16_AWQ", "kv_cache": "FP8"}, "with W8A8_SQ_PER_CHANNEL and FP8 only"),
         ({"target": ("edge",), "quant": "W4A16_GPTQ"}, "give --symmetric"),
         ({"target": ("edge",), "quant": "FP8", "dtype": "bfloat16"}, "computes in float16"),
         ({"target": ("edge",), "quant": "W4A16_AWQ", "group_size": 32}, "--group_size 32: W4A16_AWQ takes 64 or 128"),

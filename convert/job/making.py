@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from importlib import metadata
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -29,9 +29,6 @@ from ..targets.base import Writer
 from .checked import Checked
 from .options import BY_RUN
 from .progress import OnProgress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Making:
@@ -83,7 +80,9 @@ class Making:
         """What stands before the first layer, before it is cast."""
         return self.quantizer.embedding(self.source, self.device)
 
-    def layer(self, index: int, source: Tensors, statistics: LayerStatistics, last: bool) -> None:
+    def layer(
+        self, index: int, source: Tensors, statistics: LayerStatistics, last: bool, on_progress: OnProgress
+    ) -> None:
         """Quantize and write a layer.
 
         Args:
@@ -94,17 +93,21 @@ class Making:
         ready, layer = self.ready_layer(index), self.quantizer.float_layer(source)
         if last:
             source.clear()  # experts' weights are kept once
-        self.write(index, self.quantizer.quantize(index, layer, statistics, self.target.computed, ready))
+        self.write(index, self.quantizer.quantize(index, layer, statistics, self.target.computed, ready), on_progress)
 
-    def walked(self, index: int, source: Tensors, calibration: Calibration, on_tokens: Callable[[int], None]) -> None:
+    def walked(self, index: int, source: Tensors, calibration: Calibration, on_progress: OnProgress) -> None:
         """Quantize a layer while tokens pass through it, and write it."""
+        on_progress(index, "quantize", 0)
         layer = self.quantizer.float_layer(source)
         source.clear()
-        quantized = self.quantizer.quantize_walking(index, layer, calibration, self.target.computed, on_tokens)
+        quantized = self.quantizer.quantize_walking(
+            index, layer, calibration, self.target.computed, lambda done: on_progress(index, "quantize", done)
+        )
         check_range(calibration.largest(), self.quantizer.dtype, index)
-        self.write(index, quantized)
+        self.write(index, quantized, on_progress)
 
-    def write(self, index: int, quantized: QuantizedLayer) -> None:
+    def write(self, index: int, quantized: QuantizedLayer, on_progress: OnProgress) -> None:
+        on_progress(index, "write", 0)
         self.chosen.append(quantized.chosen)
         self.files.write_layer(index, self.target.layer(index, quantized))
 
@@ -146,6 +149,7 @@ class Making:
             "quant": self.target.quant(self.precision),
             "float_budget": self.spent and self.spent.described(self.model),
             "repacked_from": self.ready.method if self.ready else None,
+            "cache_left_out": bool(self.ready and self.ready.cache) and self.options.kv_cache is None,
             "stripped_prefix": self.source.prefix or None,
             "source_notes": self.source.notes,
             "target_notes": self.target.notes,
@@ -190,14 +194,14 @@ class Stream:
         if tensors is not source:
             source.clear()
         if self.calibration is not None and first.requantized:
-            on_progress(index, "quantize", 0)
-            first.walked(index, tensors, self.calibration, lambda done: on_progress(index, "quantize", done))
+            first.walked(index, tensors, self.calibration, on_progress)
             return
         statistics = first.seen(index, tensors, self.calibration, on_progress)
         save(index, statistics)
-        on_progress(index, "quantize" if any(one.precision.quantized for one in self.makings) else "write", 0)
         for making in self.makings:
-            making.layer(index, tensors, statistics, making is self.makings[-1])
+            if making.precision.quantized:
+                on_progress(index, "quantize", 0)
+            making.layer(index, tensors, statistics, making is self.makings[-1], on_progress)
 
 
 def streams_of(makings: list[Making]) -> list[Stream]:

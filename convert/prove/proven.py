@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-
+from ...plugins.lazy import torch
 from ..files.disk import is_there, read_json
 from ..models.encoder_head import EncoderHead
 from ..models.ends import Embedding, Head
 from ..models.model import Model
-from ..models.rotation import Rotation
 from ..targets.trtllm.checkpoint import Checkpoint
 from ..targets.trtllm.manifest import CONFIG, Manifest
 from ..targets.trtllm.mixture import quant_algo
-from .engine_layer import EngineLayer, ExecutedLayer
-from .folder import QuantizedFolder
-from .runtime import Runtime
 from .structure import checkpoint_problems
+
+if TYPE_CHECKING:
+    from ..models.rotation import Rotation
+    from .engine_layer import EngineLayer, ExecutedLayer
+    from .runtime import Runtime
 
 
 class Proven(Protocol):
@@ -66,15 +66,21 @@ class ProvenCheckpoint(Checkpoint):
 
     def runtime(self, tokens: int, device: torch.device) -> Runtime:
         """What executes its layers on sequences of so many tokens."""
+        from .runtime import Runtime
+
         return Runtime(self.model, self.engine.torch_dtype, self.rotary_frequencies(), tokens, device)
 
     def executed(self, index: int, device: torch.device) -> EngineLayer:
         """A layer, on a device."""
+        from .engine_layer import EngineLayer
+
         tensors = {name: tensor.to(device) for name, tensor in self.layer(index, device).items()}
         return EngineLayer(self.model, self.engine, tensors, self.precision.executed(index), self.kv_cache)
 
     def rotation(self) -> Rotation | None:
         """Of the residual stream, as the manifest recorded it, to compare hidden states with the source's."""
+        from ..models.rotation import Rotation
+
         seed = self.manifest.rotation
         return None if seed is None else Rotation(self.model.hidden_size, seed)
 
@@ -94,5 +100,7 @@ def opened(folder: str | Path, reader: str = "kernels") -> Proven:
     """
     config = Path(folder) / CONFIG
     if is_there(config) and "architectures" in read_json(config):
+        from .folder import QuantizedFolder
+
         return QuantizedFolder(folder, reader)
     return ProvenCheckpoint(folder)

@@ -54,7 +54,7 @@ KEPT = {
 }
 KNOWN = (
     "config_groups", "exclude_modules", "group_size", "has_zero_point", "ignore", "kv_cache_quant_algo",
-    "kv_cache_scheme", "pre_quant_scale", "producer", "quant_algo", "quant_method", "quantized_layers",
+    "kv_cache_scheme", "pre_quant_scale", "producer", "quant_algo", "quant_method",
 )  # fmt: skip
 
 
@@ -147,8 +147,9 @@ class Scaled(ReadyMade):
 
 def modelopt_config(said: Reader, file: Path) -> ReadyMade:
     """What ModelOpt's hf_quant_config.json says, or its copy in config.json."""
-    check_known(said, KNOWN)
-    if said.values.get("quant_algo") != MIXED_PRECISION:
+    mixed = said.values.get("quant_algo") == MIXED_PRECISION
+    check_known(said, (*KNOWN, "quantized_layers") if mixed else KNOWN)
+    if not mixed:
         return modelopt_scaled(said, said, file)
     layers, found = said.section("quantized_layers"), dict[str, Scaled]()
     for name in layers.values:

@@ -41,13 +41,11 @@ class Edge(Unified):
 
     def check(self, how: Quantization) -> None:
         super().check(how)
-        names = [str(scheme.name) for scheme in self.precision.quantized]
         if self.gptq and not (how.choices.symmetric or how.choices.repacks):
             raise InputError(f"--quant W4A16_GPTQ: {self.title} clamps zero points; give --symmetric")
-        if self.precision.kv_cache is not None and not {"FP8", "W8A8_SQ_PER_CHANNEL"} & set(names):
-            raise InputError(
-                f"--kv_cache: {self.title} reads its scales with FP8 and W8A8_SQ_PER_CHANNEL only; leave it away"
-            )
+        if self.precision.kv_cache is not None and not any(scheme.activations for scheme in self.precision.quantized):
+            works = " and ".join(dict.fromkeys(str(s.name) for s in self.schemes().values() if s.activations))
+            raise InputError(f"--kv_cache: {self.title} reads its scales with {works} only; leave it away")
 
     @property
     def gptq(self) -> bool:
