@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import enginesmith as es
 
 from .command import run
 from .reader_folders import gptq, modelopt, plain
 from .reader_traps import AWQ4, FP8, INT8, Change, K, Make, Q, V, say, say_beside, weights
+from .target_folders import TARGETS
 
 
 def nested(depth: int) -> str:
@@ -121,3 +125,10 @@ def test_many_entries_on_many_linears_are_refused_at_once(tmp_path: Path) -> Non
         made.put(f"model.layers.{index}.mlp.experts.weight_scale", "F32")
     made.said["ignore"] = [f"name{index}" for index in range(30_000)]
     assert "too many patterns" in run("check", made.write(tmp_path / "model"), expect=2).stderr
+
+
+def test_a_name_that_begins_with_a_dot(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(TARGETS / "modelopt/fp8", tmp_path / "hf"))
+    held = load_file(folder / "model.safetensors")
+    save_file(held | {".weight_scale": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
+    assert len(es.check(folder).readings) == 5

@@ -47,6 +47,8 @@ class Checked:
         self.ready: ReadyMade | None = None if options.requantize else self.source.ready
         self.how = quantization_of(options, self.source, self.kind)
         self.precision = self.how.precision
+        if options.kv_cache and not self.precision.quantized and not self.kind.turned_tables:
+            raise InputError(f"--kv_cache: {self.kind.title} reads its scales beside quantized weights; give --quant")
         self.target: Target = self.kind.of(self.how, options.wishes, self.source)
         if self.ready is not None:
             self.check_kept()

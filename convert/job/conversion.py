@@ -145,6 +145,7 @@ class Job:
             on_progress(self.model.num_hidden_layers, "head", 0)
             for stream in streams:
                 for making in stream.makings:
-                    making.write_head(stream.calibration)
+                    with making.target.advising():
+                        making.write_head(stream.calibration)
             for making, own in zip(self.makings, written, strict=True):
                 making.files.finish(own)

@@ -194,14 +194,16 @@ class Stream:
         if tensors is not source:
             source.clear()
         if self.calibration is not None and first.requantized:
-            first.walked(index, tensors, self.calibration, on_progress)
+            with first.target.advising():
+                first.walked(index, tensors, self.calibration, on_progress)
             return
         statistics = first.seen(index, tensors, self.calibration, on_progress)
         save(index, statistics)
         for making in self.makings:
             if making.precision.quantized:
                 on_progress(index, "quantize", 0)
-            making.layer(index, tensors, statistics, making is self.makings[-1], on_progress)
+            with making.target.advising():
+                making.layer(index, tensors, statistics, making is self.makings[-1], on_progress)
 
 
 def streams_of(makings: list[Making]) -> list[Stream]:
@@ -218,7 +220,8 @@ def stream_of(makings: list[Making]) -> Stream:
     first = makings[0]
     embedding = first.embedding()
     for making in makings:
-        making.files.write_embedding(embedding)
+        with making.target.advising():
+            making.files.write_embedding(embedding)
     tokens = next((making.tokens for making in makings if making.tokens is not None), None)
     if tokens is None or first.saved is not None:
         return Stream(makings, None)

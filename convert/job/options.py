@@ -82,7 +82,7 @@ class ConvertOptions(Options):
     seed: int = bounded(0, least=0, most=2**63 - 1)
     stats: str | None = bounded(None, path=True)
     save_stats: str | None = bounded(None, path=True)
-    shard_size: float = bounded(5.0, least=1e-6)
+    shard_size: float = bounded(5.0, least=1e-6, most=1e6)
 
     def each(self) -> list[ConvertOptions]:
         """The conversion of each target by itself.

@@ -20,7 +20,8 @@ from ..models.rotary import rotary_frequencies
 from ..models.rotation import Rotation
 from ..numbers.quantized import QuantizedLinear
 from ..sources.folder import Source
-from ..sources.readymade.kinds import Inputs
+from ..sources.readymade.compressed import COMPRESSED
+from ..sources.readymade.kinds import FP8, Inputs
 from ..targets.huggingface.linear import READERS, FolderLinear
 from ..targets.trtllm.formats.base import Activation
 from ..targets.trtllm.manifest import Manifest, read_manifest
@@ -88,6 +89,10 @@ class QuantizedFolder:
             )
         if not self.model.family.predicts_tokens or self.model.family.mixture is not None:
             raise InputError(f"{shown_path(self.folder)}: {self.model.architecture} is not executed from such folders")
+        if self.source.ready.cache not in (None, FP8):
+            raise InputError(f"{self.source.ready.file.name}: only an FP8 KV cache with fixed scales is executed here")
+        if reader == "edge" and self.source.ready.method.startswith(COMPRESSED):
+            raise InputError(f"--reader edge: TensorRT Edge-LLM does not read {COMPRESSED}; leave it away")
         self.source.check_ready_made()
         self.ready = self.source.ready
         self.quant: str | None = self.ready.method
@@ -152,6 +157,10 @@ class QuantizedFolder:
         scales = []
         for places in names.values():
             held = [prefix + place for place in places if prefix + place in self.source.where]
+            if held and not float(self.source.tensor(held[0])) > 0:
+                raise InputError(f"{held[0]}: is no scale of a KV cache; it must be above 0")
+            if held and not float(self.source.tensor(held[0])) > 0:
+                raise InputError(f"{held[0]}: is no scale of a KV cache; it must be above 0")
             scales.append(self.source.tensor(held[0]).float().reshape(()) if held else torch.tensor(1.0))
         return torch.stack(scales).to(device)
 
@@ -162,6 +171,8 @@ class QuantizedFolder:
         try:
             for linear in sorted(self.source.packed):
                 self.source.quantized(linear)
+            for index in range(self.model.num_hidden_layers):
+                self.cache_scales(index, torch.device("cpu"))
         except InputError as error:
             return [str(error)]
         return []

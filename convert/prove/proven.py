@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...plugins.lazy import torch
+from ..errors import InputError
 from ..files.disk import is_there, read_json
 from ..models.encoder_head import EncoderHead
 from ..models.ends import Embedding, Head
@@ -103,4 +104,6 @@ def opened(folder: str | Path, reader: str = "kernels") -> Proven:
         from .folder import QuantizedFolder
 
         return QuantizedFolder(folder, reader)
+    if reader != "kernels":
+        raise InputError(f"--reader {reader} is for Hugging Face folders, not TensorRT-LLM checkpoints; leave it away")
     return ProvenCheckpoint(folder)

@@ -172,6 +172,8 @@ class Folder:
     def _modules(self) -> list[Linear]:
         held = defaultdict[str, dict[str, Stored]](dict)
         for name, shard in self.shards.items():
-            module, _, suffix = name.rpartition(".")
+            module, dot, suffix = name.rpartition(".")
+            if dot and not module:
+                continue  # no module is called so, and no runtime looks for it
             held[module][suffix] = shard.tensors[name]
         return [Linear(name, tensors) for name, tensors in held.items()]

@@ -333,6 +333,7 @@ class Source:
         for linear in [] if self.ready is None else self._all_linears():
             weight, bias = f"{linear}.weight", f"{linear}.bias"
             expected.setdefault(bias, Expected.of(FLOATS, self.shapes[weight][0], optional=True))
+            expected |= {} if self.ready is None else self.ready.cache_names(linear)
             if self.ready is not None and not (weight in self.where and self.where[weight].dtype in FLOATS):
                 self.ready.check_left_out(linear)
                 packed.add(linear)

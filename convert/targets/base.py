@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -70,6 +71,7 @@ class Target(ABC):
         title: what reads it.
         caches: what a KV cache can be quantized to.
         cuts: ranks may be asked for, and a GPU generation.
+        wider: what to do where float16 is too narrow.
         turned_tables: its runtime's rotary tables leave out yarn's attention factor, so that queries bring it.
 
     Attributes:
@@ -80,10 +82,19 @@ class Target(ABC):
     title: ClassVar[str]
     caches: ClassVar[tuple[str, ...]] = KV_CACHE
     cuts: ClassVar[bool] = False
+    wider: ClassVar[str] = WIDER
     turned_tables: ClassVar[bool] = False
 
     precision: Precision
     dtype: str
+
+    @contextmanager
+    def advising(self) -> Iterator[None]:
+        """What float16 does not hold is refused with what works here."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(str(error).replace(WIDER, self.wider)) from None
 
     @classmethod
     @abstractmethod

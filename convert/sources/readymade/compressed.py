@@ -9,7 +9,7 @@ from ...errors import InputError, shown
 from ...files.reader import Reader
 from . import unpacking as repack
 from .gptq import bits_of, group_of, unreadable
-from .kinds import SCALES, WHOLE_ROW, Expected, Inputs, LeftOut, Packed, ReadyMade
+from .kinds import SCALES, WHOLE_ROW, Expected, Inputs, LeftOut, Packed, ReadyMade, cache_of
 from .names import Holds, check_known, exact_or_pattern, names
 from .scaled import FLOAT8, INT8, Scaled
 from .unpacking import Quantized, Tensors
@@ -37,7 +37,7 @@ class CompressedTensors(Packed):
 
     def tensors(self, name: str, out_features: int, in_features: int) -> dict[str, Expected]:
         groups = self.groups(name, in_features)
-        packed_out, packed_in = out_features * self.bits // 32, in_features * self.bits // 32
+        packed_out, packed_in = -(-out_features * self.bits // 32), -(-in_features * self.bits // 32)
         zero = (("I32", [packed_out, groups]), ("I8", [out_features, groups]))
         return {
             "weight_packed": Expected.of(("I32",), out_features, packed_in),
@@ -84,8 +84,7 @@ def compressed_config(said: Reader, file: Path) -> ReadyMade:
         raise unreadable(said, "weights strategy", strategy, "tensor and channel do")
     check_no_groups(said, weights)
     method, per_channel = f"{COMPRESSED} {stored}", strategy == "channel"
-    cache = "FP8" if said.values.get("kv_cache_scheme") else None
-    reads = inputs_of(group)
+    cache, reads = cache_of(said, "kv_cache_scheme"), inputs_of(group)
     return Scaled(
         file, method, 8, WHOLE_ROW, kind, zero_points, per_channel,
         reads=reads, left_out=left, cache_scales=True, cache=cache,
@@ -111,9 +110,6 @@ def packed_config(
     for key in ("input_activations", "output_activations"):
         if group.values.get(key):
             raise unreadable(said, key, group.values[key], "only weights may be quantized")
-    if said.values.get("kv_cache_scheme"):
-        works = "make the model without it; --kv_cache quantizes the cache"
-        raise unreadable(said, "kv_cache_scheme", said.values["kv_cache_scheme"], works)
     if weights.values.get("type", "int") != "int":
         raise unreadable(said, "weights type", weights.values["type"], "int does")
     strategy = weights.values.get("strategy")
@@ -124,7 +120,15 @@ def packed_config(
     size = WHOLE_ROW if strategy == "channel" else group_of(weights)
     reordered = order_of(said, weights)
     return CompressedTensors(
-        file, COMPRESSED, bits_of(weights, "num_bits"), size, zero_points, reordered, left_out=left
+        file,
+        COMPRESSED,
+        bits_of(weights, "num_bits"),
+        size,
+        zero_points,
+        reordered,
+        left_out=left,
+        cache_scales=True,
+        cache=cache_of(said, "kv_cache_scheme"),
     )
 
 

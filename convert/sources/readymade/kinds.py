@@ -21,6 +21,7 @@ from pathlib import Path
 from ....plugins.lazy import torch
 from ....plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ...errors import InputError
+from ...files.reader import Reader
 from ...numbers.quantized import QuantizedLinear
 from .unpacking import Quantized, Tensors
 
@@ -29,6 +30,8 @@ ENGINE_DTYPES = ("float16", "bfloat16")
 SCALES = ("F16", "BF16", "F32")
 # Of a quantized KV cache, in attention or in its linears.
 CACHE_SCALES = ("k_scale", "v_scale", "q_scale")
+# What a KV cache is quantized to: known here, or not.
+FP8, OTHER = "FP8", "other"
 ANEW = "give --requantize to start from its dequantized weights"
 
 
@@ -66,6 +69,18 @@ class LeftOut:
     holds: Callable[[str], bool]
 
 
+def cache_of(said: Reader, key: str) -> str | None:
+    """What a statement about the KV cache means."""
+    stated = said.values.get(key)
+    if not stated:
+        return None
+    if stated == FP8:
+        return FP8
+    if isinstance(stated, dict) and stated.get("type") == "float" and stated.get("num_bits") == 8:
+        return OTHER if stated.get("dynamic") else FP8
+    return OTHER
+
+
 @dataclass(frozen=True)
 class Inputs:
     """How a folder has the inputs of its linears rounded.
@@ -92,7 +107,7 @@ class ReadyMade(ABC):
         group_size: input channels that share a scale; WHOLE_ROW where all do.
         left_out: what it says about linears in floating point.
         cache_scales: attention may hold the scales of a quantized KV cache beside its linears.
-        cache: what the KV cache is quantized to when the folder is executed; None for nothing.
+        cache: what the KV cache is quantized to when the folder is executed: None for nothing, "FP8", or OTHER.
     """
 
     file: Path = field(compare=False)
@@ -190,11 +205,16 @@ class ReadyMade(ABC):
         return asked or max(works)
 
     def full_names(self, linear: str, out_features: int, in_features: int) -> dict[str, Expected]:
-        """``tensors`` by full name, with what may lie beside the linear."""
-        own = {f"{linear}.{suffix}": held for suffix, held in self.tensors(linear, out_features, in_features).items()}
-        around = linear.rpartition(".")[0]
+        """``tensors`` by full name."""
+        return {f"{linear}.{suffix}": held for suffix, held in self.tensors(linear, out_features, in_features).items()}
+
+    def cache_names(self, linear: str) -> dict[str, Expected]:
+        """The scales of a quantized KV cache that may lie in a linear, quantized or not, or in the module around it."""
+        if not self.cache_scales:
+            return {}
         number = Expected(tuple((dtype, shape) for dtype in SCALES for shape in ([], [1])), optional=True)
-        return own | {f"{around}.{suffix}": number for suffix in (CACHE_SCALES if self.cache_scales else ())}
+        places = linear, linear.rpartition(".")[0]
+        return {f"{place}.{suffix}": number for place in places for suffix in CACHE_SCALES}
 
     def groups(self, name: str, in_features: int) -> int:
         """Scales along one row of a linear."""

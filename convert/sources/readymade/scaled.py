@@ -16,7 +16,7 @@ from ...numbers import rounding
 from ...numbers.quantized import QuantizedLinear
 from . import unpacking as repack
 from .gptq import unreadable
-from .kinds import ANEW, CACHE_SCALES, SCALES, WHOLE_ROW, Expected, Inputs, LeftOut, ReadyMade
+from .kinds import ANEW, CACHE_SCALES, SCALES, WHOLE_ROW, Expected, Inputs, LeftOut, ReadyMade, cache_of
 from .mixed import Mixed
 from .names import check_known, names, shell
 from .unpacking import Tensors
@@ -88,7 +88,7 @@ class Scaled(ReadyMade):
 
     @property
     def small(self) -> tuple[str, ...]:
-        return ("weight_zero_point",)
+        return "weight_zero_point", "input_zero_point"
 
     def tensors(self, name: str, out_features: int, in_features: int) -> dict[str, Expected]:
         groups = self.groups(name, in_features)
@@ -113,6 +113,9 @@ class Scaled(ReadyMade):
         zero = tensors.get("weight_zero_point")
         if zero is not None and not self.zero_points and zero.any():
             raise InputError(f"{name}: holds zero points, but {self.file.name} says that there are none; correct it")
+        middle = tensors.get("input_zero_point")
+        if middle is not None and middle.any() and (self.reads is None or self.reads.symmetric):
+            raise InputError(f"{name}: input_zero_point is not 0, but {self.file.name} says symmetric; correct it")
         return None
 
     def weight(self, tensors: Tensors, name: str) -> torch.Tensor:
@@ -164,7 +167,7 @@ def modelopt_config(said: Reader, file: Path) -> ReadyMade:
 def modelopt_scaled(said: Reader, whole: Reader, file: Path) -> Scaled:
     """What one algorithm's entry says; whole: what the file says of all linears."""
     algo = said.values.get("quant_algo")
-    if algo not in ALGORITHMS:
+    if not isinstance(algo, str) or algo not in ALGORITHMS:
         raise unreadable(said, "quant_algo", algo, f"{', '.join(ALGORITHMS)} do")
     if said.flag("has_zero_point"):
         raise unreadable(said, "has_zero_point", True, "make the model without zero points")
@@ -173,9 +176,9 @@ def modelopt_scaled(said: Reader, whole: Reader, file: Path) -> Scaled:
         if not said.has("group_size"):
             raise InputError(f"{said.file}: no group_size for {shown(algo)}; hf_quant_config.json must be there too")
         size = said.integer("group_size")
-    key = "exclude_modules" if whole.has("exclude_modules") else "ignore"
-    left = (LeftOut(key, shell(names(whole, key), whole.file, key)),)
-    cached = whole.values.get("kv_cache_quant_algo") or whole.values.get("kv_cache_scheme")
+    excluded = "exclude_modules" if whole.has("exclude_modules") else "ignore"
+    left = (LeftOut(excluded, shell(names(whole, excluded), whole.file, excluded)),)
+    key = "kv_cache_quant_algo" if whole.has("kv_cache_quant_algo") else "kv_cache_scheme"
     return Scaled(
         file,
         f"{MODELOPT} {algo}",
@@ -187,5 +190,5 @@ def modelopt_scaled(said: Reader, whole: Reader, file: Path) -> Scaled:
         reads=READS[str(algo)],
         left_out=left,
         cache_scales=True,
-        cache="FP8" if cached else None,
+        cache=cache_of(whole, key),
     )

@@ -47,7 +47,7 @@ class CompressedFormat(Format):
         if not self.scheme.static:
             return {}
         assert made.range is not None
-        return {"input_scale": self.scales(torch.tensor([made.range / largest]))}
+        return {"input_scale": self.scales(torch.tensor([self.kept(made.range / largest)]))}
 
 
 class Int8(CompressedFormat):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ....plugins import fp8
 from ....plugins.lazy import torch
 from ...models.shapes import modules
+from ...numbers.rounding import kept
 from ..base import Tensors
 from ..huggingface.format import Format
 from ..huggingface.target import HuggingFace
@@ -35,7 +36,7 @@ class CompressedTensors(HuggingFace):
         key, value = (1.0, 1.0) if reach is None else (reach.key, reach.value)
         dtype = getattr(torch, self.dtype)
         scales = {"k_scale": key, "v_scale": value}
-        return {f"{module}.{name}": torch.tensor([of / fp8.MAX], dtype=dtype) for name, of in scales.items()}
+        return {f"{module}.{name}": kept(torch.tensor([of / fp8.MAX]), dtype).to(dtype) for name, of in scales.items()}
 
     def quantization(self) -> dict[str, Any]:
         form = self.format_of(self.precision.quantized[0])

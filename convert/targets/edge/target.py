@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ....plugins.lazy import torch
 from ...errors import InputError
 from ...files.disk import is_there, read_json
 from ...quantize.quantization import Quantization
+from ...sources.readymade.kinds import ANEW
 from ..huggingface.format import Format
 from ..huggingface.target import HuggingFace
 from ..modelopt.formats import Fp8
@@ -30,6 +32,7 @@ class Edge(Unified):
     title = "TensorRT Edge-LLM"
     formats: ClassVar[tuple[type[Format], ...]] = (SmoothQuant, Fp8, EdgeAwq, EdgeGptq)
     mixture: ClassVar[str | None] = None
+    wider: ClassVar[str] = "TensorRT Edge-LLM has no wider one; use another --target"
 
     @classmethod
     def output_dtype(cls, asked: str, source: str) -> str:
@@ -46,6 +49,14 @@ class Edge(Unified):
         if self.precision.kv_cache is not None and not any(scheme.activations for scheme in self.precision.quantized):
             works = " and ".join(dict.fromkeys(str(s.name) for s in self.schemes().values() if s.activations))
             raise InputError(f"--kv_cache: {self.title} reads its scales with {works} only; leave it away")
+
+    def check_scale(self, scale: torch.Tensor, name: str) -> None:
+        """The same for scales that its graphs hold in float16: those of FP8 and of groups."""
+        super().check_scale(scale, name)
+        half = torch.finfo(torch.float16)
+        kept = all(s.activations == "int8" for s in self.precision.quantized) or name.endswith("pre_quant_scale")
+        if not kept and not ((scale >= half.smallest_normal) & (scale <= half.max)).all():
+            raise InputError(f"{name}: holds scales beyond float16's range, in which {self.title} has them; {ANEW}")
 
     @property
     def gptq(self) -> bool:

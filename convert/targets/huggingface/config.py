@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from ...errors import InputError
+from ...files.disk import is_there, open_regular
 from ...models.model import Model
 
 # Of the tokenizer, the chat and generation.
 BESIDE = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "vocab.json", "vocab.txt", "merges.txt", "qwen.tiktoken", "chat_template.jinja", "chat_template.json",
+    "generation_config.json",
 )  # fmt: skip
 LARGEST_BESIDE = 2**28
-QUANTIZED = ("quantization_config", "compression_config")
+# What config.json says that is not so of the folder: its quantization, and code that is not copied.
+DROPPED = ("quantization_config", "compression_config", "auto_map")
 
 
 def model_config(source: dict[str, Any], model: Model, dtype: str) -> dict[str, Any]:
@@ -21,7 +26,7 @@ def model_config(source: dict[str, Any], model: Model, dtype: str) -> dict[str, 
     transformers 5 says rope_parameters and dtype, transformers 4 and runtimes that were built with it rope_theta,
     rope_scaling and torch_dtype; each takes a default where it does not find its own word.
     """
-    config = {key: value for key, value in source.items() if key not in QUANTIZED}
+    config = {key: value for key, value in source.items() if key not in DROPPED}
     config |= {"dtype": dtype, "torch_dtype": dtype, "tie_word_embeddings": model.tied}
     return config | rope(source)
 
@@ -39,3 +44,18 @@ def rope(source: dict[str, Any]) -> dict[str, Any]:
         kind = {"rope_type": scaling.get("type", "default")}
         return {"rope_parameters": kind | scaling | {"rope_theta": source["rope_theta"]}}
     return {}
+
+
+def check_beside(folder: Path) -> None:
+    """Raise InputError for a file beside the model that cannot be copied: no regular file, too large, or outside.
+
+    Links of a hub's cache lead from snapshots to blobs of the same model.
+    """
+    root = folder.resolve()
+    for name in [name for name in BESIDE if is_there(folder / name)]:
+        real = (folder / name).resolve()
+        if not (real.is_relative_to(root) or real.parent == root.parent.parent / "blobs"):
+            raise InputError(f"--model_dir: {name} is a link that leads out of the folder; put the file there")
+        with open_regular(folder / name) as file:
+            if file.seek(0, 2) > LARGEST_BESIDE:
+                raise InputError(f"--model_dir: {name} is larger than {LARGEST_BESIDE >> 20} MiB; what is it?")

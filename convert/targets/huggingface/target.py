@@ -16,8 +16,9 @@ from ...numbers.quantized import QuantizedLinear, stacked
 from ...quantize.precision import Precision
 from ...quantize.quantization import Quantization
 from ...quantize.scheme import Scheme
+from ...sources.readymade.kinds import ANEW
 from ..base import Target, Tensors, Wishes, to_dtype
-from .config import model_config
+from .config import check_beside, model_config
 from .format import Floating, Format, Spec, sized
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ...sources.folder import Source
 
 Own = TypeVar("Own", bound="HuggingFace")
+# Last names of scales, and of factors of inputs.
+SCALES = ("scale", "scales")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class HuggingFace(Target):
     def of(cls: type[Own], how: Quantization, wishes: Wishes, source: Source) -> Own:
         target = cls(how.precision, how.dtype, source, wishes.shard_size, how.choices.symmetric)
         check_model(how.model, cls.title)
+        check_beside(source.folder)
         target.check(how)
         return target
 
@@ -128,7 +132,15 @@ class HuggingFace(Target):
                 if parts[0] in biases:
                     tensors[f"{module}.bias"] = torch.cat([biases[part] for part in parts])
         specs = self.layer_specs(index)
-        return {prefix + name: self.cast(of, specs[name][1], prefix + name) for name, of in tensors.items()}
+        cast = {prefix + name: self.cast(of, specs[name][1], prefix + name) for name, of in tensors.items()}
+        for name in [name for name in cast if name.endswith(SCALES)]:
+            self.check_scale(cast[name], name)
+        return cast
+
+    def check_scale(self, scale: torch.Tensor, name: str) -> None:
+        """Raise InputError for a scale that is 0 as it is stored, as one of a ready-made folder may be."""
+        if not (scale.float() > 0).all():
+            raise InputError(f"{name}: holds a scale that {scale.dtype} cannot; {ANEW}".replace("torch.", ""))
 
     def parts(self, quantized: QuantizedLayer) -> tuple[dict[str, QuantizedLinear], Tensors]:
         """Weights and biases of a layer's logical linears."""

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....plugins import fp8
 from ....plugins.lazy import torch
+from ...errors import InputError
 from ...models.shapes import modules
+from ...numbers.rounding import kept
+from ...quantize.quantization import Quantization
 from ..base import Tensors
 from ..huggingface.format import Format
 from ..huggingface.target import HuggingFace
@@ -20,6 +23,7 @@ HF_QUANT_CONFIG = "hf_quant_config.json"
 PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 CACHE = {"type": "float", "num_bits": 8, "dynamic": False}
 MIXED_PRECISION = "MIXED_PRECISION"
+FACTORS_READ = ("o_proj", "down_proj")
 
 
 class Unified(HuggingFace):
@@ -34,7 +38,8 @@ class Unified(HuggingFace):
         _, key, value = self.precision.model.family.attention
         far = (1.0, 1.0) if reach is None else (reach.key, reach.value)
         names = f"{key}.k_scale", f"{value}.v_scale"
-        return {name: torch.tensor(of / fp8.MAX) for name, of in zip(names, far, strict=True)}
+        dtype = getattr(torch, self.dtype)
+        return {name: kept(torch.tensor(of / fp8.MAX), dtype) for name, of in zip(names, far, strict=True)}
 
     def said(self) -> dict[str, Any]:
         """What both files say of the layers."""
@@ -84,3 +89,19 @@ class ModelOpt(Unified):
     name = "modelopt"
     title = "ModelOpt's format (TensorRT-LLM from 1.3 on, vLLM)"
     formats: ClassVar[tuple[type[Format], ...]] = (Fp8, Fp8Rowwise, Awq)
+
+    def check(self, how: Quantization) -> None:
+        super().check(how)
+        for group in self.precision.model.family.groups if self.factors else ():
+            for module in modules(self.precision.model, group) if group.norm is None else ():
+                if not module.endswith(FACTORS_READ):
+                    read = " and ".join(FACTORS_READ)
+                    raise InputError(
+                        f"{module}: TensorRT-LLM reads factors of inputs in {read} alone; use --quant FP8, or --target "
+                        "compressed-tensors"
+                    )
+
+    @property
+    def factors(self) -> bool:
+        """Whether inputs of some linears are multiplied by factors of their channels."""
+        return any(scheme.prescaled for scheme in self.precision.quantized)
