@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +17,17 @@ from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.families import FAMILIES
 from enginesmith.convert.models.forward import LayerForward
 from enginesmith.convert.models.layer import Layer
+from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.numbers.smoothing import of_rows, pooled
 from enginesmith.convert.prove.folder import QuantizedFolder
 from enginesmith.convert.quantize import groupwise, smoothquant
+from enginesmith.convert.quantize.layer import quantize_groups
 from enginesmith.convert.quantize.options import QuantizeOptions
 from enginesmith.convert.sources.folder import Source
 from enginesmith.convert.statistics.calibrate import calibrate_layer
 from enginesmith.convert.statistics.wanted import EVERYTHING
 from enginesmith.convert.targets.registry import TARGETS
+from enginesmith.plugins import fp8
 
 from .family_models import write_family
 
@@ -128,3 +133,59 @@ def test_pooling() -> None:
     assert pooled(torch.tensor([1.0, 2.0, 3.0, 8.0]), rows, "amax").tolist() == [3.0, 8.0, 3.0, 8.0]
     assert pooled(torch.tensor([1.0, 2.0, 3.0, 8.0]), rows, "mean").tolist() == [2.0, 5.0, 2.0, 5.0]
     assert of_rows(torch.tensor([3.0, 8.0, 3.0, 8.0]), rows).tolist() == [3.0, 8.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "quant", ["W8A8", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A16_GPTQ", "W8A16", "FP8", "FP8_DYNAMIC"]
+)
+def test_integers_are_chosen_on_the_scales_that_readers_keep(quant: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source = Source(write_family(tmp_path / "hf", READ[0]))
+    model, scheme, forward = source.model, FOLDED.scheme(quant, 64), LayerForward(source.model, 24, torch.float32, CPU)
+    tensors = source.layer(0)
+    forward.load(0, tensors)
+    hidden = torch.randn(4, 24, model.hidden_size, generator=torch.Generator().manual_seed(0))
+    seen, layer = calibrate_layer(forward, hidden, EVERYTHING, 0, 2), Layer.of(tensors, model)
+    before = {linear.name: layer.weight(linear) for linear in model.family.linears}
+    how = QuantizeOptions(rounding="nearest"), dtype, lambda scheme, made: made.dequantize()
+    linears, _ = quantize_groups(layer, model.family.groups, seen, scheme, *how)
+    for name, made in linears.items():
+        assert torch.equal(made.scale.to(dtype).float(), made.scale), name
+        if not scheme.smooths and not scheme.grouped:
+            step = made.scale.reshape(len(made.scale), -1)
+            exact = before[name] / (step if step.numel() > 1 else step.reshape(()))
+            if scheme.activations:
+                assert torch.equal(made.values.float(), fp8.saturate(exact).float()), name
+            else:
+                assert bool(((made.values - exact).abs() <= 0.5001).all()), name
+
+
+def test_zero_points_are_exact_where_readers_subtract_them() -> None:
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0)) + 0.3
+    grid = Grid.of(weight, 64, 4, symmetric=False).kept(torch.bfloat16)
+    assert grid.zero is not None
+    assert torch.equal(grid.scale.bfloat16().float(), grid.scale)
+    assert torch.equal(grid.offset, -grid.zero * grid.scale)
+
+
+@pytest.mark.parametrize("target", ["trtllm", "compressed-tensors"])
+def test_yarns_factor_is_in_the_tables_of_who_reads_it_there(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that pass through quantized layers are turned as the runtime does; engines have the factor in queries."""
+    hf = write_family(tmp_path / "hf", READ[0])
+    config = json.loads((hf / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+    (hf / "config.json").write_text(json.dumps(config | {"rope_parameters": yarn, "rope_scaling": None}))
+    made = []
+
+    class Seen(LayerForward):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            made.append(self.attention_scaling)
+
+    monkeypatch.setattr("enginesmith.convert.statistics.stream.LayerForward", Seen)
+    options = {"calib_size": 4, "calib_seq_len": 24, "group_size": 64, "calib": str(tokens(tmp_path))}
+    where = {"model_dir": str(hf), "output_dir": str(tmp_path / "out"), "target": (target,)}
+    convert(ConvertOptions(quant="W4A16_GPTQ", **where, **options))
+    assert (made[0] == 1.0) == (target == "trtllm")
