@@ -189,3 +189,16 @@ def test_yarns_factor_is_in_the_tables_of_who_reads_it_there(
     where = {"model_dir": str(hf), "output_dir": str(tmp_path / "out"), "target": (target,)}
     convert(ConvertOptions(quant="W4A16_GPTQ", **where, **options))
     assert (made[0] == 1.0) == (target == "trtllm")
+
+
+def test_yarns_factor_is_in_our_tables_too(tmp_path: Path) -> None:
+    hf = write_family(tmp_path / "hf", READ[0])
+    config = json.loads((hf / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+    (hf / "config.json").write_text(json.dumps(config | {"rope_parameters": yarn, "rope_scaling": None}))
+    where = {"model_dir": str(hf), "output_dir": str(tmp_path / "out"), "target": ("compressed-tensors",)}
+    convert(ConvertOptions(quant="W8A16", **where))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.inference_mode():
+        wanted, got = model(ids(model)).logits, logits(tmp_path / "out", ids(model))
+    assert float((got - wanted).abs().max()) < 1e-4 * float(wanted.std())
