@@ -26,13 +26,16 @@ fi
 # Version 1 of the INT4 plugin is what Edge-LLM's known issues advise where version 2 costs accuracy.
 .venv-edge/bin/tensorrt-edgellm-export "$folder" "$onnx" --int4-gemm-plugin-version 1 2>&1 | tee out/edge/export.log
 # Whatever the exporter does not know it skips, and exits 0.
-grep --quiet 'Loaded [0-9]* tensors, skipped 0' out/edge/export.log
+if ! grep --quiet 'Loaded [0-9]* tensors, skipped 0' out/edge/export.log; then
+    echo "the exporter skipped tensors; see out/edge/export.log" >&2
+    exit 1
+fi
 
 cat <<END
 
-$onnx/llm is ready. To see what the graph computes, on any text:
+$onnx/llm is ready. To see what the graph computes on token ids (input_ids [chunks, tokens] in a safetensors file):
     .venv-edge/bin/python benchmarks/edge_onnx.py $folder IDS.safetensors --onnx $onnx
-On the device, in a clone of github.com/NVIDIA/TensorRT-Edge-LLM at v0.11.0, whose guide has the flags of each JetPack:
+Copy $onnx to the device as onnx. There, in a clone of github.com/NVIDIA/TensorRT-Edge-LLM at v0.11.0, whose guide has the flags of each JetPack:
     cmake -S . -B build -DTRT_PACKAGE_DIR=/usr -DCUDA_CTK_VERSION=13.2 -DEMBEDDED_TARGET=jetson-orin \\
         -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64_linux_toolchain.cmake -DENABLE_CUTE_DSL=ALL
     cmake --build build -j

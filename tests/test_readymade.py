@@ -13,6 +13,7 @@ import torch
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.models.shapes import hugging_face_shapes
 from enginesmith.convert.numbers.quantized import QuantizedLinear, stacked
+from enginesmith.convert.prove.folder import QuantizedFolder
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import measure, structure_problems
 from enginesmith.convert.sources.folder import Source
@@ -103,6 +104,13 @@ def test_a_group_size_that_mixes_scales_is_refused(tmp_path: Path, converted: Co
     words = ["--model_dir", folder.path, "--output_dir", tmp_path / "out"]
     assert "--group_size 128 would mix" in run("convert", *words, "--group-size", 128, expect=2).stderr
     assert "repacked" in run("convert", *words).stdout
+
+
+def test_groups_that_no_kernel_of_an_engine_takes_are_executed_and_not_repacked(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "hf", "gptq", 4, 32)
+    assert QuantizedFolder(folder.path).problems() == []
+    told = run("convert", "--model_dir", folder.path, "--output_dir", tmp_path / "out", expect=2).stderr
+    assert "group_size 32 cannot be repacked: multiples of 64, and -1, do; give --requantize" in told
 
 
 def test_biases_cache_and_pipeline_come_along(tmp_path: Path, converted: Converted) -> None:
@@ -336,7 +344,7 @@ def group(**changes: Any) -> dict[str, Any]:
     [
         ("gptq", {"bits": 3}, "config.json: bits 3 cannot be repacked: 4 and 8 do"),
         ("gptq", {"bits": None}, "bits None"),
-        ("gptq", {"group_size": 32}, "group_size 32 cannot be repacked: multiples of 64, and -1, do"),
+        ("gptq", {"group_size": 12}, "group_size 12 cannot be repacked: multiples of 8, and -1, do"),
         ("gptq", {"group_size": "128"}, "group_size '128'"),
         ("gptq", {"group_size": 192}, "group_size 192 does not divide the 256 input channels of model.layers.0"),
         ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin' cannot be repacked: save the model with"),
@@ -361,7 +369,6 @@ def group(**changes: Any) -> dict[str, Any]:
         ("compressed", group(type="float"), "weights type 'float'"),
         ("compressed", group(strategy="tensor"), "weights strategy 'tensor'"),
         ("compressed", group(num_bits=2), "num_bits 2"),
-        ("compressed", {"kv_cache_scheme": {"num_bits": 8}}, "--kv_cache quantizes the cache"),
         ("compressed", {"transform_config": {"config_groups": {"u": {}}}}, "transform_config"),
         ("compressed", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "without sparsity"),
         ("compressed", {"config_groups": ["Linear"]}, "config_groups must be an object"),

@@ -163,7 +163,7 @@ def test_scales_that_a_reader_fuses_are_equal(tmp_path: Path) -> None:
             "compressed-tensors holds it, and --target edge holds W8A8_SQ",
         ),
         ({"target": ("modelopt",), "quant": "W8A8_SQ_PER_CHANNEL"}, "--target trtllm or edge or compressed-tensors"),
-        ({"target": ("trtllm",), "quant": "FP8_DYNAMIC"}, "--target compressed-tensors holds it"),
+        ({"target": ("trtllm",), "quant": "FP8_DYNAMIC"}, "--target trtllm calls it FP8_PER_CHANNEL_PER_TOKEN"),
         ({"target": ("edge",), "quant": "FP8", "tp_size": 2}, "--tp_size is for --target trtllm, not edge"),
         ({"target": ("edge", "modelopt"), "quant": "FP8", "sm": 90}, "--sm is for --target trtllm, not edge"),
         ({"target": ("trtllm",), "quant": "FP8", "shard_size": 1.0}, "--shard_size is for --target edge or"),
@@ -249,3 +249,29 @@ def test_float32_that_half_does_not_hold_is_refused(name: str, tmp_path: Path) -
     with pytest.raises(InputError, match="float16"):
         made("edge", "FP8", tmp_path / "made", model_dir=str(hf))
     assert not (tmp_path / "made" / "out").exists()
+
+
+def test_words_of_one_target_are_translated_for_another(tmp_path: Path) -> None:
+    words = ("convert", "--model_dir", BASE, "--output_dir", tmp_path / "out", "--quant", "W8A8")
+    told = run(*words, expect=2).stderr
+    assert "--target trtllm calls it W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN" in told
+
+
+def test_what_a_quantized_folder_holds_is_not_blamed_on_a_flag(tmp_path: Path) -> None:
+    words = (
+        "convert",
+        "--model_dir",
+        TARGETS / "compressed/w8a8_dynamic_smoothquant",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    told = run(*words, "--target", "edge", expect=2).stderr
+    assert "config.json: the folder's compressed-tensors int-quantized weights are" in told
+    assert "give --requantize --quant W8A8_SQ_PER_CHANNEL" in told
+
+
+def test_one_target_may_be_a_text_and_their_parent_is_none(tmp_path: Path) -> None:
+    one = ConvertOptions(str(BASE), str(tmp_path / "one"), quant="FP8_PER_CHANNEL_PER_TOKEN", target="modelopt")
+    assert one.target == ("modelopt",)
+    run("convert", "--model_dir", BASE, "--output_dir", tmp_path / "all", "--target", "edge", "--target", "modelopt")
+    assert "give one: edge, modelopt" in run("verify", tmp_path / "all", expect=2).stderr

@@ -84,6 +84,11 @@ class ConvertOptions(Options):
     save_stats: str | None = bounded(None, path=True)
     shard_size: float = bounded(5.0, least=1e-6, most=1e6)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.target, str):
+            object.__setattr__(self, "target", (self.target,))
+        super().__post_init__()
+
     def each(self) -> list[ConvertOptions]:
         """The conversion of each target by itself.
 

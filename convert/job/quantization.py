@@ -23,6 +23,12 @@ def quantization_of(options: ConvertOptions, source: Source, kind: type[Target])
     algo = quant_of(source.ready, options.quant, options.requantize)
     ready = None if options.requantize else source.ready
     group_size = ready.engine_group(options.group_size) if ready else options.group_size or 128
+    if ready is not None and algo not in kind.schemes():
+        holds = next((name for name in kind.schemes() if scheme_like(kind, name, algo)), next(iter(kind.schemes())))
+        raise InputError(
+            f"{ready.file.name}: the folder's {ready.method} weights are {algo}, not read by {kind.title}; give "
+            f"--requantize --quant {holds}"
+        )
     base, cache = scheme_for(kind, algo, group_size), options.kv_cache
     layers = [layer_scheme(text, group_size, kind) for text in options.quant_layer]
     if ready:
@@ -50,6 +56,11 @@ def quantization_of(options: ConvertOptions, source: Source, kind: type[Target])
     rotation = options.seed if rotate and source.model.family.rotates else None
     dtype = kind.output_dtype(options.dtype, source.dtype)
     return Quantization(precision, choices, dtype, rotation, kind.turned_tables)
+
+
+def scheme_like(kind: type[Target], name: str, algo: str | None) -> bool:
+    """Whether a target's scheme begins as an algorithm does: with the same bits of weights and activations."""
+    return algo is not None and name.partition("_")[0] == algo.partition("_")[0]
 
 
 def as_it_is(source: Source, base: Scheme, kv_cache: str | None, kind: type[Target]) -> Precision:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...plugins.lazy import torch
 from ..errors import InputError
-from ..files.disk import is_there, read_json
+from ..files.disk import is_there, read_json, shown_path
 from ..models.encoder_head import EncoderHead
 from ..models.ends import Embedding, Head
 from ..models.model import Model
@@ -100,6 +100,9 @@ def opened(folder: str | Path, reader: str = "kernels") -> Proven:
         InputError: neither.
     """
     config = Path(folder) / CONFIG
+    inside = [] if is_there(config) else sorted(path.parent.name for path in Path(folder).glob(f"*/{CONFIG}"))
+    if inside:
+        raise InputError(f"{shown_path(Path(folder))}: holds several folders; give one: {', '.join(inside[:4])}")
     if is_there(config) and "architectures" in read_json(config):
         from .folder import QuantizedFolder
 

@@ -53,7 +53,10 @@ def check_same_files(checkpoint: Proven, source: Source) -> None:
     with ThreadPoolExecutor() as pool:
         for file, digest in zip(files, pool.map(sha256, files), strict=True):
             if recorded[file.name] != digest:
-                raise InputError(f"--reference: {file.name} is not the file that the checkpoint was made from")
+                raise InputError(
+                    f"--reference: {file.name} is not the file that the checkpoint was made from; give the folder that "
+                    "--model_dir named, also where it was quantized already"
+                )
 
 
 def reference_of(checkpoint: Proven, reference: str | Path, text: str, chunks: int, length: int, device: str) -> Source:

@@ -16,7 +16,7 @@ FP8, INT8_SQ, INT4_AWQ = "FP8", "W8A8_SQ_PER_CHANNEL", "W4A16_AWQ"
 OWN = ("FP4", "MX", "MIXED")
 # Where hf_quant_config.json does not say, and what is documented.
 GROUP, MULTIPLE = 128, 64
-WORKS = "convert with --target edge"
+WORKS = "convert the float model with --target edge"
 
 
 def rules(folder: Folder) -> Findings:

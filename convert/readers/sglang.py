@@ -56,7 +56,7 @@ def modelopt_rules(one: Modelopt) -> Findings:
         yield unknown(f"quant_algo {one.algo} was not tried")
     elif one.algo != "FP8":
         no = f"{one.said.file}: quant_algo {one.algo or 'missing'}: of ModelOpt only FP8 is read"
-        yield refuses(f"{no}; convert with --target compressed-tensors")
+        yield refuses(f"{no}; convert the float model with --target compressed-tensors")
     else:
         yield from damaged(one.faults, unknown, refuses)
         yield from smoothed(one.folder)

@@ -41,6 +41,8 @@ def compressed_rules(one: Compressed) -> Findings:
         yield misreads(f"{some(inside)}: dropped; beside the linears the scale would be self_attn.k_scale and v_scale")
     if one.format == INTEGERS and not one.static:
         yield note("a token's scale is its largest value / 127.5 here, / 127 in vLLM and SGLang: compare by perplexity")
+    if not one.weights.flag("symmetric", True):
+        yield note("5.24 with compressed-tensors 0.19 refuses zero points of weights, whoever wrote them")
     dtype = one.folder.config.text_or_none("dtype") or one.folder.config.text_or_none("torch_dtype")
     scales = [linear.tensors.get("weight_scale") for linear in one.folder.linears]
     if dtype in ("bfloat16", "float16") and any(scale is not None and scale.dtype == "F32" for scale in scales):
@@ -50,7 +52,7 @@ def compressed_rules(one: Compressed) -> Findings:
 
 
 def modelopt_rules(folder: Folder) -> Findings:
-    works = "convert with --target compressed-tensors"
+    works = "convert the float model with --target compressed-tensors"
     packed = [linear.name for linear in folder.linears if getattr(linear.tensors.get("weight"), "dtype", "") == "U8"]
     if packed:
         yield refuses(f"{some(packed)}: two numbers a byte, a shape error; {works}")

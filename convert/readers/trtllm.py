@@ -15,7 +15,7 @@ ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ", "W8A16")
 SCALED = ("o_proj", "down_proj")
 # Formats whose linears have no tensor named weight.
 OF_WORDS = ("gptq", "awq", "auto-round")
-WORKS = "convert with --target modelopt"
+WORKS = "convert the float model with --target modelopt --quant FP8 or W4A16_AWQ"
 
 
 def rules(folder: Folder) -> Findings:

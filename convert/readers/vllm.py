@@ -72,7 +72,7 @@ def modelopt_rules(one: Modelopt) -> Findings:
         return
     if one.algo not in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         no = f"config.json: quant_algo {one.algo or 'missing'}: a ValueError, as of ModelOpt only FP8 and FP4 are read"
-        yield refuses(f"{no}; convert with --target compressed-tensors")
+        yield refuses(f"{no}; convert the float model with --target compressed-tensors")
         return
     if not one.said.has("quant_method"):
         yield refuses("config.json: no quant_method in quantization_config; add modelopt")
@@ -100,7 +100,7 @@ def substrings(one: Modelopt) -> Findings:
 
 
 def packed_rules(one: Packed) -> Findings:
-    works = "or convert with --target compressed-tensors"
+    works = "or convert the float model with --target compressed-tensors"
     if one.bits != 4 and not (one.bits == 8 and one.method != AWQ):
         yield refuses(f"config.json: bits {one.bits}: a ValueError; quantize with 4, {works}")
         return

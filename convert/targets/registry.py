@@ -33,6 +33,9 @@ def scheme_for(kind: type[Target], name: str | None, group_size: int = 128) -> S
         close = difflib.get_close_matches(name[:80].upper(), NAMES, 2)
         hint = f"did you mean {' or '.join(close)}?" if close else "enginesmith convert --help lists the names"
         raise InputError(f"quantization {shown(name)} is not supported; {hint}")
+    canonical = next(str(TARGETS[other].schemes()[name].name) for other in others)
+    if canonical in kind.schemes():
+        raise InputError(f"--quant {name} is a name of --target {others[0]}; --target {kind.name} calls it {canonical}")
     raise InputError(
         f"--quant {name}: {kind.title} does not read it; --target {' or '.join(others)} holds it, and --target "
         f"{kind.name} holds {', '.join(kind.schemes())}"

@@ -87,7 +87,7 @@ class ModelOpt(Unified):
     """A folder for TensorRT-LLM's PyTorch backend, and vLLM."""
 
     name = "modelopt"
-    title = "ModelOpt's format (TensorRT-LLM from 1.3 on, vLLM)"
+    title = "ModelOpt's format (TensorRT-LLM from 1.3 on; FP8 also vLLM and SGLang)"
     formats: ClassVar[tuple[type[Format], ...]] = (Fp8, Fp8Rowwise, Awq)
 
     def check(self, how: Quantization) -> None:
