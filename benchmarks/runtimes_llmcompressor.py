@@ -61,7 +61,14 @@ RECIPES: dict[str, Callable[[], list[Any]]] = {
 }
 
 
+def leave_unpinned() -> None:
+    """llm-compressor 0.14's AWQ pins its activations, which torch refuses where there is no accelerator."""
+    if not torch.accelerator.is_available():
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign,assignment]
+
+
 def main(model_dir: str, job: str, calibration: str, sequences: str, output_dir: str) -> None:
+    leave_unpinned()
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     ids = load_file(calibration)["input_ids"][: int(sequences)]
     rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
