@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from ..sources.readymade.compressed import COMPRESSED, PACKED, WEIGHTS, left_out
 from ..sources.readymade.names import names
 from .common import contradicted, mixed, smoothed
-from .findings import Findings, refuses, unknown
+from .findings import Finding, Findings, refuses, unknown
 from .folder import FLOATS, Folder
-from .layouts import ANY, COLUMN, FLOAT8, GROUPS, INT8, MATRIX, NUMBER, WORDS, Faults, Layout, Wanted, faults
+from .layouts import ANY, COLUMN, FLOAT8, GROUPS, INT8, MATRIX, NUMBER, WORDS, Faults, Layout, Wanted, damaged, faults
 
 INTEGERS, FLOATING = "int-quantized", "float-quantized"
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
@@ -133,7 +134,18 @@ def read_at_all(one: Compressed) -> Findings:
         yield unknown(f"config.json: {what}: not tried; quantize every linear alike, by a scheme of docs/check.md")
 
 
-def sound(one: Compressed) -> Findings:
-    """What is wrong with a folder in all of these readers."""
-    yield from smoothed(one.folder)
-    yield from contradicted(one.folder, one.outside, one.forgotten, "ignore")
+def by_the_library(
+    one: Compressed, missing: Callable[[str], Finding], own: Callable[[Compressed], Findings]
+) -> Findings:
+    """What keeps all of these readers from a folder, or else what is wrong with it in all, and in one by its own rules.
+
+    Args:
+        missing: what the reader does about tensors that are not there.
+    """
+    stop = list(read_at_all(one))
+    yield from stop
+    if not stop:
+        yield from smoothed(one.folder)
+        yield from contradicted(one.folder, one.outside, one.forgotten, "ignore")
+        yield from damaged(one.faults, missing, refuses)
+        yield from own(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .common import FP8_GPUS, contradicted, not_tried, rounded_twice, smoothed
-from .compressed import INTEGERS, Compressed, read_at_all, sound
+from .compressed import INTEGERS, Compressed, by_the_library
 from .findings import Findings, misreads, note, refuses, unknown
 from .folder import Folder
 from .layouts import damaged, faults
@@ -16,7 +16,7 @@ TITLE, VERSION = "SGLang", "0.5.23"
 def rules(folder: Folder) -> Findings:
     modelopt = in_file(folder) if not folder.method else in_config(folder)
     if folder.method == "compressed-tensors":
-        yield from compressed_rules(Compressed(folder))
+        yield from by_the_library(Compressed(folder), unknown, compressed_rules)
     elif modelopt is not None:
         yield from modelopt_rules(modelopt)
     elif folder.method == GPTQ:
@@ -26,12 +26,6 @@ def rules(folder: Folder) -> Findings:
 
 
 def compressed_rules(one: Compressed) -> Findings:
-    stop = list(read_at_all(one))
-    yield from stop
-    if stop:
-        return
-    yield from sound(one)
-    yield from damaged(one.faults, unknown, refuses)
     for group in one.mixed:
         yield unknown(f"{group}: not treated alike, which was not tried; quantize all of them or none")
     if one.asymmetric:

@@ -4,10 +4,9 @@ made at random."""
 from __future__ import annotations
 
 from .common import not_tried
-from .compressed import INTEGERS, Compressed, read_at_all, sound
+from .compressed import INTEGERS, Compressed, by_the_library
 from .findings import Findings, misreads, note, refuses, some, unknown
 from .folder import Folder
-from .layouts import damaged
 from .modelopt import in_config
 from .packed import AWQ, GPTQ
 
@@ -16,7 +15,7 @@ TITLE, VERSION = "transformers", "5.17"
 
 def rules(folder: Folder) -> Findings:
     if folder.method == "compressed-tensors":
-        yield from compressed_rules(Compressed(folder))
+        yield from by_the_library(Compressed(folder), misreads, compressed_rules)
     elif in_config(folder) is not None or (not folder.method and folder.beside is not None):
         yield from modelopt_rules(folder)
     elif folder.method in (GPTQ, AWQ):
@@ -26,12 +25,6 @@ def rules(folder: Folder) -> Findings:
 
 
 def compressed_rules(one: Compressed) -> Findings:
-    stop = list(read_at_all(one))
-    yield from stop
-    if stop:
-        return
-    yield from sound(one)
-    yield from damaged(one.faults, misreads, refuses)
     if one.said.text_or_none("quantization_status") != "compressed":
         yield misreads('config.json: no quantization_status "compressed": weights are made at random; add it')
     if not one.ignores_head:

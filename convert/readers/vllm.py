@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .common import FP8_GPUS, contradicted, mixed, not_tried, rounded_twice, smoothed, unequal
-from .compressed import INTEGERS, Compressed, read_at_all, sound
+from .compressed import INTEGERS, Compressed, by_the_library
 from .findings import Findings, misreads, note, refuses, some, unknown
 from .folder import MODELOPT_FILE, Folder
 from .layouts import damaged, faults
@@ -17,7 +17,7 @@ MARLIN_GROUPS = (32, 64, 128)
 def rules(folder: Folder) -> Findings:
     modelopt, of_words = in_config(folder), packed(folder)
     if folder.method == "compressed-tensors":
-        yield from compressed_rules(Compressed(folder))
+        yield from by_the_library(Compressed(folder), unknown, compressed_rules)
     elif modelopt is not None:
         yield from modelopt_rules(modelopt)
     elif of_words is not None:
@@ -29,12 +29,7 @@ def rules(folder: Folder) -> Findings:
 
 
 def compressed_rules(one: Compressed) -> Findings:
-    folder, stop = one.folder, list(read_at_all(one))
-    yield from stop
-    if stop:
-        return
-    yield from sound(one)
-    yield from damaged(one.faults, unknown, refuses)
+    folder = one.folder
     for group in one.mixed:
         yield refuses(f"{group}: not treated alike, a ValueError; quantize all of them or none")
     if one.format == "pack-quantized" and one.inputs is not None:
