@@ -9,13 +9,14 @@ from pathlib import Path, PurePosixPath
 from ...convert.errors import InputError
 from ...convert.files.apart import check_apart
 from ...convert.files.staging import Staging
+from ...convert.sources.tokenizer import tokenizer_files
 from ..engine_folder import EngineFolder
 from .configs import Plan, absolute
 from .launch import docker_command, launch_script, serve_image
 from .options import TritonOptions, check_bounds, check_options, settled
 from .pbtxt import write
 from .special_tokens import SpecialTokens, special_tokens
-from .tokenizer import check_chat, largest_id, open_tokenizer, tokenizer_files
+from .tokenizer import check_chat, largest_id, open_tokenizer
 
 MODELS = Path(__file__).parent / "models"
 
@@ -66,7 +67,9 @@ def write_repository(plan: Plan) -> Path:
         if options.self_contained:
             copy_files(engine_files(engine), staging.folder / "tensorrt_llm" / "1")
             tokenizer = staging.folder / "preprocessing" / "1" / "tokenizer"
-            copy_files(tokenizer_files(Path(options.tokenizer_dir)), tokenizer)
+            folder = Path(options.tokenizer_dir)
+            beside = [*tokenizer_files(folder), folder / "config.json"]
+            copy_files([path for path in beside if path.is_file()], tokenizer)
             open_tokenizer(tokenizer, "--self_contained")
         shutil.copyfile(MODELS / "client.py", staging.folder / "try.py")
         script = staging.folder / "launch.sh"

@@ -11,16 +11,6 @@ from ...convert.sources.tokenizer import refuse_odd_files
 
 # What rendering one short message may take.
 RENDER_SECONDS, RENDER_BYTES = 10, 512 * 2**20
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt",
-    "config.json", "generation_config.json",
-)  # fmt: skip
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """What belongs to the tokenizer; a model's folder holds its weights too."""
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def open_tokenizer(folder: Path, flag: str) -> Any:

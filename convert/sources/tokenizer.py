@@ -10,9 +10,15 @@ from typing import Any
 
 from ..errors import InputError, reason
 from ..files.bounded import processor_limit
-from ..files.disk import shown_path
+from ..files.disk import is_there, shown_path
 
 ENDINGS, LARGEST_FILE = (".json", ".jinja", ".model", ".txt"), 2**28
+# Of the tokenizer, the chat and generation.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "generation_config.json",
+)  # fmt: skip
 # For one chat; templates are programs.
 RENDERING_SECONDS = 10.0
 
@@ -80,6 +86,12 @@ class Tokenizer:
             raise InputError(
                 f"{shown_path(self.folder)}: {what} ({reason(error)}){'; ' + remedy if remedy else ''}"
             ) from None
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What belongs to the tokenizer; a model's folder holds its weights too."""
+    named = [folder / name for name in TOKENIZER_FILES if is_there(folder / name)]
+    return named + sorted(folder.glob("*.tiktoken"))
 
 
 def refuse_odd_files(folder: Path, flag: str) -> None:

@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...files.disk import is_there, open_regular
+from ...files.disk import open_regular
 from ...models.model import Model
+from ...sources.tokenizer import tokenizer_files
 
-# Of the tokenizer, the chat and generation.
-BESIDE = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "qwen.tiktoken", "chat_template.jinja", "chat_template.json",
-    "generation_config.json",
-)  # fmt: skip
 LARGEST_BESIDE = 2**28
 # What config.json says that is not so of the folder: its quantization, and code that is not copied.
 DROPPED = ("quantization_config", "compression_config", "auto_map")
@@ -52,10 +47,10 @@ def check_beside(folder: Path) -> None:
     Links of a hub's cache lead from snapshots to blobs of the same model.
     """
     root = folder.resolve()
-    for name in [name for name in BESIDE if is_there(folder / name)]:
-        real = (folder / name).resolve()
+    for path in tokenizer_files(folder):
+        real = path.resolve()
         if not (real.is_relative_to(root) or real.parent == root.parent.parent / "blobs"):
-            raise InputError(f"--model_dir: {name} is a link that leads out of the folder; put the file there")
-        with open_regular(folder / name) as file:
+            raise InputError(f"--model_dir: {path.name} is a link that leads out of the folder; put the file there")
+        with open_regular(path) as file:
             if file.seek(0, 2) > LARGEST_BESIDE:
-                raise InputError(f"--model_dir: {name} is larger than {LARGEST_BESIDE >> 20} MiB; what is it?")
+                raise InputError(f"--model_dir: {path.name} is larger than {LARGEST_BESIDE >> 20} MiB; what is it?")

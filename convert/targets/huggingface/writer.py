@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...files.disk import is_there, open_regular
+from ...files.disk import open_regular
 from ...files.written import Written
 from ...models.encoder_head import EncoderHead
 from ...models.ends import Embedding, Head
+from ...sources.tokenizer import tokenizer_files
 from ..base import Tensors
-from .config import BESIDE, LARGEST_BESIDE
+from .config import LARGEST_BESIDE
 from .shards import Shards
 from .target import HuggingFace
 
@@ -44,9 +45,8 @@ class Files:
 
     def finish(self, written: Written) -> None:
         self.shards.finish(written)
-        for name in BESIDE:
-            if is_there(self.target.source.folder / name):
-                written.add(copied(self.target.source.folder / name, self.shards.folder / name))
+        for path in tokenizer_files(self.target.source.folder):
+            written.add(copied(path, self.shards.folder / path.name))
 
 
 def copied(source: Path, to: Path) -> Path:
