@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from enginesmith.convert.job.conversion import convert
@@ -21,6 +22,7 @@ from enginesmith.convert.models.shapes import hugging_face_shapes
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 
 from .family_models import write_family
+from .recipes import RECIPE
 from .triton_folders import write_tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -168,3 +170,20 @@ def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A family's model; made once."""
     return cache(lambda title: write_family(tmp_path_factory.mktemp("family") / "hf", title))
+
+
+@pytest.fixture
+def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """recipe(section={key: value}) -> a recipe file beside a tiny model with a tokenizer."""
+    model = tiny(vocab_size=400)
+    write_tokenizer(model)
+
+    def write(**changes: Any) -> Path:
+        document = {**RECIPE}
+        for name, change in changes.items():
+            document[name] = {**RECIPE.get(name, {}), **change} if isinstance(change, dict) else change
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in document.items() if value != "left out"}))
+        return path
+
+    return write
