@@ -5,6 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../examples/environment.sh"
 
 ruff check .
 ruff format --check .
+rm -rf .build-cache  # of another checkout: deleted modules would be in the wheel
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
 # Types are checked on the installed wheel: the source folders map into one package.

@@ -157,6 +157,14 @@ def test_what_lies_beside_is_looked_at_before_work(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "tokens.tiktoken", "vocab.txt"])
+def test_every_kind_of_tokenizer_comes_along(name: str, tmp_path: Path) -> None:
+    source = changed(tmp_path / "hf", BASE, scaled("lm_head.weight", 1.0))
+    (source / name).write_bytes(b"tokens")
+    folder = made("compressed-tensors", "W8A16", tmp_path / "made", model_dir=str(source))
+    assert (folder / name).read_bytes() == b"tokens"
+
+
 def test_a_hubs_cache_is_copied(tmp_path: Path) -> None:
     """Its snapshots are links to blobs beside them."""
     blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
