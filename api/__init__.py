@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
 from .convert.errors import InputError
+from .convert.generate.options import GenerateOptions
 from .convert.job.options import ConvertOptions
 from .convert.prove.options import VerifyOptions
 from .convert.readers.check import CheckedFolder
@@ -32,7 +33,9 @@ from .jobs import (
     check_repository,
     compare,
     families,
+    generate,
     plan,
+    read_prompts,
     run,
     triton,
     verify,
@@ -47,6 +50,7 @@ __all__ = [
     "CheckedEngine",
     "CheckedFolder",
     "ConvertOptions",
+    "GenerateOptions",
     "InputError",
     "TritonOptions",
     "Verdict",
@@ -58,8 +62,10 @@ __all__ = [
     "compare",
     "convert",
     "families",
+    "generate",
     "plan",
     "plugins",
+    "read_prompts",
     "run",
     "triton",
     "verify",

@@ -12,6 +12,7 @@ from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
 from .convert.errors import InputError, shown
 from .convert.files.bounds import path_of
+from .convert.generate.options import GenerateOptions
 from .convert.job.options import ConvertOptions
 from .convert.models.families import FAMILIES
 from .convert.models.family import Family
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .build.plan import Plan
     from .build.steps import Step
     from .build.triton.check import Findings
+    from .convert.generate.job import Generated
+    from .convert.generate.prompts import Prompt
     from .convert.job.compare import Comparison
     from .convert.job.conversion import Converted
     from .convert.prove.encoders import EncoderAccuracy
@@ -135,6 +138,40 @@ def verify(
         accuracy = measure_beside(checkpoint, source, *how, on_progress)
     limits = options.max_ppl_increase, options.max_distance
     return Verdict(problems, accuracy, problems + accuracy_failures(accuracy, *limits))
+
+
+def read_prompts(file: str | Path) -> list[Prompt]:
+    """The prompts of a file: lines of text, or records with prompt, or with messages, tools, chat_template_kwargs."""
+    from .convert.generate.prompts import read_prompts
+
+    return read_prompts(path_of(file, "file"))
+
+
+def generate(
+    checkpoint_dir: str | Path,
+    prompts: Sequence[str | Prompt],
+    options: GenerateOptions | None = None,
+    tokenizer_dir: str | Path | None = None,
+    reference: str | Path | None = None,
+    on_piece: Callable[[int, str], None] | None = None,
+) -> Generated:
+    """Continue prompts with what a checkpoint computes, without TensorRT.
+
+    Args:
+        prompts: texts, or what ``read_prompts`` gives.
+        tokenizer_dir: a folder with the tokenizer; the reference, or the checkpoint, if None.
+        reference: the Hugging Face folder that it was made of, which answers too, in float32.
+        on_piece: called with (number of a prompt, text that its answer goes on with), as it comes.
+    """
+    from .convert.generate.job import generate as job
+    from .convert.generate.prompts import Prompt
+
+    options = kind(options or GenerateOptions(), GenerateOptions)
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(one, (str, Prompt)) for one in prompts):
+        raise InputError(f"prompts is {shown(prompts)}; a list of texts is needed")
+    asked = [Prompt("the prompt", one) if isinstance(one, str) else one for one in prompts]
+    folders = (None if one is None else path_of(one, "folder") for one in (tokenizer_dir, reference))
+    return job(path_of(checkpoint_dir, "checkpoint_dir"), asked, options, *folders, on_piece or quiet)
 
 
 def compare(

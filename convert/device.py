@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..plugins.float_product import multiplies_bfloat16
 from ..plugins.lazy import torch
 from .errors import InputError
 
@@ -51,7 +52,4 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively (any recent GPU, AMX, AVX512-BF16), else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    for instruction_set in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        if getattr(torch.cpu, instruction_set, lambda: False)():
-            return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32

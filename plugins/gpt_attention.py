@@ -46,13 +46,20 @@ class Heads:
         """Whether nothing but causality is added to scores of so many tokens."""
         return self.slopes is None and (self.window is None or tokens <= self.window)
 
-    def bias(self, tokens: int, device: torch.device) -> torch.Tensor:
-        """What is added to scaled scores, float32 [1 or heads, tokens, tokens]; -inf where nothing is seen."""
-        place = torch.arange(tokens, device=device)
-        distance = (place[:, None] - place)[None]
+    def bias(self, places: torch.Tensor, keys: int) -> torch.Tensor:
+        """What is added to scaled scores; -inf where nothing is seen.
+
+        Args:
+            places: of queries in their sequences, int64 [batch, queries].
+            keys: tokens of each sequence, from its first on.
+
+        Returns:
+            float32 [batch, 1 or heads, queries, keys].
+        """
+        distance = (places[..., None] - torch.arange(keys, device=places.device))[:, None]
         bias = torch.zeros_like(distance, dtype=torch.float32)
         if self.slopes is not None:
-            bias = -self.slopes.to(device)[:, None, None] * distance
+            bias = -self.slopes.to(places.device)[:, None, None] * distance
         hidden = distance < 0 if self.causal else torch.zeros_like(distance, dtype=torch.bool)
         if self.window is not None:
             hidden = hidden | (distance >= self.window)
@@ -80,12 +87,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: b
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torch.Tensor:
     """softmax(scale q k' + bias) v; q: [batch, heads, tokens, d]; k, v: [batch, kv heads, tokens, d]. q's shape."""
     tokens, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    places = torch.arange(tokens, device=q.device)[None]
     if of.cap is not None:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        scores = of.cap * torch.tanh(q @ k.transpose(2, 3) * (of.scale / of.cap))
-        weights = (scores.float() + of.bias(tokens, q.device)).softmax(-1)
-        return weights.to(v.dtype) @ v
-    mask = None if of.plain(tokens) else of.bias(tokens, q.device).to(q.dtype)
+        return attend_from(of.bias(places, tokens), q, k, v, of)
+    mask = None if of.plain(tokens) else of.bias(places, tokens).to(q.dtype)
     causal = mask is None and of.causal and tokens > 1
     attended: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, mask, is_causal=causal, scale=of.scale, enable_gqa=grouped
@@ -93,11 +98,54 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torc
     return attended
 
 
-def cached(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
-    """What the KV cache gives back of x: INT8 rounds x / scale; FP8 casts it to e4m3. scale: float32 []."""
-    if kind == "INT8":
-        return int8.saturate(x / scale).float() * scale
-    return fp8.saturate(x / scale).float() * scale
+def attend_from(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torch.Tensor:
+    """``attend`` of queries that stand anywhere in sequences of which all keys are given.
+
+    Args:
+        bias: as ``Heads.bias`` gives it, [batch or 1, 1 or heads, queries, keys].
+        q: [batch, heads, queries, d].
+        k, v: [batch, kv heads, keys, d].
+
+    Returns:
+        [batch, heads, queries, d].
+    """
+    batch, heads, queries, _ = q.shape
+    together = q.reshape(batch, k.shape[1], -1, q.shape[3])  # queries that read the same keys
+    scores = (together @ k.transpose(2, 3)).view(batch, heads, queries, -1) * of.scale
+    if of.cap is not None:
+        scores = of.cap * torch.tanh(scores / of.cap)
+    weights = (scores.float() + bias).softmax(-1).to(v.dtype)
+    return (weights.view(*together.shape[:3], -1) @ v).view(q.shape)
+
+
+def stored(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
+    """What the KV cache holds of x: INT8 rounds x / scale; FP8 casts it to e4m3. scale: float32 []."""
+    return int8.saturate(x / scale) if kind == "INT8" else fp8.saturate(x / scale)
+
+
+def restored(held: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What the KV cache gives back, float32."""
+    return held.float() * scale
+
+
+def split(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, of: Heads
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries and keys behind the rotary embedding, and values, float32, all as qkv's dtype holds them.
+
+    Args:
+        qkv: [batch, tokens, (heads + 2 * kv_heads) * d].
+        cos, sin: float32 [tokens, r], as for ``rotate``.
+
+    Returns:
+        q: [batch, heads, tokens, d]; k, v: [batch, kv heads, tokens, d].
+    """
+    q, k, v = (
+        part.float().view(*qkv.shape[:2], -1, of.size).transpose(1, 2)
+        for part in qkv.split([of.heads * of.size, of.kv_heads * of.size, of.kv_heads * of.size], -1)
+    )
+    q, k = rotate(q, cos, sin, of.interleaved), rotate(k, cos, sin, of.interleaved)
+    return q.to(qkv.dtype).float(), k.to(qkv.dtype).float(), v
 
 
 def reference(
@@ -113,22 +161,15 @@ def reference(
     cache. Here all reads come from the cache, which is what generated tokens see.
 
     Args:
-        qkv: [batch, tokens, (heads + 2 * kv_heads) * d] in the engine's dtype.
-        cos, sin: float32 [tokens, r], as for ``rotate``.
+        qkv, cos, sin: as for ``split``, in the engine's dtype.
         kv_cache: (kind, float32 scale) of a quantized cache; [1], or [2] where keys and values have their own.
 
     Returns:
         [batch, tokens, heads * d] in qkv's dtype.
     """
-    batch, tokens, _ = qkv.shape
-    q, k, v = (
-        part.float().view(batch, tokens, -1, of.size).transpose(1, 2)
-        for part in qkv.split([of.heads * of.size, of.kv_heads * of.size, of.kv_heads * of.size], -1)
-    )
-    q, k = rotate(q, cos, sin, of.interleaved), rotate(k, cos, sin, of.interleaved)
-    q, k = q.to(qkv.dtype).float(), k.to(qkv.dtype).float()
+    q, k, v = split(qkv, cos, sin, of)
     if kv_cache is not None:
         kind, scale = kv_cache
-        k, v = cached(k, scale[0], kind), cached(v, scale[-1], kind)
+        k, v = (restored(stored(x, scale[which], kind), scale[which]) for x, which in ((k, 0), (v, -1)))
     k, v = (x.repeat_interleave(of.heads // of.kv_heads, 1) for x in (k, v))
-    return attend(q, k, v, of).transpose(1, 2).reshape(batch, tokens, -1).to(qkv.dtype)
+    return attend(q, k, v, of).transpose(1, 2).reshape(*qkv.shape[:2], -1).to(qkv.dtype)

@@ -21,6 +21,19 @@ PLUGIN = Plugin(
 )
 
 
+def unfolded(weight: torch.Tensor, s2_scales: torch.Tensor, s2_zeros: torch.Tensor) -> torch.Tensor:
+    """weight * s2 + z2 modulo 256, int8 [out, in]; as for ``reference_per_group``."""
+    grouped = weight.int().unflatten(1, (s2_scales.shape[1], -1))
+    return (grouped * s2_scales[..., None] + s2_zeros[..., None]).flatten(1).to(torch.int8)
+
+
+def scaled_product(
+    x: torch.Tensor, act_scales: torch.Tensor, unfolded: torch.Tensor, s1_scales: torch.Tensor
+) -> torch.Tensor:
+    """y = (x @ unfolded.T) * s1 * s_x, float16 [tokens, out]; as for ``reference_per_group``."""
+    return (int8.matmul(x, unfolded).float() * (s1_scales.float() * act_scales.float())).half()
+
+
 def reference_per_group(
     x: torch.Tensor,
     act_scales: torch.Tensor,
@@ -42,10 +55,7 @@ def reference_per_group(
     Returns:
         float16 [tokens, out].
     """
-    k = weight.int().unflatten(1, (s2_scales.shape[1], -1))
-    unfolded = (k * s2_scales[..., None] + s2_zeros[..., None]).flatten(1).to(torch.int8)
-    product = int8.matmul(x, unfolded).float()
-    return (product * (s1_scales.float() * act_scales.float())).half()
+    return scaled_product(x, act_scales, unfolded(weight, s2_scales, s2_zeros), s1_scales)
 
 
 def reference_per_channel(

@@ -25,9 +25,14 @@ MOST_FEW_TOKENS = 4
 
 
 def reference(
-    x: torch.Tensor, weight: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, dtype: torch.dtype
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    dtype: torch.dtype,
+    most_few: int = MOST_FEW_TOKENS,
 ) -> torch.Tensor:
-    """y = (x @ weight.T) * (scale_a * scale_b); for up to four tokens ((x @ weight.T) * scale_b) * scale_a.
+    """y = (x @ weight.T) * (scale_a * scale_b); for few tokens ((x @ weight.T) * scale_b) * scale_a.
 
     Args:
         x: int8 [tokens, in].
@@ -35,10 +40,11 @@ def reference(
         scale_a: float32 [tokens, 1] (per token) or [1, 1] (act_scale).
         scale_b: float32 [1, out] or [1, 1] (per_channel_scale).
         dtype: the engine's dtype.
+        most_few: so many tokens are few; 0 for the kernel that multiplies many, whatever comes.
 
     Returns:
         dtype [tokens, out].
     """
     product = int8.matmul(x, weight).float()
-    few = len(x) <= MOST_FEW_TOKENS
+    few = len(x) <= most_few
     return (product * scale_b * scale_a if few else product * (scale_a * scale_b)).to(dtype)

@@ -21,7 +21,6 @@ from enginesmith.build.recipe import read_recipe
 from enginesmith.build.triton.check import examine
 from enginesmith.build.triton.generate import generate
 from enginesmith.build.triton.options import TritonOptions
-from enginesmith.build.triton.special_tokens import stated_ends
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
@@ -30,6 +29,7 @@ from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.verify import structure_problems
 from enginesmith.convert.readers.check import check_folder
 from enginesmith.convert.sources.folder import Source
+from enginesmith.convert.sources.special_tokens import stated_ends
 from enginesmith.convert.sources.text import read_tokens
 from enginesmith.convert.statistics.file import StatisticsFile
 from enginesmith.convert.targets.trtllm.formats.base import Engine

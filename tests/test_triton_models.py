@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from enginesmith.build.triton.generate import generate
-from enginesmith.build.triton.models.tokenization import (
+from enginesmith.build.triton.options import TritonOptions
+from enginesmith.convert.tokens.tokenization import (
     IncrementalDetokenizer,
     decode,
     decode_piece,
@@ -21,7 +22,6 @@ from enginesmith.build.triton.models.tokenization import (
     stack,
     word_list,
 )
-from enginesmith.build.triton.options import TritonOptions
 
 from .triton_backend import Brain16, Engine, InferenceResponse, Server, asked, echo, texts, tokens
 from .triton_folders import KINDS, VOCABULARY, varied_strings, write_engine, write_tokenizer

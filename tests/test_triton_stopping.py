@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginesmith.build.triton.models.stopping import StopWatch, cut
-from enginesmith.build.triton.models.tokenization import encode
+from enginesmith.convert.tokens.stopping import StopWatch, cut
+from enginesmith.convert.tokens.tokenization import encode
 
 from .test_triton_models import STREAM, answers, row_of, serve
 from .triton_backend import asked, tokens

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...convert.errors import InputError, shown
+from ...convert.sources.special_tokens import MOST_ENDS
 from ..engine_folder import EngineFolder
 from .backend_rules import whole_numbers
 from .configs import LIMITS
 from .repository import Model, served_path
-from .special_tokens import MOST_ENDS
 from .tokenizer import largest_id, open_tokenizer
 
 # What NVIDIA's BLS model calls beside the engine; ours says so in its parameter steps.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...convert.errors import LINE, InputError, printable, shown
+from ...convert.tokens.tokenization import TRUE
 from ..engine_folder import EngineFolder
 from . import tensors
 from .backend_rules import backend_rules_broken
 from .chain import bls_problems, chain_problems
 from .ensemble import ensemble_problems
-from .models.tokenization import TRUE
 from .options import LOGITS_TYPES, dotted
 from .parameters import unknown_parameters
 from .repository import Model, read_repository, read_text, served_path, type_name, version_number

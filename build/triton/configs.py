@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from ...convert.sources.special_tokens import SpecialTokens
 from ..engine_folder import EngineFolder
 from . import tensors
 from .options import LOGITS_TYPES, PROMPT_TYPES, TritonOptions
 from .pbtxt import Message, Word
-from .special_tokens import SpecialTokens
 
 # Rows of one request; the engine itself batches across requests, so more brings nothing.
 USUAL_BATCH = 64

@@ -6,19 +6,20 @@ import shutil
 import stat
 from pathlib import Path, PurePosixPath
 
+from ...convert import tokens
 from ...convert.errors import InputError
 from ...convert.files.apart import check_apart
 from ...convert.files.staging import Staging
+from ...convert.sources.special_tokens import SpecialTokens, special_tokens
 from ...convert.sources.tokenizer import tokenizer_files
 from ..engine_folder import EngineFolder
 from .configs import Plan, absolute
 from .launch import docker_command, launch_script, serve_image
 from .options import TritonOptions, check_bounds, check_options, settled
 from .pbtxt import write
-from .special_tokens import SpecialTokens, special_tokens
 from .tokenizer import check_chat, largest_id, open_tokenizer
 
-MODELS = Path(__file__).parent / "models"
+MODELS, TOKENS = Path(__file__).parent / "models", Path(tokens.__file__).parent
 
 
 def generate(options: TritonOptions) -> Path:
@@ -61,7 +62,8 @@ def write_repository(plan: Plan) -> Path:
             (version.parent / "config.pbtxt").write_text(write(config), encoding="utf-8")
         for name, files in plan.sources().items():
             for file, source in files.items():
-                shutil.copyfile(MODELS / source, staging.folder / name / "1" / file)
+                folder = MODELS if (MODELS / source).is_file() else TOKENS
+                shutil.copyfile(folder / source, staging.folder / name / "1" / file)
         for name in ("ensemble", "tensorrt_llm"):
             (staging.folder / name / "1" / ".keep").touch()  # Triton wants the folder; git and archives drop empty ones
         if options.self_contained:

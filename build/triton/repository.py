@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...convert.errors import InputError
-from .models.tokenization import TRUE
+from ...convert.tokens.tokenization import TRUE
 
 CONFIG_LIMIT = 2 * 2**20
 SHOWN_NAMES = 5

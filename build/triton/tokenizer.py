@@ -24,7 +24,7 @@ def open_tokenizer(folder: Path, flag: str) -> Any:
     refuse_odd_files(folder, flag)
     from transformers.utils import logging
 
-    from .models.tokenization import load_tokenizer
+    from ...convert.tokens.tokenization import load_tokenizer
 
     logging.set_verbosity_error()
     try:

@@ -31,14 +31,19 @@ class Embedding:
     norm: Mapping[str, torch.Tensor] = field(default_factory=dict)
     types: torch.Tensor | None = None
 
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        """[sequences, tokens] -> [sequences, tokens, hidden_size]."""
+    def __call__(self, ids: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        """[sequences, tokens] -> [sequences, tokens, hidden_size].
+
+        Args:
+            places: of tokens in their sequences, [sequences, tokens]; from the first on if None.
+        """
         family = self.model.family
         hidden = torch.nn.functional.embedding(ids, self.tokens)
         if self.model.embedding_scale != 1:
             hidden = hidden * torch.tensor(self.model.embedding_scale, dtype=hidden.dtype)
         if self.positions is not None:
-            hidden = hidden + self.positions[self.model.first_position :][: ids.shape[1]]
+            known = self.positions[self.model.first_position :]
+            hidden = hidden + (known[: ids.shape[1]] if places is None else known[places])
         if self.types is not None:
             hidden = hidden + self.types[0]
         if family.embedding_norm is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from ..models.model import Model
 from ..models.pieces import Group, Norm
 from ..quantize.scheme import LayerSchemes
 from ..targets.trtllm.formats import format_of
-from ..targets.trtllm.formats.base import Activation, Engine, Format
+from ..targets.trtllm.formats.base import Activation, Engine, Format, Product
 from ..targets.trtllm.layout import CACHE_SCALE
 
 Tensors = dict[str, torch.Tensor]
@@ -39,6 +39,9 @@ class ExecutedLayer(Protocol):
     def product(self, linear: str, read: Activation) -> torch.Tensor:
         """What a linear makes, its bias added, [tokens, out]."""
 
+    def prepared(self) -> ExecutedLayer:
+        """The same for many calls of few tokens, as the kernels for many compute them."""
+
     def cache(self) -> tuple[str, torch.Tensor] | None:
         """How keys and values are kept (see ``gpt_attention``); None for a cache in the runtime's dtype."""
 
@@ -50,6 +53,7 @@ class EngineLayer:
     Attributes:
         tensors: by name inside the layer, as ``Checkpoint.layer`` gives them; integers are logical [out, in].
         kv_cache: "INT8", "FP8", or None.
+        products: what linears compute, where they were prepared; then their integers are not among the tensors.
     """
 
     model: Model
@@ -58,6 +62,7 @@ class EngineLayer:
     schemes: LayerSchemes
     kv_cache: str | None = None
     watch: Watch | None = None
+    products: dict[str, Product] | None = None
 
     def norm(self, norm: Norm) -> Tensors:
         return {suffix: self.tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
@@ -74,11 +79,28 @@ class EngineLayer:
         return self.form(linear).divisor(self.own(linear))
 
     def product(self, linear: str, read: Activation) -> torch.Tensor:
+        if self.products is not None:
+            return self.products[linear](read)
         own, form = self.own(linear), self.form(linear)
         if self.watch is not None:
             self.watch(linear, own, form, read)
         y = form.product(own, read)
         return y if "bias" not in own or form.adds_bias else y + own["bias"]
+
+    def prepared(self) -> EngineLayer:
+        names = [linear.name for linear in self.model.family.linears]
+        held = {f"{name}.weight" for name in names}
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in held}
+        return replace(self, tensors=tensors, products={name: self.prepared_product(name) for name in names})
+
+    def prepared_product(self, linear: str) -> Product:
+        """``product`` of one linear, for many calls."""
+        own, form = self.own(linear), self.form(linear)
+        run = form.prepared(own)
+        if "bias" not in own or form.adds_bias:
+            return run
+        bias = own["bias"]
+        return lambda read: run(read) + bias
 
     def cache(self) -> tuple[str, torch.Tensor] | None:
         return None if self.kv_cache is None else (self.kv_cache, self.tensors[CACHE_SCALE])

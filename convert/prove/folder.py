@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from ...plugins.float_product import FloatProduct
 from ..errors import InputError
 from ..files.disk import shown_path
 from ..models.encoder_head import EncoderHead
@@ -34,15 +36,19 @@ class FolderLayer:
     """A layer of a folder, as ``ExecutedLayer`` has it.
 
     Attributes:
-        common: norms and biases by the family's names, in the runtime's dtype.
+        dtype: the runtime's.
+        common: norms and biases by the family's names, in that.
         linears: by logical linear.
+        products: what logical linears compute, where they were prepared.
         scales: of keys and values in the cache, float32 [2]; None for a cache in the runtime's dtype.
     """
 
     model: Model
+    dtype: torch.dtype
     common: Tensors
     linears: Mapping[str, FolderLinear]
     scales: torch.Tensor | None
+    products: Mapping[str, FloatProduct] | None = None
 
     def norm(self, norm: Norm) -> Tensors:
         return {suffix: self.common[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
@@ -58,14 +64,71 @@ class FolderLayer:
 
     def product(self, linear: str, read: Activation) -> torch.Tensor:
         parts = self.model.family.linear(linear).parts
-        y = torch.cat([self.linears[part].product(read.x) for part in parts], 1)
+        products = self.products or {part: self.linears[part].product for part in parts}
+        made = [products[part](read.x) for part in parts]
+        y = made[0] if len(made) == 1 else torch.cat(made, 1)
         return y + self.common[f"{linear}.bias"] if f"{linear}.bias" in self.common else y
+
+    def prepared(self) -> FolderLayer:
+        products = {part: linear.prepared(self.dtype) for part, linear in self.linears.items()}
+        return replace(self, linears={}, products=products)
 
     def cache(self) -> tuple[str, torch.Tensor] | None:
         return None if self.scales is None else ("FP8", self.scales)
 
 
-class QuantizedFolder:
+class FloatFolder:
+    """A Hugging Face folder in floating point, executed as transformers computes it.
+
+    Args:
+        dtype: of weights, and of values between operations.
+        flag: the option that gave the folder.
+    """
+
+    def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32, flag: str = "CHECKPOINT"):
+        self.source, self.folder, self.dtype = Source(folder, flag), Path(folder), dtype
+        self.model, self.reader = self.source.model, READERS["kernels"]
+
+    def runtime(self, tokens: int, device: torch.device) -> Runtime:
+        """What executes its layers on sequences of so many tokens."""
+        frequencies, turned = rotary_frequencies(self.model)
+        return Runtime(self.model, self.dtype, frequencies, tokens, device, turned, engine=False)
+
+    def embedding(self) -> Embedding:
+        return self.source.embedding().map(self.cast)
+
+    def head(self, device: torch.device) -> Head:
+        return self.source.head(device).map(self.cast)
+
+    def cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype)
+
+    def executed(self, index: int, device: torch.device) -> FolderLayer:
+        """A layer, on a device."""
+        return self.layer_of(self.source.layer(index), {}, lambda part: Inputs(), None, device)
+
+    def layer_of(
+        self,
+        tensors: Tensors,
+        quantized: Mapping[str, QuantizedLinear],
+        inputs: Callable[[str], Inputs],
+        scales: torch.Tensor | None,
+        device: torch.device,
+    ) -> FolderLayer:
+        """A layer of some tensors, by logical linear and norm, of which some linears are quantized."""
+        common = {name: self.cast(one).to(device) for name, one in Layer.of(tensors, self.model).common().items()}
+        linears = dict[str, FolderLinear]()
+        for part in [part for linear in self.model.family.linears for part in linear.parts]:
+            if part in quantized:
+                made, how = quantized[part], inputs(part)
+            else:
+                weight = self.cast(tensors[f"{part}.weight"]).float()
+                made, how = QuantizedLinear(weight, weight.new_ones(1)), Inputs()
+            linears[part] = FolderLinear.of(made.to(device), how, self.reader)
+        return FolderLayer(self.model, self.dtype, common, linears, scales)
+
+
+class QuantizedFolder(FloatFolder):
     """A folder whose linears are quantized: by this project, llm-compressor, ModelOpt, GPTQModel, AutoAWQ or AutoRound.
 
     Args:
@@ -80,9 +143,8 @@ class QuantizedFolder:
     """
 
     def __init__(self, folder: str | Path, reader: str = "kernels", dtype: torch.dtype | None = None):
-        self.folder, self.reader = Path(folder), READERS[reader]
-        self.source = Source(folder, "CHECKPOINT")
-        self.model = self.source.model
+        super().__init__(folder)
+        self.reader = READERS[reader]
         if self.source.ready is None:
             raise InputError(
                 f"{shown_path(self.folder)}: its weights are in floating point; there is nothing to verify"
@@ -102,40 +164,18 @@ class QuantizedFolder:
         self.manifest: Manifest = read_manifest(self.folder)
         self.sliding_window: int | None = None
 
-    def runtime(self, tokens: int, device: torch.device) -> Runtime:
-        """What executes its layers on sequences of so many tokens."""
-        frequencies, turned = rotary_frequencies(self.model)
-        return Runtime(self.model, self.dtype, frequencies, tokens, device, turned, engine=False)
-
     def rotation(self) -> Rotation | None:
         return None
-
-    def embedding(self) -> Embedding:
-        return self.source.embedding().map(self.cast)
-
-    def head(self, device: torch.device) -> Head:
-        return self.source.head(device).map(self.cast)
 
     def encoder_head(self) -> EncoderHead:
         raise AssertionError("encoders are refused before")
 
-    def cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.dtype)
-
     def executed(self, index: int, device: torch.device) -> FolderLayer:
         """A layer, on a device."""
-        tensors = self.source.unquantized_layer(index)
-        layer = Layer.of(tensors, self.model)
-        common = {name: self.cast(tensor).to(device) for name, tensor in layer.common().items()}
-        linears, quantized = dict[str, FolderLinear](), self.source.quantized_layer(index)
-        for part in [part for linear in self.model.family.linears for part in linear.parts]:
-            if part in quantized:
-                made, inputs = quantized[part], self.inputs(index, part)
-            else:
-                weight = self.cast(tensors[f"{part}.weight"]).float()
-                made, inputs = QuantizedLinear(weight, weight.new_ones(1)), Inputs()
-            linears[part] = FolderLinear.of(made.to(device), inputs, self.reader)
-        return FolderLayer(self.model, common, linears, self.cache_scales(index, device))
+        quantized, scales = self.source.quantized_layer(index), self.cache_scales(index, device)
+        return self.layer_of(
+            self.source.unquantized_layer(index), quantized, partial(self.inputs, index), scales, device
+        )
 
     def inputs(self, index: int, part: str) -> Inputs:
         """How the input of a quantized logical linear is rounded."""
@@ -157,8 +197,6 @@ class QuantizedFolder:
         scales = []
         for places in names.values():
             held = [prefix + place for place in places if prefix + place in self.source.where]
-            if held and not float(self.source.tensor(held[0])) > 0:
-                raise InputError(f"{held[0]}: is no scale of a KV cache; it must be above 0")
             if held and not float(self.source.tensor(held[0])) > 0:
                 raise InputError(f"{held[0]}: is no scale of a KV cache; it must be above 0")
             scales.append(self.source.tensor(held[0]).float().reshape(()) if held else torch.tensor(1.0))

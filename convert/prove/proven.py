@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +13,7 @@ from ..models.encoder_head import EncoderHead
 from ..models.ends import Embedding, Head
 from ..models.model import Model
 from ..targets.trtllm.checkpoint import Checkpoint
+from ..targets.trtllm.formats.base import Engine
 from ..targets.trtllm.manifest import CONFIG, Manifest
 from ..targets.trtllm.mixture import quant_algo
 from .structure import checkpoint_problems
@@ -60,10 +62,17 @@ class Proven(Protocol):
 class ProvenCheckpoint(Checkpoint):
     """A TensorRT-LLM checkpoint."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, dtype: str | None = None):
+        self.computed = dtype
         super().__init__(folder)
         self.quant, self.kv_cache = quant_algo(self.precision), self.precision.kv_cache
         self.dtype_name, self.cut = self.dtype, f", tp {self.mapping.tp_size}, pp {self.mapping.pp_size}"
+
+    @property
+    def engine(self) -> Engine:
+        """What it is made for, or computes with where another dtype is asked for."""
+        stated = super().engine
+        return stated if self.computed is None else replace(stated, dtype=self.computed)
 
     def runtime(self, tokens: int, device: torch.device) -> Runtime:
         """What executes its layers on sequences of so many tokens."""
@@ -90,11 +99,12 @@ class ProvenCheckpoint(Checkpoint):
         return checkpoint_problems(self, values)
 
 
-def opened(folder: str | Path, reader: str = "kernels") -> Proven:
+def opened(folder: str | Path, reader: str = "kernels", dtype: str | None = None) -> Proven:
     """A TensorRT-LLM checkpoint, or a quantized Hugging Face folder.
 
     Args:
         reader: whose arithmetic a folder is executed with; see ``folder.READERS``.
+        dtype: of values between operations; None for the folder's.
 
     Raises:
         InputError: neither.
@@ -106,7 +116,7 @@ def opened(folder: str | Path, reader: str = "kernels") -> Proven:
     if is_there(config) and "architectures" in read_json(config):
         from .folder import QuantizedFolder
 
-        return QuantizedFolder(folder, reader)
+        return QuantizedFolder(folder, reader, None if dtype is None else getattr(torch, dtype))
     if reader != "kernels":
         raise InputError(f"--reader {reader} is for Hugging Face folders, not TensorRT-LLM checkpoints; leave it away")
-    return ProvenCheckpoint(folder)
+    return ProvenCheckpoint(folder, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch.nn import functional
 
@@ -30,8 +32,14 @@ ENGINE_ACTIVATIONS: dict[str, Function] = {
 }
 
 
+class Attend(Protocol):
+    """What attention computes in layer ``index`` of qkv, [batch, tokens, (heads + 2 * kv_heads) * head_size]."""
+
+    def __call__(self, index: int, qkv: torch.Tensor, kv_cache: tuple[str, torch.Tensor] | None) -> torch.Tensor: ...
+
+
 class Runtime:
-    """Executes the layers of a quantized model on whole sequences.
+    """Executes the layers of a quantized model, on whole sequences unless ``attend`` is exchanged.
 
     Hidden states are in the runtime's dtype between operations. Plugins see all tokens at once; of no more than four
     they compute what an engine does while it generates.
@@ -43,6 +51,8 @@ class Runtime:
         engine: activation functions are TensorRT-LLM's; else as transformers has them.
 
     Attributes:
+        attend: attention over the tokens that hidden states are of.
+        checks: values are looked at, whether the dtype holds them.
         beyond: what did not fit the runtime's dtype since this was last emptied; infinite or no number from there on.
     """
 
@@ -59,7 +69,13 @@ class Runtime:
         self.model, self.dtype, self.device = model, dtype, device
         self.turns = Turns(model, frequencies, tokens, lambda table: table.to(device) * turned)
         self.activation = ENGINE_ACTIVATIONS[model.hidden_act] if engine else ACTIVATIONS[model.activation]
+        self.attend: Attend = self.attend_whole
+        self.checks = True
         self.beyond: dict[str, None] = {}
+
+    def attend_whole(self, index: int, qkv: torch.Tensor, kv_cache: tuple[str, torch.Tensor] | None) -> torch.Tensor:
+        """Attention over whole sequences."""
+        return gpt_attention.reference(qkv, *self.turns.of(index), heads_of(self.model, index), kv_cache)
 
     def layer(self, index: int, layer: ExecutedLayer, hidden: torch.Tensor) -> torch.Tensor:
         """One decoder layer: hidden states [batch, tokens, hidden_size] before it and behind it."""
@@ -67,7 +83,7 @@ class Runtime:
 
     def held(self, what: str, x: torch.Tensor) -> torch.Tensor:
         """A value as the engine keeps it; one that its dtype cannot hold is remembered."""
-        if not finite(x):
+        if self.checks and not finite(x):
             self.beyond[what] = None
         return x
 
@@ -99,8 +115,7 @@ class LayerFunctions:
         runtime, clip = self.runtime, self.runtime.model.clip_qkv
         qkv = qkv if clip is None else qkv.clamp(-clip, clip)
         qkv = self.head_normed(qkv).view(*self.shape[:2], -1)
-        heads, turns = heads_of(runtime.model, self.index), runtime.turns.of(self.index)
-        return runtime.held("the output of attention", gpt_attention.reference(qkv, *turns, heads, self.layer.cache()))
+        return runtime.held("the output of attention", runtime.attend(self.index, qkv, self.layer.cache()))
 
     def head_normed(self, qkv: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values [tokens, out], the first two behind their norms where the family has such."""

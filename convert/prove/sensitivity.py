@@ -130,7 +130,7 @@ def executed(target: Target, index: int, made: QuantizedLayer, device: torch.dev
             rows = made.linears[linear.name].to(device).rows(model.out_features(linear.name))
             inputs = Inputs(scheme.activations, scheme.static)
             linears |= {part: FolderLinear(one, inputs) for part, one in zip(linear.parts, rows, strict=True)}
-    return FolderLayer(model, common, linears, None)
+    return FolderLayer(model, dtype, common, linears, None)
 
 
 def parts_of(precision: Precision, index: int, engine: bool = True) -> Iterator[tuple[str, ...]]:

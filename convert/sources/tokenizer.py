@@ -60,10 +60,14 @@ class Tokenizer:
             ids: list[int] = self.loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
             return ids
 
-    def render(self, messages: list[Any], where: str) -> str:
+    def render(self, messages: list[Any], where: str, **variables: Any) -> str:
         """A chat as its template writes it, without the token that begins every prompt anyway.
 
         The template runs in transformers' sandbox, and in limited time.
+
+        Args:
+            where: it stands, for messages.
+            variables: of the template, and what transformers' apply_chat_template takes besides.
         """
         if not self.loaded.chat_template:
             raise InputError(
@@ -71,7 +75,7 @@ class Tokenizer:
                 "its chat_template.jinja, or give records with text"
             )
         with self._one_line(f"its chat template does not render {where}"), processor_limit(RENDERING_SECONDS):
-            text = str(self.loaded.apply_chat_template(messages, tokenize=False))
+            text = str(self.loaded.apply_chat_template(messages, tokenize=False, **variables))
             text.encode()
         return text.removeprefix(self.loaded.bos_token) if self.front else text
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ....plugins import fp8, int8
+from ....plugins import float_product, fp8, int8
 from ....plugins.arithmetic import quotients
+from ....plugins.float_product import FloatProduct
 from ....plugins.lazy import torch
 from ...numbers.quantized import QuantizedLinear
 from ...sources.readymade.kinds import Inputs
@@ -67,16 +68,41 @@ class FolderLinear:
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """y in x's dtype, [tokens, out]; x: [tokens, in], in the runtime's dtype."""
-        if self.made.smoother is not None:
-            x = (x.float() * self.made.prescale()).to(x.dtype)
+        x = self.prescaled(x)
         if self.inputs.kind is None:
             return (x.float() @ self.made.dequantize().to(x.dtype).float().t()).to(x.dtype)
+        return self.multiplied(x, self.made.values if self.whole else self.made.dequantize())
+
+    def prepared(self, dtype: torch.dtype) -> FloatProduct:
+        """``product`` of x in a dtype, for many calls."""
+        made = self.made
+        if self.inputs.kind is None:
+            run = float_product.prepare(made.dequantize().to(dtype))
+            return lambda x: run(self.prescaled(x))
+        held = (
+            made.dequantize() if not self.whole else made.values if self.inputs.kind == "int8" else made.values.float()
+        )
+        own = replace(self, made=replace(made, values=held))
+        return lambda x: own.multiplied(own.prescaled(x), held)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a product is of rounded numbers and scaled afterwards."""
+        centred = self.made.input_zero == 0 if self.inputs.static else self.inputs.symmetric
+        return self.inputs.kind in self.reader.whole and self.made.zero is None and centred
+
+    def multiplied(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """y of x behind ``prescaled``; weight: values where products are whole, else dequantized."""
         q, scale, zero = self.rounded(x.float())
-        if self.inputs.kind in self.reader.whole and zero is None and self.made.zero is None:
+        if self.whole:
             product = fp8.matmul if self.inputs.kind == "fp8" else int8.matmul
-            return self.scaled(product(q, self.made.values).float(), scale).to(x.dtype)
+            return self.scaled(product(q, weight).float(), scale).to(x.dtype)
         centred = q.float() if zero is None else q.float() - zero
-        return ((centred * scale) @ self.made.dequantize().t()).to(x.dtype)
+        return ((centred * scale) @ weight.t()).to(x.dtype)
+
+    def prescaled(self, x: torch.Tensor) -> torch.Tensor:
+        """x as it is divided, where something divides it."""
+        return x if self.made.smoother is None else (x.float() * self.made.prescale()).to(x.dtype)
 
     def scaled(self, sums: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """A product of quantized values times the scales of both; scale: of tokens."""

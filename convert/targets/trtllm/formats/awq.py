@@ -8,7 +8,7 @@ to FP8, and the product of the two as alpha.
 
 from __future__ import annotations
 
-from .....plugins import fp8
+from .....plugins import float_product, fp8
 from .....plugins.lazy import torch
 from .....plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale, reference
 from ....models.pieces import Group, Linear
@@ -19,7 +19,7 @@ from ..ranks import FLOAT32, INT8, MODEL_DTYPE, Tensor
 from ..releases import LAST
 from ..storage import ROW_PAIRS, TALL
 from ..values import POSITIVE
-from .base import Activation, Tensors
+from .base import Activation, Product, Tensors
 from .groupwise import Groupwise
 
 # Experts of a mixture have their own input: nothing scales it.
@@ -88,13 +88,34 @@ class Awq(Groupwise):
         second = own["weights_scaling_factor_2"]
         return fp8.saturate(dequantized(own["weight"], fp8_scale(scale, second)).float()).float() * second
 
+    def prepared(self, own: Tensors) -> Product:
+        scale, prequant, alpha = self.factors(own)
+        weight, bias = dequantized(own["weight"], scale, sm=self.engine.sm), own.get("bias")
+        if alpha is None:
+            run = float_product.prepare(weight, bias)
+            return lambda read: run(read.x * prequant)
+        held, added = fp8.saturate(weight.float()).float(), 0.0 if bias is None else bias.float()
+
+        def product(read: Activation) -> torch.Tensor:
+            rounded = fp8.saturate((read.x * prequant).float())
+            return (alpha * fp8.matmul(rounded, held) + added).to(read.x.dtype)
+
+        return product
+
+    def factors(self, own: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Weight scales, what multiplies the input, and alpha, as the loader hands them to the plugin."""
+        scale, prequant = own["weights_scaling_factor"], own["prequant_scaling_factor"][0]
+        if not self.scheme.activations:
+            return scale, prequant, None
+        activation, second = own["activation_scaling_factor"], own["weights_scaling_factor_2"]
+        return (
+            fp8_scale(scale, second),
+            (prequant.float() / activation).to(self.engine.torch_dtype),
+            activation * second,
+        )
+
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
-        scale, prequant, alpha = own["weights_scaling_factor"], own["prequant_scaling_factor"][0], None
-        if self.scheme.activations:
-            activation, second = own["activation_scaling_factor"], own["weights_scaling_factor_2"]
-            scale = fp8_scale(scale, second)
-            prequant = (prequant.float() / activation).to(self.engine.torch_dtype)
-            alpha = activation * second
+        scale, prequant, alpha = self.factors(own)
         return reference(
             read.x,
             own["weight"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from .....plugins.identity import ANY, Generations, Plugin
@@ -49,6 +51,10 @@ class Activation:
     x: torch.Tensor
     scale: torch.Tensor | None = None
     total: torch.Tensor | None = None
+
+
+# What a linear computes of what it reads, [tokens, out] in the engine's dtype.
+Product = Callable[[Activation], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,10 @@ class Format(ABC):
     def quantized(self, x: torch.Tensor, input_scale: torch.Tensor | None) -> Activation:
         """What leaves the norm, or the operation before the linear, for x [tokens, in] in the engine's dtype."""
         return Activation(x)
+
+    def prepared(self, own: Tensors) -> Product:
+        """``product`` for many calls; however few tokens come, as the kernel for many computes it."""
+        return partial(self.product, own)
 
     @abstractmethod
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:

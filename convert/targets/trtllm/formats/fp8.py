@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from .....plugins import fp8, fp8_quantize_dequantize
 from .....plugins.identity import Generations
 from .....plugins.lazy import torch
@@ -12,7 +14,7 @@ from ....quantize.scheme import E4M3, MATRIX, Scheme
 from ..ranks import FLOAT8, FLOAT32, Tensor
 from ..releases import FIRST, LAST
 from ..values import POSITIVE
-from .base import Activation, Format, Tensors
+from .base import Activation, Format, Product, Tensors
 
 
 class Fp8(Format):
@@ -48,6 +50,9 @@ class Fp8(Format):
     def read(self, own: Tensors, input_scale: torch.Tensor | None = None) -> QuantizedLinear:
         largest = fp8.MAX * float(own["activation_scaling_factor"])
         return QuantizedLinear(own["weight"], own["weights_scaling_factor"], range=largest)
+
+    def prepared(self, own: Tensors) -> Product:
+        return partial(self.product, own | {"weight": own["weight"].float()})
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         scales = own["activation_scaling_factor"], own["weights_scaling_factor"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from .....plugins import fp8, fp8_rowwise_gemm, quantize_per_token, quantize_tensor, rmsnorm_quantization
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
@@ -10,7 +12,7 @@ from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, E4M3, Scheme
 from ..ranks import FLOAT8, FLOAT32, Tensor
 from ..values import POSITIVE
-from .base import Activation, Format, Tensors
+from .base import Activation, Format, Product, Tensors
 
 
 class Fp8Rowwise(Format):
@@ -43,6 +45,9 @@ class Fp8Rowwise(Format):
 
     def quantized(self, x: torch.Tensor, input_scale: torch.Tensor | None) -> Activation:
         return Activation(*fp8.quantize_per_token(x))
+
+    def prepared(self, own: Tensors) -> Product:
+        return partial(self.product, own | {"weight": own["weight"].float()})
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         assert read.scale is not None

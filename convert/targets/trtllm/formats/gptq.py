@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .....plugins import float_product
 from .....plugins.lazy import torch
 from .....plugins.weight_only_groupwise_quant_matmul import dequantized, reference
 from ....models.pieces import Group, Linear
@@ -11,7 +12,7 @@ from ..ranks import MODEL_DTYPE, Tensor
 from ..releases import FIRST
 from ..storage import mixed_gemm
 from ..values import POSITIVE, Zeros
-from .base import Activation, Tensors
+from .base import Activation, Product, Tensors
 from .groupwise import Groupwise
 from .weight_only import by_channel
 
@@ -65,6 +66,11 @@ class Gptq(Groupwise):
     def weight(self, own: Tensors, input_scale: torch.Tensor | None = None) -> torch.Tensor:
         scale, zero = (own[suffix].to(self.engine.torch_dtype) for suffix in ("weights_scaling_factor", "zero"))
         return dequantized(own["weight"], scale, zero, self.engine.sm).float()
+
+    def prepared(self, own: Tensors) -> Product:
+        weight = dequantized(own["weight"], own["weights_scaling_factor"], own["zero"], self.engine.sm)
+        run = float_product.prepare(weight, own.get("bias"))
+        return lambda read: run(read.x)
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         return reference(

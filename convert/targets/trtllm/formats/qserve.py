@@ -20,7 +20,7 @@ from ....quantize.scheme import CHANNEL, GROUP, INTEGERS, Scheme
 from ..ranks import FLOAT16, INT8, Tensor
 from ..storage import BY_GROUP, FRAGMENTS
 from ..values import POSITIVE, SECOND_SCALE, Zeros
-from .base import Activation, Format, Tensors
+from .base import Activation, Format, Product, Tensors
 
 
 class QServe(Format):
@@ -76,6 +76,15 @@ class QServeGroup(QServe):
         # z s2 <= 240 fits a byte, so it is what the negated byte says.
         zero = (-own["s2_zeros"]).view(torch.uint8) // own["s2_scales"].view(torch.uint8)
         return QuantizedLinear(own["weight"], own["s2_scales"], zero.to(torch.int8), own["s1_scales"])
+
+    def prepared(self, own: Tensors) -> Product:
+        weight = qserve_gemm.unfolded(own["weight"], own["s2_scales"], own["s2_zeros"])
+
+        def product(read: Activation) -> torch.Tensor:
+            assert read.scale is not None
+            return qserve_gemm.scaled_product(read.x, read.scale, weight, own["s1_scales"])
+
+        return product
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         assert read.scale is not None

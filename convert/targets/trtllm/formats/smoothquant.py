@@ -6,6 +6,8 @@ the output's range Y instead, and the second X / Y: Y cancels.
 
 from __future__ import annotations
 
+from functools import partial
+
 from .....plugins import (
     layernorm_quantization,
     quantize_per_token,
@@ -15,12 +17,13 @@ from .....plugins import (
 )
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
+from .....plugins.smooth_quant_gemm import MOST_FEW_TOKENS
 from ....models.pieces import HEADS, Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, INTEGERS, MATRIX, Scheme
 from ..ranks import FLOAT32, INT8, Tensor
 from ..values import POSITIVE
-from .base import Activation, Format, Tensors, module_of
+from .base import Activation, Format, Product, Tensors, module_of
 
 
 def scheme(name: str, granularity: str, static: bool) -> Scheme:
@@ -107,10 +110,13 @@ class SmoothQuant(Format):
         assert input_scale is not None
         return Activation(quantize_tensor.reference(x, input_scale))
 
-    def product(self, own: Tensors, read: Activation) -> torch.Tensor:
+    def prepared(self, own: Tensors) -> Product:
+        return partial(self.product, own, most_few=0)
+
+    def product(self, own: Tensors, read: Activation, most_few: int = MOST_FEW_TOKENS) -> torch.Tensor:
         scale = own["act_scale"] if read.scale is None else read.scale
         return smooth_quant_gemm.reference(
-            read.x, own["weight"], scale, own["per_channel_scale"], self.engine.torch_dtype
+            read.x, own["weight"], scale, own["per_channel_scale"], self.engine.torch_dtype, most_few
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .....plugins import weight_only_quant_matmul
+from .....plugins import float_product, weight_only_quant_matmul
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
 from ....models.pieces import Group, Linear
@@ -14,7 +14,7 @@ from ..ranks import INT8, MODEL_DTYPE, Tensor
 from ..releases import FIRST, LAST
 from ..storage import mixed_gemm
 from ..values import NOT_NEGATIVE
-from .base import Activation, Format, Tensors
+from .base import Activation, Format, Product, Tensors
 
 # Whatever the GPU, experts' integers have the order of this generation.
 EXPERTS_SM = 80
@@ -68,6 +68,10 @@ class WeightOnly(Format):
 
     def weight(self, own: Tensors, input_scale: torch.Tensor | None = None) -> torch.Tensor:
         return weight_only_quant_matmul.dequantized(own["weight"], own["per_channel_scale"]).float()
+
+    def prepared(self, own: Tensors) -> Product:
+        run = float_product.prepare(weight_only_quant_matmul.dequantized(own["weight"], own["per_channel_scale"]))
+        return lambda read: run(read.x)
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         return weight_only_quant_matmul.reference(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import InputError, shown
-from ...convert.files.disk import is_there, read_json
+from ..errors import InputError, shown
+from ..files.disk import is_there, read_json
 
 GENERATION_CONFIG = "generation_config.json"
 MOST_ENDS = 64

@@ -1,0 +1,201 @@
+"""The KV cache of sequences that are being generated, and attention over it.
+
+A pass brings some new tokens of each of several sequences, one sequence behind the other in one row of hidden states.
+Keys and values are held as the checkpoint says (INT8, FP8, or the runtime's dtype), and every one of them is read back
+from there, also by the token that brought it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from ...plugins import gpt_attention
+from ...plugins.gpt_attention import Heads
+from ..models.attention import heads_of
+from ..models.model import Model
+from ..models.rotary import Turns
+
+KvCache = tuple[str, torch.Tensor]
+HELD = {"INT8": torch.int8, "FP8": torch.float8_e4m3fn}
+LEAST_TOKENS, LEAST_SLOTS = 64, 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New tokens of one sequence.
+
+    Attributes:
+        slot: of the sequence in the cache.
+        first: place of the first of them in the sequence.
+        count: of them.
+    """
+
+    slot: int
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence with them."""
+        return self.first + self.count
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The pieces that go through the layers together; those of a single token first."""
+
+    pieces: Sequence[Piece]
+    device: torch.device
+    biases: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Of every token in its sequence, [tokens]."""
+        places = [place for piece in self.pieces for place in range(piece.first, piece.end)]
+        return torch.tensor(places, device=self.device)
+
+    @cached_property
+    def slots(self) -> torch.Tensor:
+        """Of every token's sequence, [tokens]."""
+        return torch.tensor([p.slot for p in self.pieces for _ in range(p.count)], device=self.device)
+
+    @cached_property
+    def single(self) -> int:
+        """Pieces of one token that follow others; they are attended to together."""
+        return sum(piece.count == 1 and piece.first > 0 for piece in self.pieces)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence of single tokens."""
+        return max(piece.end for piece in self.pieces[: self.single])
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether single tokens are those of the first slots, in their order."""
+        return [piece.slot for piece in self.pieces[: self.single]] == list(range(self.single))
+
+    def bias(self, heads: Heads) -> torch.Tensor:
+        """What is added to scores of single tokens, [sequences, 1 or heads, 1, keys]."""
+        if heads.window not in self.biases:
+            self.biases[heads.window] = heads.bias(self.places[: self.single, None], self.longest)
+        return self.biases[heads.window]
+
+
+class KeyValueCache:
+    """Keys and values of every layer, [slots, kv heads, tokens, head_size]; it grows as it is needed.
+
+    Args:
+        turns: of the rotary embedding, for the longest sequence that may come.
+        dtype: the runtime's.
+    """
+
+    def __init__(self, model: Model, turns: Turns, dtype: torch.dtype, device: torch.device):
+        self.model, self.turns, self.dtype, self.device = model, turns, dtype, device
+        self.heads = [heads_of(model, index) for index in range(model.num_hidden_layers)]
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.slots = self.tokens = 0
+        self.now: Pass
+
+    def begin(self, now: Pass) -> None:
+        """The pass that layers are about to compute."""
+        self.now = now
+        slots = max(piece.slot for piece in now.pieces) + 1
+        tokens = max(piece.end for piece in now.pieces)
+        if slots > self.slots or tokens > self.tokens:
+            self.slots = max(self.slots, slots, min(2 * self.slots, slots + 8))
+            self.tokens = max(self.tokens, -(-tokens // LEAST_TOKENS) * LEAST_TOKENS, self.grown(tokens))
+            self.kept = [(self.larger(k), self.larger(v)) for k, v in self.kept]
+
+    def grown(self, tokens: int) -> int:
+        """Half as much again where what there is no longer suffices."""
+        return self.tokens * 3 // 2 if tokens > self.tokens else self.tokens
+
+    def larger(self, held: torch.Tensor) -> torch.Tensor:
+        """A tensor with room for all slots and tokens."""
+        whole = self.room(held.dtype)
+        bytes_of(whole)[: held.shape[0], :, : held.shape[2]] = bytes_of(held)
+        return whole
+
+    def room(self, dtype: torch.dtype) -> torch.Tensor:
+        """Room for a layer's keys or values."""
+        shape = (self.slots, self.model.num_key_value_heads, self.tokens, self.model.head_size)
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def move(self, source: int, slot: int) -> None:
+        """A sequence takes another slot."""
+        for pair in self.kept:
+            for held in pair:
+                bytes_of(held)[slot] = bytes_of(held)[source]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(held.nbytes for pair in self.kept for held in pair)
+
+    def attend(self, index: int, qkv: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
+        """Attention of the pass's tokens over their sequences; as ``Runtime.attend``, qkv [1, tokens, ...]."""
+        now, heads = self.now, self.heads[index]
+        cos, sin = (table[now.places] for table in self.turns.of(index))
+        q, k, v = gpt_attention.split(qkv, cos, sin, heads)
+        self.keep(index, k, v, kv_cache)
+        done, single = [], now.single
+        if single:
+            done.append(self.of_singles(index, q[0, :, :single].transpose(0, 1), kv_cache))
+        start = single
+        for piece in now.pieces[single:]:
+            done.append(self.of_piece(index, piece, q[:, :, start : start + piece.count], kv_cache))
+            start += piece.count
+        return torch.cat(done)[None].to(qkv.dtype)
+
+    def keep(self, index: int, k: torch.Tensor, v: torch.Tensor, kv_cache: KvCache | None) -> None:
+        """Write the pass's keys and values, float32 [1, kv heads, tokens, d]."""
+        while len(self.kept) <= index:
+            dtype = self.dtype if kv_cache is None else HELD[kv_cache[0]]
+            self.kept.append((self.room(dtype), self.room(dtype)))
+        for held, x, which in zip(self.kept[index], (k, v), (0, -1), strict=True):
+            x = x[0].transpose(0, 1)
+            made = x.to(held.dtype) if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
+            bytes_of(held)[self.now.slots, :, self.now.places] = bytes_of(made)
+
+    def read(self, held: torch.Tensor, which: int, kv_cache: KvCache | None) -> torch.Tensor:
+        """What the cache gives back, float32."""
+        return held.float() if kv_cache is None else gpt_attention.restored(held, kv_cache[1][which])
+
+    def of_singles(self, index: int, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
+        """One token of each of some sequences: [sequences, heads, d] -> [sequences, heads * d]."""
+        now = self.now
+        slots = slice(now.single) if now.in_order else now.slots[: now.single]
+        k, v = (
+            self.read(taken(held, slots)[:, :, : now.longest], which, kv_cache)
+            for held, which in zip(self.kept[index], (0, -1), strict=True)
+        )
+        heads = self.heads[index]
+        return gpt_attention.attend_from(now.bias(heads), q[:, :, None], k, v, heads).flatten(1)
+
+    def of_piece(self, index: int, piece: Piece, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
+        """Some tokens of one sequence: [1, heads, tokens, d] -> [tokens, heads * d]."""
+        heads = self.heads[index]
+        k, v = (
+            self.read(held[piece.slot : piece.slot + 1, :, : piece.end], which, kv_cache)
+            for held, which in zip(self.kept[index], (0, -1), strict=True)
+        )
+        if piece.first == 0:
+            attended = gpt_attention.attend(q, k, v, heads)
+        else:
+            places = torch.arange(piece.first, piece.end, device=self.device)[None]
+            attended = gpt_attention.attend_from(heads.bias(places, piece.end), q, k, v, heads)
+        return attended[0].transpose(0, 1).flatten(1)
+
+
+def taken(held: torch.Tensor, slots: slice | torch.Tensor) -> torch.Tensor:
+    """Some slots of keys or values."""
+    return bytes_of(held)[slots].view(held.dtype)
+
+
+def bytes_of(held: torch.Tensor) -> torch.Tensor:
+    """The same memory in a dtype that PyTorch can move; it does not move e4m3 by index."""
+    return held.view(torch.int8) if held.dtype == torch.float8_e4m3fn else held

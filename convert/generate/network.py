@@ -1,0 +1,72 @@
+"""A quantized model with all its layers in memory, for pass after pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..errors import InputError
+from ..prove.proven import Proven
+from .cache import KeyValueCache, Pass, Piece
+
+# Positions whose logits are made at once.
+ROWS = 256
+
+
+class Network:
+    """Computes the logits behind new tokens of sequences whose earlier tokens it has seen.
+
+    Args:
+        longest: tokens of the longest sequence that may come; the rotary embedding's tables are as long.
+
+    Attributes:
+        cache: keys and values of the sequences.
+    """
+
+    def __init__(self, proven: Proven, device: torch.device, longest: int):
+        model = proven.model
+        if not model.family.predicts_tokens:
+            raise InputError(f"{proven.folder}: {model.architecture} predicts no tokens; nothing can be generated")
+        if longest > model.longest:
+            raise InputError(f"{longest} tokens are more than the {model.longest} positions of the model")
+        self.model, self.device, self.longest = model, device, longest
+        self.runtime = proven.runtime(longest, device)
+        self.runtime.checks = False
+        self.layers = [proven.executed(index, device).prepared() for index in range(model.num_hidden_layers)]
+        self.embedding = proven.embedding().to(device)
+        head = proven.head(device)
+        self.head = replace(head.map(lambda tensor: tensor.to(device)), weight=head.weight.to(device).float())
+        self.cache = KeyValueCache(model, self.runtime.turns, self.runtime.dtype, device)
+        self.runtime.attend = self.cache.attend
+
+    @torch.inference_mode()
+    def __call__(self, pieces: Sequence[Piece], ids: Sequence[int]) -> torch.Tensor:
+        """Hidden states behind the last layer, [tokens, hidden_size].
+
+        Args:
+            pieces: of sequences, those of a single token behind others first.
+            ids: their tokens, one piece behind the other.
+        """
+        now = Pass(pieces, self.device)
+        self.cache.begin(now)
+        hidden = self.embedding(torch.tensor([list(ids)], device=self.device), now.places[None])
+        for index, layer in enumerate(self.layers):
+            hidden = self.runtime.layer(index, layer, hidden)
+        return hidden[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [tokens, vocab_size] of some hidden states.
+
+        Raises:
+            InputError: one of them is no number.
+        """
+        logits = torch.cat([self.head.logits(self.head.normed(rows)) for rows in hidden.split(ROWS)])
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            raise InputError(
+                "a logit is no number: a value is beyond the checkpoint's dtype; enginesmith verify says which, and "
+                "convert --dtype bfloat16 helps"
+            )
+        return logits

@@ -1,0 +1,33 @@
+"""x @ weight.T with a weight in floating point, for many calls: summed in float32, rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from .lazy import torch
+
+FloatProduct = Callable[["torch.Tensor"], "torch.Tensor"]
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16 (AMX, AVX512-BF16)."""
+    instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, instruction, lambda: False)() for instruction in instructions)
+
+
+def prepare(weight: torch.Tensor, bias: torch.Tensor | None = None) -> FloatProduct:
+    """What makes x @ weight.T + bias of x, [tokens, in] in the weight's dtype -> [tokens, out].
+
+    The weight is held as it is where its products are summed in float32 that way, else in float32.
+
+    Args:
+        weight: [out, in].
+        bias: [out]; it is added before the sum is rounded.
+    """
+    narrow = weight.is_cuda or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
+    if narrow and bias is None:
+        return lambda x: torch.nn.functional.linear(x, weight)
+    wide, added = weight.float(), None if bias is None else bias.float()
+    return lambda x: torch.nn.functional.linear(x.float(), wide, added).to(x.dtype)
