@@ -45,6 +45,13 @@ class EngineFolder:
         config = Reader(read_json(path, CONFIG_LIMIT), str(path))
         if "pretrained_config" not in config.values:
             raise InputError(f"{path} has no pretrained_config, as an engine's has; enginesmith build plans engines")
+        self.read(config)
+        if self.world_size != self.ranks:
+            raise InputError(f"{path}: world_size {self.world_size} is not tp * pp * cp = {self.ranks}")
+        self._check_rank_files()
+
+    def read(self, config: Reader) -> None:
+        """Take what config.json states."""
         pretrained, built = config.section("pretrained_config"), config.section("build_config")
         self.version = config.text("version")
         self.release = release_of(self.version, self.folder)
@@ -64,11 +71,8 @@ class EngineFolder:
         self.plugin_config = built.section("plugin_config").values
         mapping = pretrained.section("mapping")
         self.tp_size, self.pp_size = mapping.integer("tp_size", 1), mapping.integer("pp_size", 1)
-        ranks = self.tp_size * self.pp_size * mapping.integer("cp_size", 1)
-        self.world_size = mapping.integer("world_size", ranks)
-        if self.world_size != ranks:
-            raise InputError(f"{path}: world_size {self.world_size} is not tp * pp * cp = {ranks}")
-        self._check_rank_files()
+        self.ranks = self.tp_size * self.pp_size * mapping.integer("cp_size", 1)
+        self.world_size = mapping.integer("world_size", self.ranks)
 
     def why_no_paged_context(self) -> str | None:
         """Why KV cache reuse and chunked context cannot work with this engine; None if they can."""

@@ -18,6 +18,10 @@ from .options import Command, option_of
 
 @click.command(cls=Command, short_help="Make a Triton model repository for an engine, or check any.")
 @click.option("--engine_dir", metavar="DIR", help="Engine folder: config.json and rankN.engine.")
+@click.option(
+    "--preview", metavar="CHECKPOINT", help="Serve this checkpoint, executed without TensorRT, in its engine's place."
+)
+@option_of(TritonOptions, "release", metavar="VERSION", help="With --preview: will build the engine. [default: latest]")
 @click.option("--tokenizer_dir", metavar="DIR", help="Hugging Face folder with the tokenizer.")
 @click.option("--output_dir", metavar="DIR", help="The repository to make; must not exist.")
 @click.option("--check", "checked", metavar="DIR", help="Check this repository, whoever made it, and make nothing.")
@@ -73,6 +77,10 @@ def triton(checked: str | None, as_json: bool, **options: Any) -> None:
             raise click.UsageError(f"--check makes nothing; leave --{given[0]} out")
         verdict(checked, examine(checked, options["mount_dir"]), as_json)
         return
+    if (checkpoint := options.pop("preview")) is not None:
+        if options["engine_dir"] is not None:
+            raise click.UsageError("--preview serves a checkpoint, --engine_dir an engine; give one of them")
+        options |= {"engine_dir": checkpoint, "preview": True}
     if missing := [name for name in ("engine_dir", "tokenizer_dir", "output_dir") if options[name] is None]:
         raise click.UsageError(f"--{missing[0]} DIR is needed, or --check DIR")
     wanted = TritonOptions(**options)

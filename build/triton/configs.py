@@ -44,7 +44,8 @@ class Plan:
         helper = {"tokenization.py": "tokenization.py"}
         sources = {name: {"model.py": f"{name}.py", **helper} for name in ("preprocessing", "postprocessing")}
         bls = {"model.py": "bls.py", **helper, "stopping.py": "stopping.py"}
-        return sources | ({"tensorrt_llm_bls": bls} if self.bls else {})
+        preview = {"tensorrt_llm": {"model.py": "preview.py"}} if self.options.preview else {}
+        return sources | preview | ({"tensorrt_llm_bls": bls} if self.bls else {})
 
     def configs(self) -> dict[str, Message]:
         """Model -> its config.pbtxt."""
@@ -103,7 +104,7 @@ class Plan:
         options = self.options
         return {
             "name": "tensorrt_llm",
-            "backend": "tensorrtllm",
+            "backend": "python" if options.preview else "tensorrtllm",
             "max_batch_size": self.batch,
             "model_transaction_policy": {"decoupled": options.decoupled},
             "dynamic_batching": self.queue(),
@@ -123,8 +124,14 @@ class Plan:
                 enable_kv_cache_reuse=options.enable_kv_cache_reuse,
                 enable_chunked_context=options.enable_chunked_context,
                 exclude_input_in_output=options.exclude_input_in_output,
+                **(self.limits() if options.preview else {}),
             ),
         }
+
+    def limits(self) -> dict[str, int]:
+        """What an engine knows of itself, and a preview is told."""
+        engine = self.engine
+        return {"max_input_len": engine.max_input_len, "max_seq_len": engine.max_seq_len, "max_batch_size": self.batch}
 
     def tensorrt_llm_bls(self) -> Message:
         first_two = [{"model": step.model, "inputs": step.inputs, "outputs": step.outputs} for step in self.steps[:2]]

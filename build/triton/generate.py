@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import stat
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from ...convert.sources.tokenizer import tokenizer_files
 from ..engine_folder import EngineFolder
 from .configs import Plan, absolute
 from .launch import docker_command, launch_script, serve_image
-from .options import TritonOptions, check_bounds, check_options, settled
+from .options import TritonOptions, check_bounds, check_options, engine_of, settled
 from .pbtxt import write
 from .tokenizer import check_chat, largest_id, open_tokenizer
 
@@ -41,7 +42,7 @@ def prepare(options: TritonOptions) -> Plan:
         InputError: an option that the engine cannot serve, or an engine or tokenizer that cannot be read.
     """
     check_paths_apart(options)
-    engine = EngineFolder(options.engine_dir)
+    engine = engine_of(options)
     options = settled(options, engine)
     check_bounds(options)
     check_options(options, engine)
@@ -67,7 +68,8 @@ def write_repository(plan: Plan) -> Path:
         for name in ("ensemble", "tensorrt_llm"):
             (staging.folder / name / "1" / ".keep").touch()  # Triton wants the folder; git and archives drop empty ones
         if options.self_contained:
-            copy_files(engine_files(engine), staging.folder / "tensorrt_llm" / "1")
+            files = checkpoint_files(engine) if options.preview else engine_files(engine)
+            copy_files(files, staging.folder / "tensorrt_llm" / "1")
             tokenizer = staging.folder / "preprocessing" / "1" / "tokenizer"
             folder = Path(options.tokenizer_dir)
             beside = [*tokenizer_files(folder), folder / "config.json"]
@@ -83,13 +85,19 @@ def write_repository(plan: Plan) -> Path:
 
 def check_paths_apart(options: TritonOptions) -> None:
     """Raise InputError if the repository would be made in what it is made from."""
-    reads = {"--engine_dir": options.engine_dir, "--tokenizer_dir": options.tokenizer_dir}
+    reads = {
+        "--preview" if options.preview else "--engine_dir": options.engine_dir,
+        "--tokenizer_dir": options.tokenizer_dir,
+    }
     check_apart(reads, {"--output_dir": options.output_dir})
 
 
 def start_command(options: TritonOptions) -> str:
-    """The docker command that serves the repository made from these options."""
-    image, repository = serve_image(EngineFolder(options.engine_dir).version), absolute(options.output_dir)
+    """The command that serves the repository made from these options."""
+    repository = absolute(options.output_dir)
+    if options.preview:
+        return f"bash {shlex.quote(f'{repository}/launch.sh')}"
+    image = serve_image(EngineFolder(options.engine_dir).version)
     if options.self_contained:
         mount = options.mount_dir
         return docker_command(image, {repository: mount}, str(PurePosixPath(mount) / "launch.sh"))
@@ -120,6 +128,11 @@ def engine_files(engine: EngineFolder) -> list[Path]:
     extras = [*sorted(engine.folder.glob("rank*_managed_weights.safetensors")), engine.folder / "quant_cfg.json"]
     ranks = [engine.folder / f"rank{rank}.engine" for rank in range(engine.world_size)]
     return [engine.folder / "config.json", *ranks, *(path for path in extras if path.is_file())]
+
+
+def checkpoint_files(engine: EngineFolder) -> list[Path]:
+    """What a preview reads of a checkpoint."""
+    return [path for path in sorted(engine.folder.iterdir()) if path.suffix in (".json", ".safetensors")]
 
 
 def copy_files(files: list[Path], folder: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 
 from ...convert.errors import InputError
 from ...convert.files.bounds import Options, bounded
+from .. import releases
 from ..engine_folder import EngineFolder
+from ..preview import Preview
 from . import tensors
 
 POLICIES = ("guaranteed_no_evict", "max_utilization")
@@ -27,6 +29,8 @@ class TritonOptions(Options):
 
     Attributes:
         engine_dir, tokenizer_dir, output_dir: folders; the last must not exist.
+        preview: engine_dir is a checkpoint, which stands in for its engine.
+        release: of TensorRT-LLM that will build the engine of a preview; the latest if None.
         max_batch_size: rows a request may have; the engine's, at most 64, if None.
         decoupled: several responses to a request, which streaming needs.
         max_queue_delay: microseconds that a request waits for others to be batched with.
@@ -50,6 +54,8 @@ class TritonOptions(Options):
     engine_dir: str = bounded(MISSING, path=True)
     tokenizer_dir: str = bounded(MISSING, path=True)
     output_dir: str = bounded(MISSING, path=True)
+    preview: bool = False
+    release: str | None = None
     max_batch_size: int | None = bounded(None, least=1)
     decoupled: bool = False
     max_queue_delay: int = bounded(0, least=0)
@@ -69,6 +75,19 @@ class TritonOptions(Options):
     chat: bool = False
     self_contained: bool = False
     mount_dir: str = "/models"
+
+
+def engine_of(options: TritonOptions) -> EngineFolder:
+    """The engine to serve, or what stands in for it.
+
+    Raises:
+        InputError: a folder that is none, or a release that is not known.
+    """
+    if options.preview:
+        return Preview(options.engine_dir, releases.find(options.release or releases.LATEST))
+    if options.release is not None:
+        raise InputError("--release is for --preview; an engine says which release built it")
+    return EngineFolder(options.engine_dir)
 
 
 def settled(options: TritonOptions, engine: EngineFolder) -> TritonOptions:
