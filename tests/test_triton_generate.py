@@ -149,7 +149,7 @@ SEVERAL = {"chat_template": [{"name": "rag", "template": "{{ messages }}"}, {"na
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (SEVERAL, "multiple chat templates with no default"),
+        (SEVERAL, "several chat templates and no default among them"),
         ({"chat_template": "{% for m in messages %}{{ m.content }}"}, "does not render (Unexpected end of template"),
         ({"chat_template": "{{ raise_exception('system first') }}"}, "does not render (system first)"),
         ({"chat_template": "{{ messages[1].content }}"}, "does not render ("),
