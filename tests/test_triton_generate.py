@@ -49,7 +49,7 @@ def test_every_release_is_free_of_problems(version: str, decoupled: bool, tmp_pa
         {"tensorrt_llm_bls"} if decoupled else set()
     )
     assert {path.parent.name for path in repository.glob("*/config.pbtxt")} == names
-    assert {path.name for path in repository.iterdir()} == names | {"launch.sh", "try.py"}
+    assert {path.name for path in repository.iterdir()} == names | {"launch.sh", "local_server.py", "try.py"}
     for name in names:
         assert "${" not in (repository / name / "config.pbtxt").read_text()
     engine = config_of(repository, "tensorrt_llm")

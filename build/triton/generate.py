@@ -73,6 +73,7 @@ def write_repository(plan: Plan) -> Path:
         if options.self_contained or plan.rewritten:
             write_tokenizer(Path(options.tokenizer_dir), staging.folder / TOKENIZER, plan.rewritten)
         shutil.copyfile(MODELS / "client.py", staging.folder / "try.py")
+        shutil.copyfile(MODELS / "local_server.py", staging.folder / "local_server.py")
         script = staging.folder / "launch.sh"
         script.write_text(launch_script(engine.world_size, engine.version), encoding="utf-8")
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
