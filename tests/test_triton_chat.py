@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,9 +202,3 @@ def test_a_template_that_says_much_when_it_fails(tmp_path: Path) -> None:
         generate(TritonOptions(**given, chat=True))
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 400 + len(str(tmp_path))
-
-
-def test_a_template_that_makes_no_text() -> None:
-    tokens = SimpleNamespace(chat_template="x", apply_chat_template=lambda *given, **named: [1])
-    with pytest.raises(InputError, match="--chat: the chat template in here makes no text"):
-        tokenizer_module.check_chat(tokens, "here")

@@ -49,7 +49,7 @@ def test_every_release_is_free_of_problems(version: str, decoupled: bool, tmp_pa
         {"tensorrt_llm_bls"} if decoupled else set()
     )
     assert {path.parent.name for path in repository.glob("*/config.pbtxt")} == names
-    assert {path.name for path in repository.iterdir()} == names | {"launch.sh", "try.py"}
+    assert {path.name for path in repository.iterdir()} == names | {"launch.sh", "local_server.py", "try.py"}
     for name in names:
         assert "${" not in (repository / name / "config.pbtxt").read_text()
     engine = config_of(repository, "tensorrt_llm")
@@ -149,7 +149,7 @@ SEVERAL = {"chat_template": [{"name": "rag", "template": "{{ messages }}"}, {"na
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (SEVERAL, "multiple chat templates with no default"),
+        (SEVERAL, "several chat templates and no default among them"),
         ({"chat_template": "{% for m in messages %}{{ m.content }}"}, "does not render (Unexpected end of template"),
         ({"chat_template": "{{ raise_exception('system first') }}"}, "does not render (system first)"),
         ({"chat_template": "{{ messages[1].content }}"}, "does not render ("),

@@ -13,6 +13,8 @@ from . import tensors
 from .options import LOGITS_TYPES, PROMPT_TYPES, TritonOptions
 from .pbtxt import Message, Word
 
+# Where the tokenizer lies in a repository that holds it.
+TOKENIZER = "preprocessing/1/tokenizer"
 # Rows of one request; the engine itself batches across requests, so more brings nothing.
 USUAL_BATCH = 64
 # Each is a process that holds the tokenizer.
@@ -26,26 +28,32 @@ LIMITS = {"max_words": 1024, "max_word_bytes": 2**16, "max_seconds": 30}
 
 
 class Plan:
-    """The configuration of every model in a repository."""
+    """The configuration of every model in a repository.
 
-    def __init__(self, options: TritonOptions, engine: EngineFolder, special: SpecialTokens):
-        self.options, self.engine, self.special = options, engine, special
+    Args:
+        rewritten: the repository holds the tokenizer as transformers writes it, not the folder's own files.
+    """
+
+    def __init__(self, options: TritonOptions, engine: EngineFolder, special: SpecialTokens, rewritten: bool):
+        self.options, self.engine, self.special, self.rewritten = options, engine, special, rewritten
         self.batch = options.max_batch_size or min(engine.max_batch_size, USUAL_BATCH)
         self.bls = options.decoupled if options.bls is None else options.bls
-        mount = PurePosixPath(options.mount_dir)
-        self.engine_dir = str(mount / "tensorrt_llm/1") if options.self_contained else absolute(options.engine_dir)
-        self.tokenizer_dir = (
-            str(mount / "preprocessing/1/tokenizer") if options.self_contained else absolute(options.tokenizer_dir)
-        )
+        repository = PurePosixPath(options.mount_dir if options.self_contained else absolute(options.output_dir))
+        inside = options.self_contained or rewritten
+        self.engine_dir = str(repository / "tensorrt_llm/1") if options.self_contained else absolute(options.engine_dir)
+        self.tokenizer_dir = str(repository / TOKENIZER) if inside else absolute(options.tokenizer_dir)
         self.steps = tensors.ensemble_steps(engine.release)
 
     def sources(self) -> dict[str, dict[str, str]]:
         """Python model -> file in its version's folder -> the file of ``models`` that it is."""
-        helper = {"tokenization.py": "tokenization.py"}
-        sources = {name: {"model.py": f"{name}.py", **helper} for name in ("preprocessing", "postprocessing")}
-        bls = {"model.py": "bls.py", **helper, "stopping.py": "stopping.py"}
+        sources = {
+            "preprocessing": {"model.py": "preprocessing.py", "chat.py": "chat.py"},
+            "postprocessing": {"model.py": "postprocessing.py"},
+            **({"tensorrt_llm_bls": {"model.py": "bls.py", "stopping.py": "stopping.py"}} if self.bls else {}),
+        }
+        helpers = {name: name for name in ("tokenization.py", "loading.py")}
         preview = {"tensorrt_llm": {"model.py": "preview.py"}} if self.options.preview else {}
-        return sources | preview | ({"tensorrt_llm_bls": bls} if self.bls else {})
+        return {name: files | helpers for name, files in sources.items()} | preview
 
     def configs(self) -> dict[str, Message]:
         """Model -> its config.pbtxt."""

@@ -5,22 +5,26 @@ from __future__ import annotations
 import shlex
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ...convert import tokens
 from ...convert.errors import InputError
 from ...convert.files.apart import check_apart
+from ...convert.files.disk import is_there
 from ...convert.files.staging import Staging
 from ...convert.sources.special_tokens import SpecialTokens, special_tokens
 from ...convert.sources.tokenizer import tokenizer_files
 from ..engine_folder import EngineFolder
-from .configs import Plan, absolute
+from .configs import TOKENIZER, Plan, absolute
 from .launch import docker_command, launch_script, serve_image
 from .options import TritonOptions, check_bounds, check_options, engine_of, settled
 from .pbtxt import write
-from .tokenizer import check_chat, largest_id, open_tokenizer
+from .tokenizer import check_chat, difference, largest_id, open_tokenizer, open_with_transformers
 
 MODELS, TOKENS = Path(__file__).parent / "models", Path(tokens.__file__).parent
+# Of a tokenizer's folder: the file that needs no transformers, and the folder of chat templates beside the usual one.
+TOKENIZER_JSON, TEMPLATES = "tokenizer.json", "additional_chat_templates"
 
 
 def generate(options: TritonOptions) -> Path:
@@ -46,7 +50,7 @@ def prepare(options: TritonOptions) -> Plan:
     options = settled(options, engine)
     check_bounds(options)
     check_options(options, engine)
-    return Plan(options, engine, check_tokenizer(options, engine))
+    return Plan(options, engine, *check_tokenizer(options, engine))
 
 
 def write_repository(plan: Plan) -> Path:
@@ -70,12 +74,10 @@ def write_repository(plan: Plan) -> Path:
         if options.self_contained:
             files = checkpoint_files(engine) if options.preview else engine_files(engine)
             copy_files(files, staging.folder / "tensorrt_llm" / "1")
-            tokenizer = staging.folder / "preprocessing" / "1" / "tokenizer"
-            folder = Path(options.tokenizer_dir)
-            beside = [*tokenizer_files(folder), folder / "config.json"]
-            copy_files([path for path in beside if path.is_file()], tokenizer)
-            open_tokenizer(tokenizer, "--self_contained")
+        if options.self_contained or plan.rewritten:
+            write_tokenizer(Path(options.tokenizer_dir), staging.folder / TOKENIZER, plan.rewritten)
         shutil.copyfile(MODELS / "client.py", staging.folder / "try.py")
+        shutil.copyfile(MODELS / "local_server.py", staging.folder / "local_server.py")
         script = staging.folder / "launch.sh"
         script.write_text(launch_script(engine.world_size, engine.version), encoding="utf-8")
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
@@ -105,14 +107,14 @@ def start_command(options: TritonOptions) -> str:
     return docker_command(image, {folder: folder for folder in folders}, f"{repository}/launch.sh")
 
 
-def check_tokenizer(options: TritonOptions, engine: EngineFolder) -> SpecialTokens:
-    """The special tokens to serve with.
+def check_tokenizer(options: TritonOptions, engine: EngineFolder) -> tuple[SpecialTokens, bool]:
+    """The special tokens to serve with, and whether the repository must hold the tokenizer rewritten.
 
     Raises:
         InputError: a tokenizer that does not load or does not fit the engine, or a chat template that does not render.
     """
     folder = Path(options.tokenizer_dir)
-    tokenizer = open_tokenizer(folder, "--tokenizer_dir")
+    tokenizer = open_with_transformers(folder, "--tokenizer_dir")
     if (largest := largest_id(tokenizer)) >= engine.vocab_size:
         raise InputError(
             f"--tokenizer_dir: {options.tokenizer_dir} has token id {largest}, the engine a vocabulary of "
@@ -120,7 +122,36 @@ def check_tokenizer(options: TritonOptions, engine: EngineFolder) -> SpecialToke
         )
     if options.chat:
         check_chat(tokenizer, options.tokenizer_dir)
-    return special_tokens(tokenizer, folder, engine.vocab_size)
+    special, rewritten, note = special_tokens(tokenizer, folder, engine.vocab_size), False, ""
+    if not is_there(folder / TOKENIZER_JSON):
+        rewritten = getattr(tokenizer, "backend_tokenizer", None) is not None
+        made = "the repository holds one, made by transformers" if rewritten else "every instance imports transformers"
+        note = f"{folder} has no {TOKENIZER_JSON}; {made}"
+    elif differs := difference(open_tokenizer(folder, "--tokenizer_dir"), tokenizer):
+        rewritten = True
+        note = (
+            f"transformers reads {folder} otherwise than it is written ({differs}); the repository holds what it reads"
+        )
+    return replace(special, notes=[*special.notes, *([note] if note else [])]), rewritten
+
+
+def write_tokenizer(source: Path, folder: Path, rewritten: bool) -> None:
+    """A tokenizer's own files, or what transformers makes of them.
+
+    Raises:
+        InputError: a server would not read there what transformers does.
+    """
+    files = [*tokenizer_files(source), source / "config.json"]
+    if not rewritten:
+        copy_files([path for path in files if path.is_file()], folder)
+        if (source / TEMPLATES).is_dir():
+            shutil.copytree(source / TEMPLATES, folder / TEMPLATES)
+        open_tokenizer(folder, "--self_contained")
+        return
+    tokenizer = open_with_transformers(source, "--tokenizer_dir")
+    tokenizer.save_pretrained(folder)
+    if differs := difference(open_tokenizer(folder, "--tokenizer_dir"), tokenizer):
+        raise InputError(f"--tokenizer_dir: {source}: no server would read it as transformers does ({differs})")
 
 
 def engine_files(engine: EngineFolder) -> list[Path]:

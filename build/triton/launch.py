@@ -32,18 +32,28 @@ def launch_script(world_size: int, version: str) -> str:
     missing = f"launch.sh: no tritonserver here; run this in {serve_image(version)} (TensorRT-LLM {version})"
     return f"""#!/usr/bin/env bash
 # Starts Triton on this repository: {world_size} GPU{"s, one process each" if world_size > 1 else ""}.
-# Ports: HTTP_PORT, GRPC_PORT, METRICS_PORT. Further arguments go to tritonserver.
+# Ports: HTTP_PORT, GRPC_PORT, METRICS_PORT. Further arguments go to tritonserver. Without one on the PATH, PYTHON
+# (python3) is asked for that of nvidia-pytriton.
 set -euo pipefail
-if ! command -v tritonserver >/dev/null; then
-    echo {shlex.quote(missing)} >&2
-    exit 127
-fi
 repository=$(CDPATH= cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
 world_size={world_size}
 server=(
     tritonserver "--model-repository=$repository" --disable-auto-complete-config
     "--http-port=${{HTTP_PORT:-8000}}" "--grpc-port=${{GRPC_PORT:-8001}}" "--metrics-port=${{METRICS_PORT:-8002}}"
 )
+if ! command -v tritonserver >/dev/null; then
+    # nvidia-pytriton brings one, without TensorRT-LLM's backend.
+    python=${{PYTHON:-python3}} status=3
+    if command -v "$python" >/dev/null; then
+        status=0
+        settings=$("$python" "$repository/local_server.py") || status=$?
+    fi
+    if [ "$status" -ne 0 ]; then
+        [ "$status" -ne 3 ] || echo {shlex.quote(missing)} >&2
+        exit 127
+    fi
+    eval "$settings"
+fi
 if [ "$world_size" -eq 1 ]; then
     exec "${{server[@]}}" "$@"
 fi

@@ -19,13 +19,6 @@ CONTEXTS = ("!", "a", "\n")
 TRUE = ("true", "1", "yes", "y", "t")
 
 
-def load_tokenizer(folder: str) -> Tokenizer:
-    """The Hugging Face tokenizer in a folder; code that comes with it is not run."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
 def is_on(parameters: dict[str, str], name: str, default: str) -> bool:
     """A parameter that is true or false."""
     return parameters.get(name, default).lower() in TRUE

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from loading import load_tokenizer
 from stopping import StopWatch, cut
-from tokenization import IncrementalDetokenizer, decode, is_on, load_tokenizer
+from tokenization import IncrementalDetokenizer, decode, is_on
 
 Tensors = dict[str, Any]  # the ensemble's tensor name -> pb_utils.Tensor
 INTERNAL = "_"  # begins the names of tensors that go from step to step

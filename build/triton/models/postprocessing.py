@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tokenization import decode, decode_piece, is_on, load_tokenizer
+from loading import load_tokenizer
+from tokenization import decode, decode_piece, is_on
 
 LONGEST_MESSAGE = 400  # characters of an error
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tokenization import encode, is_on, load_tokenizer, spellings, stack, word_list
+from chat import ChatError, chat_of, render
+from loading import load_tokenizer
+from tokenization import encode, is_on, spellings, stack, word_list
 
 # The ensemble's names for tensors that hold text, which clients know.
 CLIENT_NAMES = {
@@ -131,13 +133,11 @@ class TritonPythonModel:
         return np.array(ids, np.int32)
 
     def render(self, text: str) -> str:
-        """The chat template's text for a JSON list of messages, or for plain text as the user's one message."""
+        """The chat template's text for a chat in JSON, or for plain text as the user's one message."""
         try:
-            rendered: str = self.tokenizer.apply_chat_template(
-                messages(text), tokenize=False, add_generation_prompt=True
-            )
-        except RequestError:
-            raise
+            rendered: str = render(self.tokenizer, chat_of(text))
+        except ChatError as error:
+            raise RequestError(f"text_input: {error}") from None
         except Exception as error:  # templates refuse conversations with errors of their own
             raise RequestError(f"text_input: the chat template refuses it ({error})") from error
         return rendered
@@ -245,20 +245,6 @@ class Inputs:
             return [[item.decode("utf-8") for item in row] for row in rows]
         except UnicodeDecodeError as error:
             raise RequestError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def messages(text: str) -> list[dict[str, str]]:
-    """A JSON list of {"role", "content"} as it is; any other text as one message of the user."""
-    try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) and "role" in item for item in value):
-        return [{"role": "user", "content": text}]
-    for item in value:
-        if not isinstance(item["role"], str) or not isinstance(item.get("content"), str):
-            raise RequestError('text_input: each message needs "role" and "content", both strings')
-    return value
 
 
 def sizes(rows: Sequence[np.ndarray]) -> np.ndarray:
