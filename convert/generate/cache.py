@@ -131,6 +131,10 @@ class KeyValueCache:
             for held in pair:
                 bytes_of(held)[slot] = bytes_of(held)[source]
 
+    def clear(self) -> None:
+        """Forget every sequence, and give the memory back."""
+        self.kept, self.slots, self.tokens = [], 0, 0
+
     @property
     def size(self) -> int:
         """Bytes."""
