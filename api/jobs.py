@@ -170,8 +170,8 @@ def generate(
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(one, (str, Prompt)) for one in prompts):
         raise InputError(f"prompts is {shown(prompts)}; a list of texts is needed")
     asked = [Prompt("the prompt", one) if isinstance(one, str) else one for one in prompts]
-    folders = (None if one is None else path_of(one, "folder") for one in (tokenizer_dir, reference))
-    return job(path_of(checkpoint_dir, "checkpoint_dir"), asked, options, *folders, on_piece or quiet)
+    words, source = (None if one is None else path_of(one, "folder") for one in (tokenizer_dir, reference))
+    return job(path_of(checkpoint_dir, "checkpoint_dir"), asked, options, words, source, on_piece or quiet)
 
 
 def compare(

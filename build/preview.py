@@ -22,11 +22,11 @@ class Preview(EngineFolder):
         InputError: no checkpoint whose family and quantization this project executes.
     """
 
-    def __init__(self, folder: str | Path, release: Release):
-        checkpoint = CheckpointFolder(folder, "--preview")
+    def __init__(self, folder: str | Path, release: Release, flag: str = "--preview"):
+        checkpoint = CheckpointFolder(folder, flag)
         if checkpoint.precision is None or checkpoint.family is None or not checkpoint.family.predicts_tokens:
             what = f"{checkpoint.architecture} under {checkpoint.algorithm or 'no quantization'}"
-            raise InputError(f"--preview: {shown_path(Path(folder))} is {what}, which is not executed here")
+            raise InputError(f"{flag}: {shown_path(Path(folder))} is {what}, which is not executed here")
         self.folder = checkpoint.folder
         config = {
             "version": release.version,

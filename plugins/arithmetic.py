@@ -44,5 +44,4 @@ def warp_sum(x: torch.Tensor) -> torch.Tensor:
 
 def row_range(x: torch.Tensor) -> torch.Tensor:
     """The largest |x| of every row, at least 1e-6 as x's dtype has it: [tokens, channels] -> float32 [tokens, 1]."""
-    largest = x.abs().amax(-1, keepdim=True)
-    return torch.maximum(largest, torch.full_like(largest, LEAST_RANGE)).float()
+    return x.abs().amax(-1, keepdim=True).clamp_min_(LEAST_RANGE).float()

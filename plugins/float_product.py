@@ -8,6 +8,7 @@ from functools import cache
 from .lazy import torch
 
 FloatProduct = Callable[["torch.Tensor"], "torch.Tensor"]
+FEW_ROWS = 16
 
 
 @cache
@@ -15,6 +16,15 @@ def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16 (AMX, AVX512-BF16)."""
     instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, instruction, lambda: False)() for instruction in instructions)
+
+
+def of_few_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T, [rows, out]; of few rows as weight @ x.T, which a CPU's libraries multiply several times faster."""
+    rows = len(x)
+    if x.is_cuda or rows > FEW_ROWS:
+        return x @ weight.t()
+    wide = x if rows > 1 else x.repeat(2, 1)  # one column would be a product of one thread
+    return torch.mm(weight, wide.t())[:, :rows].t().contiguous()
 
 
 def prepare(weight: torch.Tensor, bias: torch.Tensor | None = None) -> FloatProduct:
@@ -29,5 +39,5 @@ def prepare(weight: torch.Tensor, bias: torch.Tensor | None = None) -> FloatProd
     narrow = weight.is_cuda or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
     if narrow and bias is None:
         return lambda x: torch.nn.functional.linear(x, weight)
-    wide, added = weight.float(), None if bias is None else bias.float()
-    return lambda x: torch.nn.functional.linear(x.float(), wide, added).to(x.dtype)
+    wide, added = weight.float(), torch.zeros(()) if bias is None else bias.float()
+    return lambda x: (of_few_rows(x.float(), wide) + added).to(x.dtype)

@@ -140,12 +140,9 @@ def split(
     Returns:
         q: [batch, heads, tokens, d]; k, v: [batch, kv heads, tokens, d].
     """
-    q, k, v = (
-        part.float().view(*qkv.shape[:2], -1, of.size).transpose(1, 2)
-        for part in qkv.split([of.heads * of.size, of.kv_heads * of.size, of.kv_heads * of.size], -1)
-    )
-    q, k = rotate(q, cos, sin, of.interleaved), rotate(k, cos, sin, of.interleaved)
-    return q.to(qkv.dtype).float(), k.to(qkv.dtype).float(), v
+    heads = qkv.float().view(*qkv.shape[:2], -1, of.size).transpose(1, 2)
+    turned = rotate(heads[:, : of.heads + of.kv_heads], cos, sin, of.interleaved).to(qkv.dtype).float()
+    return turned[:, : of.heads], turned[:, of.heads :], heads[:, of.heads + of.kv_heads :]
 
 
 def reference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,11 +12,11 @@ else:
 
     class _Lazy:
         def __init__(self, name: str):
-            self._name = name
+            self._name, self._module = name, None
 
         def __getattr__(self, name: str) -> Any:
-            from importlib import import_module
-
-            return getattr(import_module(self._name), name)
+            if self._module is None:
+                self._module = import_module(self._name)
+            return getattr(self._module, name)
 
     numpy, torch = _Lazy("numpy"), _Lazy("torch")

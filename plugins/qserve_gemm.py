@@ -24,7 +24,8 @@ PLUGIN = Plugin(
 def unfolded(weight: torch.Tensor, s2_scales: torch.Tensor, s2_zeros: torch.Tensor) -> torch.Tensor:
     """weight * s2 + z2 modulo 256, int8 [out, in]; as for ``reference_per_group``."""
     grouped = weight.int().unflatten(1, (s2_scales.shape[1], -1))
-    return (grouped * s2_scales[..., None] + s2_zeros[..., None]).flatten(1).to(torch.int8)
+    unfolded: torch.Tensor = (grouped * s2_scales[..., None] + s2_zeros[..., None]).flatten(1).to(torch.int8)
+    return unfolded
 
 
 def scaled_product(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ...convert.errors import LINE, InputError, printable, shown
 from ...convert.tokens.tokenization import TRUE
+from .. import releases
 from ..engine_folder import EngineFolder
+from ..preview import Preview
 from . import tensors
 from .backend_rules import backend_rules_broken
 from .chain import bls_problems, chain_problems
@@ -157,6 +159,9 @@ def engine_of(model: Model, repository: Path, mount_dir: str) -> tuple[EngineFol
     if path is None:
         return None, [f"{model.name}: gpt_model_path {where}: {problem}"]
     try:
+        release = model.parameter("preview_release")
+        if release is not None:
+            return Preview(path, releases.find(release), f"{model.name}: gpt_model_path"), []
         return EngineFolder(path, f"{model.name}: gpt_model_path"), []
     except InputError as error:
         return None, [str(error)]

@@ -136,10 +136,15 @@ class Plan:
             ),
         }
 
-    def limits(self) -> dict[str, int]:
+    def limits(self) -> dict[str, int | str]:
         """What an engine knows of itself, and a preview is told."""
         engine = self.engine
-        return {"max_input_len": engine.max_input_len, "max_seq_len": engine.max_seq_len, "max_batch_size": self.batch}
+        return {
+            "preview_release": engine.version,
+            "max_input_len": engine.max_input_len,
+            "max_seq_len": engine.max_seq_len,
+            "max_batch_size": self.batch,
+        }
 
     def tensorrt_llm_bls(self) -> Message:
         first_two = [{"model": step.model, "inputs": step.inputs, "outputs": step.outputs} for step in self.steps[:2]]

@@ -72,8 +72,8 @@ def write_repository(plan: Plan) -> Path:
         for name in ("ensemble", "tensorrt_llm"):
             (staging.folder / name / "1" / ".keep").touch()  # Triton wants the folder; git and archives drop empty ones
         if options.self_contained:
-            files = checkpoint_files(engine) if options.preview else engine_files(engine)
-            copy_files(files, staging.folder / "tensorrt_llm" / "1")
+            copied = checkpoint_files(engine) if options.preview else engine_files(engine)
+            copy_files(copied, staging.folder / "tensorrt_llm" / "1")
         if options.self_contained or plan.rewritten:
             write_tokenizer(Path(options.tokenizer_dir), staging.folder / TOKENIZER, plan.rewritten)
         shutil.copyfile(MODELS / "client.py", staging.folder / "try.py")

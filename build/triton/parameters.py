@@ -33,6 +33,8 @@ TEXTS = (
     "lora_prefetch_dir", "decoding_mode", "medusa_choices", "eagle_choices", "guided_decoding_backend",
     "xgrammar_tokenizer_info_path", "tokenizer_dir", "gpu_weights_percent",
 )  # fmt: skip
+# What the model of a preview reads besides.
+PREVIEW = ("preview_release", "max_input_len", "max_seq_len", "max_batch_size")
 ENGINE = (*SWITCHES, *COUNTS, *FRACTIONS, *TEXTS)
 # Python models: what Triton itself reads, what NVIDIA's read, and ours.
 PYTHON = (
@@ -50,7 +52,8 @@ LIKENESS = 0.75  # of a name to a known one, to be taken for a slip where a mode
 def unknown_parameters(model: Model) -> Iterator[str]:
     """Keys that nothing reads. A Python model of someone else's may read others, so there only slips are told."""
     closed = model.config.backend == "tensorrtllm" or model.has_file("tokenization.py")
-    known = ENGINE if model.is_engine() else PYTHON
+    known = (*ENGINE, *PREVIEW) if "preview_release" in model.config.parameters else ENGINE
+    known = known if model.is_engine() else PYTHON
     if not (closed or model.is_engine() or {"tokenizer_dir", "tensorrt_llm_model_name"} & set(model.config.parameters)):
         return
     for key in sorted(set(model.config.parameters) - set(known)):

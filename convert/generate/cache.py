@@ -51,6 +51,7 @@ class Pass:
     pieces: Sequence[Piece]
     device: torch.device
     biases: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     @cached_property
     def places(self) -> torch.Tensor:
@@ -77,6 +78,13 @@ class Pass:
     def in_order(self) -> bool:
         """Whether single tokens are those of the first slots, in their order."""
         return [piece.slot for piece in self.pieces[: self.single]] == list(range(self.single))
+
+    def turned(self, tables: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of the pass's tokens; layers share their tables."""
+        cos, sin = tables
+        if id(cos) not in self.turns:
+            self.turns[id(cos)] = cos[self.places], sin[self.places]
+        return self.turns[id(cos)]
 
     def bias(self, heads: Heads) -> torch.Tensor:
         """What is added to scores of single tokens, [sequences, 1 or heads, 1, keys]."""
@@ -143,7 +151,7 @@ class KeyValueCache:
     def attend(self, index: int, qkv: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
         """Attention of the pass's tokens over their sequences; as ``Runtime.attend``, qkv [1, tokens, ...]."""
         now, heads = self.now, self.heads[index]
-        cos, sin = (table[now.places] for table in self.turns.of(index))
+        cos, sin = now.turned(self.turns.of(index))
         q, k, v = gpt_attention.split(qkv, cos, sin, heads)
         self.keep(index, k, v, kv_cache)
         done, single = [], now.single

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files.disk import is_there, read_json, shown_path
 from ..models.model import Model
 from ..prove.folder import FloatFolder
-from ..prove.proven import Proven, opened
+from ..prove.proven import Executable, opened
 from ..prove.verify import check_same_model
 from ..sources.readymade.detect import FILES
 from ..sources.special_tokens import special_tokens
@@ -103,7 +103,7 @@ class Speaker:
         return continued(network, self.tokenizer, prompts, self.ends, options, on_piece)
 
 
-def opened_any(folder: str | Path, reader: str = "kernels", dtype: str | None = None) -> Proven | FloatFolder:
+def opened_any(folder: str | Path, reader: str = "kernels", dtype: str | None = None) -> Executable:
     """``opened``, of folders in floating point too."""
     folder = Path(folder)
     config = read_json(folder / CONFIG) if is_there(folder / CONFIG) else {}
@@ -138,7 +138,7 @@ def generate(
     speaker = Speaker(checkpoint, words, options.reader, dtype)
     source = None if reference is None else Speaker(reference, words)
     if source is not None:
-        check_same_model(speaker.proven, source.proven.source)
+        check_same_model(speaker, source)
     ids = speaker.ids(prompts, options)
     answers, speed = speaker.continued(ids, options, on_piece)
     if source is None:

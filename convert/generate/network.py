@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..errors import InputError
-from ..prove.proven import Proven
+from ..prove.proven import Executable
 from .cache import KeyValueCache, Pass, Piece
 
 # Positions whose logits are made at once.
@@ -25,7 +25,7 @@ class Network:
         cache: keys and values of the sequences.
     """
 
-    def __init__(self, proven: Proven, device: torch.device, longest: int):
+    def __init__(self, proven: Executable, device: torch.device, longest: int):
         model = proven.model
         if not model.family.predicts_tokens:
             raise InputError(f"{proven.folder}: {model.architecture} predicts no tokens; nothing can be generated")

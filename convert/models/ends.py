@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ...plugins import layernorm_quantization, rmsnorm_quantization
+from ...plugins.float_product import of_few_rows
 from ...plugins.lazy import torch
 from .model import Model
 from .pieces import LAYER, Norm
@@ -89,7 +90,8 @@ class Head:
         Args:
             out: where they are put, if not in memory of their own.
         """
-        logits = torch.mm(normed.to(self.weight.dtype), self.weight.t(), out=out)
+        normed = normed.to(self.weight.dtype)
+        logits = of_few_rows(normed, self.weight) if out is None else torch.mm(normed, self.weight.t(), out=out)
         if self.bias is not None:
             logits += self.bias
         if self.model.logit_scale != 1:

@@ -91,6 +91,8 @@ class EngineLayer:
         names = [linear.name for linear in self.model.family.linears]
         held = {f"{name}.weight" for name in names}
         tensors = {name: tensor for name, tensor in self.tensors.items() if name not in held}
+        for norm in self.model.family.all_norms:
+            tensors |= {f"{norm.name}.{suffix}": tensors[f"{norm.name}.{suffix}"].float() for suffix in norm.suffixes}
         return replace(self, tensors=tensors, products={name: self.prepared_product(name) for name in names})
 
     def prepared_product(self, linear: str) -> Product:

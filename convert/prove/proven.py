@@ -24,8 +24,23 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 
-class Proven(Protocol):
-    """A quantized model on disk.
+class Executable(Protocol):
+    """A model on disk that is executed layer by layer."""
+
+    folder: Path
+    model: Model
+
+    def runtime(self, tokens: int, device: torch.device) -> Runtime: ...
+
+    def executed(self, index: int, device: torch.device) -> ExecutedLayer: ...
+
+    def embedding(self) -> Embedding: ...
+
+    def head(self, device: torch.device) -> Head: ...
+
+
+class Proven(Executable, Protocol):
+    """A quantized one.
 
     Attributes:
         quant: what it is quantized by; None in floating point.
@@ -35,8 +50,6 @@ class Proven(Protocol):
         sliding_window: attention window of all layers in tokens, or None.
     """
 
-    folder: Path
-    model: Model
     manifest: Manifest
     quant: str | None
     kv_cache: str | None
@@ -44,15 +57,7 @@ class Proven(Protocol):
     cut: str
     sliding_window: int | None
 
-    def runtime(self, tokens: int, device: torch.device) -> Runtime: ...
-
-    def executed(self, index: int, device: torch.device) -> ExecutedLayer: ...
-
     def rotation(self) -> Rotation | None: ...
-
-    def embedding(self) -> Embedding: ...
-
-    def head(self, device: torch.device) -> Head: ...
 
     def encoder_head(self) -> EncoderHead: ...
 

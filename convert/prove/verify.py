@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..device import check_device, pick_device
 from ..errors import InputError
@@ -38,7 +38,13 @@ def structure_problems(
     return problems + (changed or checkpoint.manifest.problems)() if values else problems
 
 
-def check_same_model(checkpoint: Proven, source: Source) -> None:
+class Sized(Protocol):
+    """Whatever has a model."""
+
+    model: Model
+
+
+def check_same_model(checkpoint: Sized, source: Sized) -> None:
     """Raise InputError unless the model that a checkpoint was made from is as large as this source."""
     for name in ("engine_class", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
         ours, theirs = getattr(checkpoint.model, name), getattr(source.model, name)
