@@ -61,6 +61,14 @@ def test_of_integers(quant: str, kv_cache: str | None, models: Callable[[str], P
         assert log_prob == pytest.approx(anew(proven, one)[0], abs=0.02 * len(one.ids))
 
 
+def test_a_checkpoint_in_float32_is_its_source(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Weights that float16 holds: nothing is rounded, the embedding neither."""
+    converted(tiny(), tmp_path / "ck")
+    networks = [Network(one, CPU, 40) for one in (opened(tmp_path / "ck", dtype="float32"), FloatFolder(tiny()))]
+    ours, theirs = (log_likelihoods(network, asked(network.model.vocab_size)) for network in networks)
+    assert [log_prob for log_prob, _ in ours] == pytest.approx([log_prob for log_prob, _ in theirs], abs=1e-3)
+
+
 def test_what_greedy_decoding_says_is_known(models: Callable[[str], Path]) -> None:
     proven = FloatFolder(models(LLAMA))
     (context,) = prompts(proven.model.vocab_size, (5,))

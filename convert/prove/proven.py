@@ -92,6 +92,11 @@ class ProvenCheckpoint(Checkpoint):
         tensors = {name: tensor.to(device) for name, tensor in self.layer(index, device).items()}
         return EngineLayer(self.model, self.engine, tensors, self.precision.executed(index), self.kv_cache)
 
+    def embedding(self) -> Embedding:
+        """What stands before the first layer, in the dtype that is computed with."""
+        embedding, dtype = super().embedding(), self.engine.torch_dtype
+        return embedding.map(lambda table: table.to(dtype))
+
     def rotation(self) -> Rotation | None:
         """Of the residual stream, as the manifest recorded it, to compare hidden states with the source's."""
         from ..models.rotation import Rotation
