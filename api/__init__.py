@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
 from .convert.errors import InputError
+from .convert.evaluate.options import EvaluateOptions
 from .convert.generate.options import GenerateOptions
 from .convert.job.options import ConvertOptions
 from .convert.prove.options import VerifyOptions
@@ -32,6 +33,7 @@ from .jobs import (
     check_engine,
     check_repository,
     compare,
+    evaluate,
     families,
     generate,
     plan,
@@ -50,6 +52,7 @@ __all__ = [
     "CheckedEngine",
     "CheckedFolder",
     "ConvertOptions",
+    "EvaluateOptions",
     "GenerateOptions",
     "InputError",
     "TritonOptions",
@@ -61,6 +64,7 @@ __all__ = [
     "check_repository",
     "compare",
     "convert",
+    "evaluate",
     "families",
     "generate",
     "plan",

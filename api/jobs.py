@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
 from .convert.errors import InputError, shown
+from .convert.evaluate.options import EvaluateOptions
 from .convert.files.bounds import path_of
 from .convert.generate.options import GenerateOptions
 from .convert.job.options import ConvertOptions
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .build.plan import Plan
     from .build.steps import Step
     from .build.triton.check import Findings
+    from .convert.evaluate.job import Evaluated
     from .convert.generate.job import Generated
     from .convert.generate.prompts import Prompt
     from .convert.job.compare import Comparison
@@ -172,6 +174,27 @@ def generate(
     asked = [Prompt("the prompt", one) if isinstance(one, str) else one for one in prompts]
     words, source = (None if one is None else path_of(one, "folder") for one in (tokenizer_dir, reference))
     return job(path_of(checkpoint_dir, "checkpoint_dir"), asked, options, words, source, on_piece or quiet)
+
+
+def evaluate(
+    checkpoint_dir: str | Path,
+    options: EvaluateOptions,
+    tokenizer_dir: str | Path | None = None,
+    reference: str | Path | None = None,
+    on_answers: Callable[[str, str, int, int], None] | None = None,
+) -> Evaluated:
+    """Have a checkpoint answer tasks of lm-evaluation-harness with what it computes, without TensorRT.
+
+    Args:
+        tokenizer_dir: a folder with the tokenizer; the reference, or the checkpoint, if None.
+        reference: the Hugging Face folder that it was made of, which answers too, in float32.
+        on_answers: called with (who, kind of request, how many are done, of how many).
+    """
+    from .convert.evaluate.job import evaluate as job
+
+    words, source = (None if one is None else path_of(one, "folder") for one in (tokenizer_dir, reference))
+    options = kind(options, EvaluateOptions)
+    return job(path_of(checkpoint_dir, "checkpoint_dir"), options, words, source, on_answers or quiet)
 
 
 def compare(

@@ -39,19 +39,23 @@ class Start:
 
 
 HELP = [Start(f"{name} --help".strip(), 0, "Usage: enginesmith") for name in (
-    "", "convert", "families", "verify", "compare", "plugins", "build", "triton", "run", "check", "check-engine"
+    "", "convert", "families", "verify", "evaluate", "compare", "plugins", "build", "triton", "run", "check",
+    "check-engine",
 )]  # fmt: skip
 USAGE = [
     Start("", 2, "Commands:"),
     Start("nothing", 2, "No such command 'nothing'"),
     *(Start(f"{name} --no_such_option", 2, "No such option") for name in (
-        "convert", "families", "verify", "compare", "plugins", "build", "triton", "run", "check", "check-engine"
+        "convert", "families", "verify", "evaluate", "compare", "plugins", "build", "triton", "run", "check",
+        "check-engine",
     )),
     Start("convert", 2, "Missing option '--model_dir'"),
     Start("verify", 2, "Missing argument 'CHECKPOINT_DIR'"),
     Start("compare --model_dir model", 2, "Missing option '--quant'"),
     Start("verify checkpoint --max_ppl_increase 2", 2, "--max_ppl_increase needs --reference"),
     Start("verify checkpoint --chunks 0", 2, "--chunks"),
+    Start("evaluate checkpoint", 2, "Missing option '--tasks'"),
+    Start("evaluate checkpoint --tasks a --limit 0", 2, "--limit is 0"),
 ]  # fmt: skip
 CONVERT = [
     Start(f"convert --output_dir out {words}", 2, said)

@@ -14,7 +14,7 @@ import pytest
 
 import enginesmith as es
 from enginesmith import jobs
-from enginesmith.cli import check, check_engine, compare, convert, families, run, verify
+from enginesmith.cli import check, check_engine, compare, convert, evaluate, families, run, verify
 
 Tiny = Callable[..., Path]
 SQ = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
@@ -70,6 +70,7 @@ def test_bad_input_is_one_error(options: Any, tmp_path: Path) -> None:
     for act in (
         lambda: es.convert(replace(options, quant="W9")),
         lambda: es.verify(tmp_path / "nothing"),
+        lambda: es.evaluate(tmp_path / "nothing", es.EvaluateOptions(("any",))),
         lambda: es.plan(tmp_path / "nothing"),
         lambda: es.plugins(tmp_path / "nothing"),
         lambda: es.check(tmp_path / "nothing"),
@@ -105,6 +106,7 @@ def test_commands_call_the_library(tmp_path: Path) -> None:
     assert check.judge is jobs.check
     assert check_engine.check is jobs.check_engine
     assert verify.check is jobs.verify
+    assert evaluate.ask is jobs.evaluate
     assert convert.run is jobs.convert
     assert compare.run is jobs.compare
     assert run.run_recipe is jobs.run
@@ -148,6 +150,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a gate that is no number": (lambda: es.VerifyOptions(max_ppl_increase=float("nan")), "--max_ppl_increase is nan"),
     "a gate that is true": (lambda: es.VerifyOptions(max_ppl_increase=True), "--max_ppl_increase is True"),
     "a device that is none": (lambda: es.VerifyOptions(device=None), "--device is None"),  # type: ignore[arg-type]
+    "tasks that are numbers": (lambda: es.EvaluateOptions([3]), "--tasks is \\[3\\]; a list of names"),  # type: ignore[arg-type]
+    "no tasks": (lambda: es.evaluate("x", es.EvaluateOptions()), "--tasks names none"),
+    "a gate beside nothing": (lambda: es.evaluate("x", es.EvaluateOptions(("a",), max_drop=1)), "--max_drop needs"),
+    "a limit of none": (lambda: es.EvaluateOptions(("a",), limit=0), "--limit is 0; a finite number above 0"),
+    "a batch": (lambda: es.EvaluateOptions(("a",), batch_size=0), "--batch_size is 0; a whole number from 1"),
     "a GPU that is a number": (lambda: es.BuildOptions(gpu=3), "--gpu is 3"),  # type: ignore[arg-type]
     "a preset": (lambda: es.BuildOptions(preset="fast"), "--preset is 'fast'; use one of: latency, throughput"),
     "a flag that is none": (flags_in(max_input_leng=3), "--max_input_leng is no flag; did you mean max_input_len"),

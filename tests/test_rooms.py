@@ -23,6 +23,7 @@ ROOMS = (
     "targets",
     "prove",
     "generate",
+    "evaluate",
     "job",
 )
 SOURCES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
