@@ -56,7 +56,8 @@ class Running:
 def environment() -> dict[str, str]:
     """What launch.sh is started in: this interpreter, its packages, and before them the server's."""
     paths = [str(BESIDE), *(path for path in sys.path if path)]
-    return os.environ | {"PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    here = {"PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(paths), "XDG_CACHE_HOME": str(BESIDE / "cache")}
+    return os.environ | here | {"OMP_NUM_THREADS": "1"}
 
 
 @cache
