@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -165,8 +166,12 @@ def test_templates_in_files(tmp_path: Path) -> None:
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
     assert_same(folder, [])
+    os.mkfifo(folder / "additional_chat_templates" / "odd.jinja")  # which nobody would ever write to
     assert FastTokenizer(folder).chat_template == {"default": "file", "tool_use": "tools"}
-    folders = map(str, (write_engine(tmp_path / "engine"), folder, tmp_path / "repository"))
+    folders = [str(path) for path in (write_engine(tmp_path / "engine"), folder, tmp_path / "repository")]
+    with pytest.raises(InputError, match=r"odd\.jinja: not a regular file"):
+        generate(TritonOptions(*folders))
+    (folder / "additional_chat_templates" / "odd.jinja").unlink()
     copied = generate(TritonOptions(*folders, self_contained=True)) / "preprocessing/1/tokenizer"
     assert FastTokenizer(copied).chat_template == FastTokenizer(folder).chat_template
 
