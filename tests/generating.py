@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 # Prompts of different lengths, one of them longer than the answers of others.
 LENGTHS = (3, 17, 1, 9, 2)
 # By how much logits may be apart, of their deviation: sums in another order flip a rounding here and there.
-MOST_APART, MEDIAN_APART = 0.25, 0.02
+MOST_APART, MEDIAN_APART = 0.25, 0.005
 
 
 def prompts(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
@@ -43,11 +43,13 @@ def computed_anew(proven: Any, ids: list[int]) -> torch.Tensor:
 
 def assert_as_computed_anew(proven: Any, answers: list[Answer]) -> None:
     """Every token is the most likely one behind the whole prefix before it."""
+    all_apart = []
     for answer in answers:
         prompt, made = list(answer.request.ids), answer.ids
         anew = computed_anew(proven, prompt + made)[len(prompt) - 1 : -1]
         apart = (anew - torch.stack(answer.logits)).abs().amax(1) / anew.std()
         assert float(apart.max()) < MOST_APART
-        assert float(apart.median()) < MEDIAN_APART
         chosen = anew.gather(1, torch.tensor(made)[:, None])[:, 0]
         assert bool((anew.amax(1) - chosen <= 2 * apart * anew.std()).all())
+        all_apart.append(apart)
+    assert float(torch.cat(all_apart).median()) < MEDIAN_APART

@@ -16,4 +16,6 @@ pip install --quiet --no-deps --target "$wheels/site" "$wheels"/*.whl
 if [ ! -d .tritonserver/pytriton ]; then
     python -m pip install --quiet --target .tritonserver --no-deps nvidia-pytriton==0.7.0 numpy==1.26.4 || true
 fi
+# lm-evaluation-harness, 450 MB with what it needs, for the tests that ask it; without it they are skipped and say why.
+python -m pip install --quiet --constraint examples/constraints.txt --editable '.[evaluate]' || true
 python -m pytest "$@"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from enginesmith.build.triton import tokenizer
 from enginesmith.build.triton.check import check
 from enginesmith.build.triton.generate import generate
 from enginesmith.build.triton.models import loading
 from enginesmith.build.triton.models.loading import FastTokenizer, load_tokenizer
 from enginesmith.build.triton.options import TritonOptions
+from enginesmith.convert.errors import InputError
 from enginesmith.convert.tokens.tokenization import decode, encode
 
 from .command import run
+from .test_tokenizers import BROKEN
 from .test_triton_models import answers
 from .triton_backend import Server, asked, echo
 from .triton_folders import CORPUS, KINDS, varied_strings, write_engine, write_tokenizer
@@ -161,8 +166,12 @@ def test_templates_in_files(tmp_path: Path) -> None:
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
     assert_same(folder, [])
+    os.mkfifo(folder / "additional_chat_templates" / "odd.jinja")  # which nobody would ever write to
     assert FastTokenizer(folder).chat_template == {"default": "file", "tool_use": "tools"}
-    folders = map(str, (write_engine(tmp_path / "engine"), folder, tmp_path / "repository"))
+    folders = [str(path) for path in (write_engine(tmp_path / "engine"), folder, tmp_path / "repository")]
+    with pytest.raises(InputError, match=r"odd\.jinja: not a regular file"):
+        generate(TritonOptions(*folders))
+    (folder / "additional_chat_templates" / "odd.jinja").unlink()
     copied = generate(TritonOptions(*folders, self_contained=True)) / "preprocessing/1/tokenizer"
     assert FastTokenizer(copied).chat_template == FastTokenizer(folder).chat_template
 
@@ -179,11 +188,11 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
     assert done.stdout == "set()\n"
 
 
-def served(folder: Path, tokenizer: Path, words: str) -> Server:
+def served(folder: Path, source: Path, words: str) -> Server:
     """The repository, made by the command, which must say these words."""
     engine = write_engine(folder / "engine")
     out = folder / "repository"
-    given = {"engine_dir": engine, "tokenizer_dir": tokenizer, "output_dir": out}
+    given = {"engine_dir": engine, "tokenizer_dir": source, "output_dir": out}
     said = run("triton", *(f"--{name}={value}" for name, value in given.items())).stderr
     assert words in said
     assert check(out) == []
@@ -198,10 +207,35 @@ def test_a_folder_of_which_transformers_knows_more(tmp_path: Path) -> None:
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     server = served(tmp_path, folder, "reads")
-    tokenizer = server.models["preprocessing"].tokenizer
-    assert type(tokenizer).__name__ == "FastTokenizer"
-    assert tokenizer.eos_token == tokenizer.bos_token == "<|endoftext|>"
+    opened = server.models["preprocessing"].tokenizer
+    assert type(opened).__name__ == "FastTokenizer"
+    assert opened.eos_token == opened.bos_token == "<|endoftext|>"
     assert answers(server.call("ensemble", asked("the quick fox"))) == ["the quick fox"]
+
+
+@pytest.mark.parametrize("fault", ["WordLevel", "WordPiece", "Unigram"])
+def test_a_tokenizer_that_cannot_tokenize(fault: str, tmp_path: Path) -> None:
+    folder, engine = write_tokenizer(tmp_path / "tokenizer"), write_engine(tmp_path / "engine")
+    BROKEN[fault](folder)
+    with pytest.raises(InputError, match=r"^--tokenizer_dir: no usable tokenizer in ") as raised:
+        generate(TritonOptions(str(engine), str(folder), str(tmp_path / "repository")))
+    assert len(str(raised.value)) < 400
+
+
+def test_a_tokenizer_that_does_not_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, engine = write_tokenizer(tmp_path / "tokenizer"), write_engine(tmp_path / "engine")
+    monkeypatch.setattr(tokenizer, "COMPARE_SECONDS", 0.3)
+    monkeypatch.setattr(tokenizer, "difference", lambda *_: time.sleep(600))
+    with pytest.raises(InputError, match=r"the tokenizer in .* takes more than 0"):
+        generate(TritonOptions(str(engine), str(folder), str(tmp_path / "repository")))
+
+
+def test_a_tokenizer_that_cannot_be_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, engine = write_tokenizer(tmp_path / "tokenizer"), write_engine(tmp_path / "engine")
+    monkeypatch.setattr(tokenizer, "difference", lambda *_: "the vocabulary")
+    with pytest.raises(InputError, match=r"no server would read it as transformers does \(the vocabulary\)"):
+        generate(TritonOptions(str(engine), str(folder), str(tmp_path / "repository")))
+    assert not (tmp_path / "repository").exists()
 
 
 def test_a_folder_without_tokenizer_json(tmp_path: Path) -> None:

@@ -60,11 +60,14 @@ class Stream:
 
 @contextmanager
 def stream(url: str, cancel: bool = False) -> Iterator[Stream]:
-    """A stream that is closed when its requests are answered, or cancels them."""
+    """A stream that is closed when its requests are answered; or cancels them, as it does when a test fails."""
     with grpc.InferenceServerClient(url) as client:
         opened = Stream(client)
         try:
             yield opened
+        except BaseException:
+            cancel = True
+            raise
         finally:
             client.stop_stream(cancel_requests=cancel)
 

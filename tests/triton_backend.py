@@ -44,7 +44,8 @@ class TritonError:
 
 class Tensor:
     def __init__(self, name: str, array: np.ndarray):
-        assert isinstance(array, np.ndarray), f"{name} is no array"
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} is no array")
         self._name, self._array = name, array
 
     def name(self) -> str:
@@ -87,10 +88,12 @@ class ResponseSender:
         self.closed, self.cancelled_after = False, cancelled_after
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        assert not self.closed, "nothing may be sent after the final flag"
-        if response is not None:
-            self.sent.append(response)
+        if self.closed:
+            raise TritonModelException("nothing may be sent after the final flag")
         self.closed = flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if response is not None:
+            assert self.closed or not response.has_error(), "who called this model would wait for more than its error"
+            self.sent.append(response)
 
     def is_cancelled(self) -> bool:
         return self.cancelled_after is not None and len(self.sent) >= self.cancelled_after
@@ -113,17 +116,19 @@ class InferenceRequest:
         return self.sender
 
     def exec(self, decoupled: bool = False) -> Any:
-        assert decoupled or not server.decoupled(self.model_name), "a decoupled model must be called as one"
+        if server.decoupled(self.model_name) and not decoupled:
+            return InferenceResponse([], TritonError("a decoupled model must be called as one"))
         answers = server.call(self.model_name, {name: tensor._array for name, tensor in self.tensors.items()})
         responses = [
             answer
             if isinstance(answer, InferenceResponse)
-            else InferenceResponse([Tensor(k, v) for k, v in answer.items() if k in (self.names or [])])
+            else InferenceResponse([Tensor(k, v) for k, v in answer.items() if k in (self.names or answer)])
             for answer in answers
         ]
         if not decoupled:
             return responses[0]
-        return iter([*responses, InferenceResponse([])])
+        ended = not server.decoupled(self.model_name) or (responses and responses[-1].has_error())
+        return iter(responses if ended else [*responses, InferenceResponse([])])
 
 
 def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:

@@ -7,6 +7,7 @@ environment; it runs without a GPU. Nothing in it executes an engine: a reposito
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -55,7 +56,8 @@ class Running:
 def environment() -> dict[str, str]:
     """What launch.sh is started in: this interpreter, its packages, and before them the server's."""
     paths = [str(BESIDE), *(path for path in sys.path if path)]
-    return os.environ | {"PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    here = {"PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(paths), "XDG_CACHE_HOME": str(BESIDE / "cache")}
+    return os.environ | here | {"OMP_NUM_THREADS": "1"}
 
 
 @cache
@@ -93,8 +95,9 @@ def serving(repository: Path, *arguments: str) -> Iterator[Running]:
     command.append(f"--backend-config=python,shm-region-prefix-name={mark}")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment() | names, stdout=output, stderr=output, start_new_session=True
-        )
+            command, env=environment() | names, stdout=output, stderr=output, start_new_session=True,
+            preexec_fn=end_with_the_tests,
+        )  # fmt: skip
     try:
         wait_until_ready(process, running)
         yield running
@@ -105,6 +108,11 @@ def serving(repository: Path, *arguments: str) -> Iterator[Running]:
         stop(process)
         for left in Path("/dev/shm").glob(f"{mark}*"):
             left.unlink(missing_ok=True)
+
+
+def end_with_the_tests() -> None:
+    """Have Linux end this process when the one that started it is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], running: Running) -> None:

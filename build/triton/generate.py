@@ -20,7 +20,7 @@ from .configs import TOKENIZER, Plan, absolute
 from .launch import docker_command, launch_script, serve_image
 from .options import TritonOptions, check_bounds, check_options, engine_of, settled
 from .pbtxt import write
-from .tokenizer import check_chat, difference, largest_id, open_tokenizer, open_with_transformers
+from .tokenizer import check_chat, compared, largest_id, open_tokenizer, open_with_transformers
 
 MODELS, TOKENS = Path(__file__).parent / "models", Path(tokens.__file__).parent
 # Of a tokenizer's folder: the file that needs no transformers, and the folder of chat templates beside the usual one.
@@ -127,7 +127,7 @@ def check_tokenizer(options: TritonOptions, engine: EngineFolder) -> tuple[Speci
         rewritten = getattr(tokenizer, "backend_tokenizer", None) is not None
         made = "the repository holds one, made by transformers" if rewritten else "every instance imports transformers"
         note = f"{folder} has no {TOKENIZER_JSON}; {made}"
-    elif differs := difference(open_tokenizer(folder, "--tokenizer_dir"), tokenizer):
+    elif differs := compared(folder, tokenizer, "--tokenizer_dir"):
         rewritten = True
         note = (
             f"transformers reads {folder} otherwise than it is written ({differs}); the repository holds what it reads"
@@ -150,7 +150,7 @@ def write_tokenizer(source: Path, folder: Path, rewritten: bool) -> None:
         return
     tokenizer = open_with_transformers(source, "--tokenizer_dir")
     tokenizer.save_pretrained(folder)
-    if differs := difference(open_tokenizer(folder, "--tokenizer_dir"), tokenizer):
+    if differs := compared(folder, tokenizer, "--tokenizer_dir"):
         raise InputError(f"--tokenizer_dir: {source}: no server would read it as transformers does ({differs})")
 
 

@@ -14,6 +14,7 @@ from ...convert.tokens.tokenization import decode, encode
 
 # What rendering one short message may take.
 RENDER_SECONDS, RENDER_BYTES = 10, 512 * 2**20
+COMPARE_SECONDS = 60
 
 
 # Texts that tokenizers divide in ways of their own.
@@ -69,6 +70,21 @@ def usable(folder: Path, flag: str) -> Iterator[None]:
         raise InputError(
             f"{flag}: no usable tokenizer in {folder} ({reason(error)}); tokenizer.json is needed"
         ) from None
+
+
+def compared(folder: Path, measured: Any, flag: str) -> str:
+    """What a server and transformers do not agree on in a folder's tokenizer; empty if they read it alike.
+
+    Raises:
+        InputError: it does not load, does not tokenize, or does not come to an end.
+    """
+    served = open_tokenizer(folder, flag)
+
+    def attempt() -> bytes:
+        with usable(folder, flag):
+            return difference(served, measured).encode("utf-8", "replace")
+
+    return in_child(attempt, COMPARE_SECONDS, f"{flag}: the tokenizer in {folder}").decode()
 
 
 def difference(served: Any, measured: Any) -> str:

@@ -153,7 +153,7 @@ class Flight:
             answer = self.aboard[piece.slot]
             answer.seen = piece.end
             if answer.request.keeps_prompt_logits and piece.first < len(answer.request.ids):
-                answer.prompt_logits.append(self.network.logits(hidden[start : start + piece.count]))
+                answer.prompt_logits.append(self.network.logits(hidden[start : start + piece.count]).cpu())
             start += piece.count
             if piece.end >= len(answer.request.ids):
                 rows.append(start - 1)
@@ -162,8 +162,8 @@ class Flight:
             logits = self.network.logits(hidden[rows])
             for answer, own, largest in zip(advanced, logits, self.largest(logits), strict=True):
                 if answer.request.keeps_logits:
-                    answer.logits.append(own)
-                answer.take(*(largest if answer.chooser.plain else answer.chooser.choose(own, answer.ids)))
+                    answer.logits.append(own.cpu())
+                answer.take(*(largest if answer.chooser.plain else answer.chooser.choose(own.cpu(), answer.ids)))
         return advanced
 
     def largest(self, logits: torch.Tensor) -> list[tuple[int, float]]:

@@ -104,7 +104,7 @@ def refuse_odd_files(folder: Path, flag: str) -> None:
     Args:
         flag: what named the folder, for messages.
     """
-    for path in folder.glob("*"):
+    for path in (*folder.glob("*"), *folder.glob("additional_chat_templates/*")):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{flag}: {shown_path(path)}: not a regular file")
         if path.suffix in ENDINGS and path.is_file() and path.stat().st_size > LARGEST_FILE:

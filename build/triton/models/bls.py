@@ -75,9 +75,9 @@ class TritonPythonModel:
                     sender.send(response)
         except BaseException as error:  # as above; and the sender must be closed whatever happens
             with suppress(Exception):
-                sender.send(failure(error))
-        finally:
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                sender.send(failure(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                return
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def responses(self, request: Any, request_id: str) -> Iterator[Any]:
         """The request's responses in the order in which the engine gives them."""

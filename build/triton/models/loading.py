@@ -128,7 +128,8 @@ def as_token(token: str | dict[str, Any], known: dict[str, Any]) -> Any:
 
 def chat_templates(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] | None:
     """Files go before the settings, in which several templates are a list."""
-    files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    more = (folder / "additional_chat_templates").glob("*.jinja")
+    files = {path.stem: path for path in more if path.is_file()}
     if (folder / "chat_template.jinja").exists():
         files["default"] = folder / "chat_template.jinja"
     templates = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
