@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..convert.errors import InputError, printable
 from ..convert.evaluate.options import EvaluateOptions
 from ..convert.files.apart import check_apart
 from ..convert.files.staging import whole_file
@@ -75,9 +79,12 @@ def evaluate(
     how = EvaluateOptions(**options)
     reads = {"CHECKPOINT_DIR": checkpoint_dir, "--reference": reference, "--tokenizer_dir": tokenizer_dir}
     check_apart(reads | {"--include_path": how.include_path}, {"--output": output})
-    made = ask(checkpoint_dir, how, tokenizer_dir, reference, None if as_json else Progress().show)
-    if output is not None:
-        write(output, made)
+    if output is not None and os.path.lexists(output) and (Path(output).is_dir() or not output.endswith(".json")):
+        raise InputError(f"--output: {output} exists and is no .json file; choose another name")
+    with nullcontext() if output is None else whole_file(output, "--output") as file:
+        made = ask(checkpoint_dir, how, tokenizer_dir, reference, None if as_json else Progress().show)
+        if file is not None:
+            write(file, made)
     if as_json:
         click.echo(json.dumps(made.summary()))
     else:
@@ -99,11 +106,10 @@ class Progress:
             print(f"evaluate: {who}: {what} {done}/{total}", file=sys.stderr, flush=True)
 
 
-def write(output: str, made: Evaluated) -> None:
-    """Figures and samples into a file, which is whole or not there."""
+def write(file: Path, made: Evaluated) -> None:
+    """Figures and samples as one JSON object."""
     samples = {"samples": made.samples, "reference_samples": made.reference_samples}
-    with whole_file(output, "--output") as file:
-        file.write_text(json.dumps(made.summary() | samples, ensure_ascii=False, default=str), encoding="utf-8")
+    file.write_text(json.dumps(made.summary() | samples, ensure_ascii=False, default=str), encoding="utf-8")
 
 
 def print_figures(figures: list[Figure]) -> None:
@@ -126,8 +132,8 @@ def print_figures(figures: list[Figure]) -> None:
             unit = "points" if one.in_points else "%"
             cells = [valued(one.reference, one.reference_error), *cells, f"{one.change:+.2f} {unit}"]
         table.add_row(
-            "" if one.task == last else escape(one.task),
-            escape(what) + (" *" if one.main else ""),
+            "" if one.task == last else escape(printable(one.task)),
+            escape(printable(what)) + (" *" if one.main else ""),
             "" if one.documents is None else f"{one.documents:,}",
             *cells,
         )

@@ -51,7 +51,7 @@ def options(tasks: Path, *names: str, **more: Any) -> EvaluateOptions:
 def of_transformers(folder: Path, how: EvaluateOptions, **more: Any) -> dict[str, Any]:
     """What the harness's own Hugging Face model gives."""
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3, **more)
-    with harness.surroundings(False):
+    with harness.surroundings():
         return harness.run(theirs, harness.load(how)[1], how)
 
 
@@ -194,6 +194,9 @@ def test_the_command(tasks: Path, tmp_path: Path) -> None:
     alone = json.loads(run(*words, "--json", "--limit", 2).stdout)
     assert [one["task"] for one in alone["figures"] if one["main"]] == ["choices", "texts", "answers"]
     assert {one["documents"] for one in alone["figures"]} == {2}
+    (tmp_path / "folder").mkdir()
+    for taken in (tmp_path / "folder", tmp_path / "ids.safetensors"):
+        assert "exists and is no .json file" in run(*words, "--output", taken, expect=2).stderr
     assert "lies in" in run(*words, "--output", speaker / "out.json", expect=2).stderr
     assert "needs --reference" in run(*words, "--max_drop", 1, expect=2).stderr
     assert "--tasks: choice is none; did you mean choices?" in run(

@@ -73,6 +73,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a file that includes itself": (key("include: choices.yaml"), "includes itself"),
     "files of a data set of the Hub": (text("dataset_path: json", "dataset_path: owner/name"), "dataset_kwargs is"),
     "another option of a loader": (text("data_files:", "data_dir: x\n  data_files:"), "data_files alone is needed"),
+    "a name that is none": (text("task: choices", "task: 5"), "task is 5; a name is needed"),
     "no YAML": (key("x: [1"), "cannot be read"),
     "no such file": (text("choices.jsonl", "other.jsonl"), "'other.jsonl': no such file beside it"),
 }  # fmt: skip
@@ -99,6 +100,25 @@ def test_what_a_group_may_not_say_of_its_tasks(tmp_path: Path) -> None:
         )
         with pytest.raises(es.InputError, match=r"group\.yaml"):
             list(TaskFolder(folder).configs())
+
+
+def test_a_task_file_elsewhere(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    (folder / "choices.yaml").rename(tmp_path / "choices.yaml")
+    (folder / "choices.yaml").symlink_to(tmp_path / "choices.yaml")
+    with pytest.raises(es.InputError, match="lies outside of"):
+        list(TaskFolder(folder).configs())
+
+
+def test_no_metric_is_looked_for_where_the_command_runs(
+    speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of the harness's own loads one, and the library would run a file of that name."""
+    (tmp_path / "code_eval").mkdir()
+    (tmp_path / "code_eval" / "code_eval.py").write_text(TOUCH.format(str(tmp_path / "ran")))
+    monkeypatch.chdir(tmp_path)
+    assert "'code_eval' is a program" in run("evaluate", speaker, "--tasks", "humaneval", expect=2).stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_code_runs_only_when_asked_for(speaker: Path, tmp_path: Path) -> None:
@@ -176,6 +196,6 @@ def test_records_that_are_none(speaker: Path, tmp_path: Path) -> None:
 
 
 def test_a_template_that_does_not_fit_is_one_line(speaker: Path, tmp_path: Path) -> None:
-    write_task(tmp_path / "tasks", "choices", "choices", doc_to_text="{{colour}}")
+    write_task(tmp_path / "tasks", "choices", "choices", doc_to_text="{{colour}}", metadata={"files": 1, "version": 2})
     said = run("evaluate", speaker, "--tasks", "choices", "--include_path", tmp_path / "tasks", expect=2).stderr
     assert "'colour' is undefined" in said

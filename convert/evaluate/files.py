@@ -25,8 +25,8 @@ LARGEST = 2**22
 # The loaders of a task file that are this project's.
 FILES = ("json", "parquet", "arrow")
 HUB_NAME, HUB_OPTIONS = re.compile(r"\w[\w.-]*/\w[\w.-]*"), {"revision", "trust_remote_code"}
-# Keys whose value the harness runs, or reads a file by.
-CODE = ("class", "custom_dataset", "unsafe_code", "use_prompt")
+# Keys of names, and those whose value the harness runs, or reads a file by.
+NAMES, CODE = ("task", "group", "tag"), ("class", "custom_dataset", "unsafe_code", "use_prompt")
 REMEDY = "; --allow_task_code permits it, where you trust the folder"
 
 
@@ -83,6 +83,7 @@ class TaskFolder:
         """A file's keys, and those of the files that it includes."""
         if path in within:
             raise InputError("includes itself")
+        self.check_inside(path)
         try:
             config = yaml.load(read_text(path, LARGEST), loader_of(path.parent))
         except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -104,14 +105,21 @@ class TaskFolder:
         found = next((place.resolve() for place in places if place.is_file()), None)
         if found is None:
             raise InputError(f"{shown(name)}: no such file beside it")
-        if not self.trusted and not found.is_relative_to(self.folder.resolve()):
-            raise InputError(f"{shown(name)} lies outside of {shown_path(self.folder)}{REMEDY}")
+        self.check_inside(found)
         return found
+
+    def check_inside(self, path: Path) -> None:
+        """Raise InputError for a file that lies elsewhere, links followed."""
+        if not self.trusted and not path.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"{shown_path(path)} lies outside of {shown_path(self.folder)}{REMEDY}")
 
     def usable(self, config: dict[str, Any], path: Path) -> dict[str, Any]:
         """A task, or a group and what it says of its tasks, with functions and records in place of their names."""
         if not self.trusted:
             self.refuse_code(config)
+        for key in NAMES:
+            if not isinstance(config.get(key, ""), (str, list)):
+                raise InputError(f"{key} is {shown(config[key])}; a name is needed")
         made = {key: functions(value) for key, value in config.items()}
         if isinstance(config.get("task"), list):
             made["task"] = [self.usable(one, path) if isinstance(one, dict) else one for one in made["task"]]
@@ -192,7 +200,7 @@ def refuse_loader(source: Any, options: Any) -> None:
         raise InputError(f"dataset_kwargs is {shown(options)}, and dataset_path names no files{REMEDY}")
 
 
-def read_splits(files: dict[str, list[Path]], **_: Any) -> dict[str, Any]:
+def read_splits(files: dict[str, list[Path]], /, **_: Any) -> dict[str, Any]:
     """The records of every split as the harness has them."""
     from datasets import Dataset
 

@@ -21,7 +21,7 @@ from lm_eval import evaluator, utils
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind, TaskIndex
 
-from ..errors import InputError, reason
+from ..errors import InputError, reason, shown
 from ..files.bounds import meant
 from . import model
 from .files import TaskFolder
@@ -42,9 +42,9 @@ BOOTSTRAP = 1000
 
 
 @contextmanager
-def surroundings(allow_downloads: bool) -> Iterator[None]:
-    """Where the harness works: offline unless downloads are allowed, templates in Jinja's sandbox, in this process,
-    without progress bars, with nothing on standard output."""
+def surroundings(allow_downloads: bool = False, allow_task_code: bool = False) -> Iterator[None]:
+    """Where the harness works: offline unless downloads are allowed, with no metrics that are programs unless code is,
+    templates in Jinja's sandbox, in this process, without progress bars, with nothing on standard output."""
     sandbox = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     sandbox.filters |= utils.env.filters
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
@@ -54,9 +54,18 @@ def surroundings(allow_downloads: bool) -> Iterator[None]:
         stack.enter_context(mock.patch.object(utils, "env", sandbox))
         stack.enter_context(mock.patch("lm_eval.api.task.tqdm", lambda rows, **_: rows))
         stack.enter_context(redirect_stdout(sys.stderr))
+        if not allow_task_code:
+            stack.enter_context(mock.patch("evaluate.load", refuse_program))
         for module, name in () if allow_downloads else OFFLINE:
             stack.enter_context(mock.patch.object(import_module(module), name, True))
         yield
+
+
+def refuse_program(name: str, *_: Any, **__: Any) -> None:
+    """In the place of what fetches metrics, or finds them where the command runs."""
+    raise InputError(
+        f"--tasks: the metric {shown(name)} is a program; --allow_task_code permits it, where you trust it"
+    )
 
 
 def load(options: EvaluateOptions) -> tuple[list[str], Any]:

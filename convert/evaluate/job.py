@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..device import check_device
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..generate.job import Speaker
 from ..prove.verify import check_same_model, finite
 from .figures import Figure, beside, failures, figures
@@ -75,9 +75,9 @@ def evaluate(
         from . import harness, model
     except ImportError as error:
         raise InputError(
-            f"lm-evaluation-harness is not installed ({error}); pip install 'enginesmith[evaluate]'"
+            f"lm-evaluation-harness cannot be imported ({reason(error)}); pip install 'enginesmith[evaluate]'"
         ) from None
-    with harness.surroundings(options.allow_downloads):
+    with harness.surroundings(options.allow_downloads, options.allow_task_code):
         asked, loaded = harness.load(options)
         results = []
         for who, speaker in zip(("checkpoint", "source"), speakers, strict=False):

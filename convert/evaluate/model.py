@@ -34,6 +34,8 @@ MAX_TOKENS = 256
 # What a task may say of an answer, besides where and when it ends.
 SAMPLING = {"temperature", "top_k", "top_p", "repetition_penalty"}
 FLIGHT = 16
+# Tokens that a network has room for from the beginning, if the model does.
+ROOM = 2048
 
 
 class Answering(TemplateLM):  # type: ignore[misc]  # the harness has no types
@@ -177,8 +179,9 @@ class Answering(TemplateLM):  # type: ignore[misc]  # the harness has no types
             raise InputError(f"token {most} is beyond the model's vocabulary of {size}; give its own --tokenizer_dir")
 
     def loaded(self, longest: int) -> Network:
-        """The network for sequences of so many tokens."""
+        """The network for sequences of so many tokens; layers are read again where it was made for shorter ones."""
         if self.network is None or self.network.longest < longest:
             self.network = None
-            self.network = Network(self.speaker.proven, pick_device(self.options.device), longest)
+            room = max(longest, min(self.max_length, ROOM))
+            self.network = Network(self.speaker.proven, pick_device(self.options.device), room)
         return self.network
