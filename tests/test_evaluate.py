@@ -21,14 +21,13 @@ from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.prove.verify import measure
 
 from .command import run
-from .evaluating import RECORDS, TASKS, write_speaker, write_task, write_tasks
+from .evaluating import RECORDS, TASKS, assert_same, of_transformers, write_speaker, write_task, write_tasks
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'enginesmith[evaluate]'")
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from enginesmith.convert.evaluate import figures, harness
 from enginesmith.convert.evaluate.model import Answering
 
 ALL = tuple(TASKS)
@@ -48,13 +47,6 @@ def options(tasks: Path, *names: str, **more: Any) -> EvaluateOptions:
     return EvaluateOptions(names or ALL, include_path=str(tasks), **more)
 
 
-def of_transformers(folder: Path, how: EvaluateOptions, **more: Any) -> dict[str, Any]:
-    """What the harness's own Hugging Face model gives."""
-    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3, **more)
-    with harness.surroundings():
-        return harness.run(theirs, harness.load(how)[1], how)
-
-
 def answering(folder: Path, **more: Any) -> Answering:
     how = EvaluateOptions(("any",), **more)
     return Answering(Speaker(folder, None), how, lambda what, done, total: None)
@@ -62,24 +54,6 @@ def answering(folder: Path, **more: Any) -> Answering:
 
 def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
-
-
-def scores(sample: dict[str, Any]) -> list[float]:
-    """Log-likelihoods of a question's answers."""
-    return [float(answer[0]) if isinstance(answer, (tuple, list)) else answer for (answer,) in sample["resps"]]
-
-
-def assert_same(found: es.jobs.Evaluated, theirs: dict[str, Any]) -> None:
-    """The same figures, and answers to every question."""
-    wanted = {(one.task, one.metric): one.value for one in figures.figures(theirs)}
-    assert {(one.task, one.metric): one.value for one in found.figures} == pytest.approx(wanted, rel=1e-5)
-    for task, samples in theirs["samples"].items():
-        for one, other in zip(found.samples[task], samples, strict=True):
-            assert one["arguments"] == other["arguments"]
-            if task.startswith("answers"):
-                assert one["resps"] == other["resps"]
-            else:
-                assert scores(one) == pytest.approx(scores(other), abs=1e-3)
 
 
 @pytest.mark.parametrize("more", [{}, {"max_length": 20}, {"add_bos_token": False}], ids=["plain", "windows", "no_bos"])
@@ -102,6 +76,14 @@ def test_an_unquantized_checkpoint_as_transformers(tasks: Path, tmp_path: Path) 
     convert(es.ConvertOptions(str(speaker), str(tmp_path / "ck"), tp_size=2, dtype="float16"))
     how = options(tasks, dtype="float32")
     assert_same(es.evaluate(tmp_path / "ck", how, tokenizer_dir=speaker), of_transformers(speaker, how))
+
+
+def test_a_quantized_folder_of_hugging_faces(tasks: Path, tmp_path: Path) -> None:
+    speaker = write_speaker(tmp_path / "hf")
+    convert(es.ConvertOptions(str(speaker), str(tmp_path / "ct"), quant="W8A16", target=("compressed-tensors",)))
+    made = es.evaluate(tmp_path / "ct", options(tasks), reference=speaker)
+    wanted = [one.reference for one in made.figures if one.task == "texts"]
+    assert [one.value for one in made.figures if one.task == "texts"] == pytest.approx(wanted, rel=0.02)
 
 
 def test_batches_change_nothing(speaker: Path, tasks: Path) -> None:

