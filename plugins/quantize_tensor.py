@@ -17,4 +17,4 @@ PLUGIN = Plugin(
 
 def reference(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """q = round(x * scale), saturated; scale: float32 [1], 127 / range (quantization_scaling_factor)."""
-    return int8.saturate(x.float() * scale)
+    return int8.saturate(x * scale.view(1, 1))

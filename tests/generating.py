@@ -22,9 +22,16 @@ def prompts(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list[int]
     return [torch.randint(vocab_size, (length,), generator=draw).tolist() for length in lengths]
 
 
-def answered(proven: Any, asked: list[list[int]], tokens: int = 10, most: int = 3, **request: Any) -> list[Answer]:
+def answered(
+    proven: Any,
+    asked: list[list[int]],
+    tokens: int = 10,
+    most: int = 3,
+    device: torch.device = CPU,
+    **request: Any,
+) -> list[Answer]:
     """Answers to prompts, of which some wait until others have left."""
-    network = Network(proven, CPU, max(map(len, asked)) + tokens)
+    network = Network(proven, device, max(map(len, asked)) + tokens)
     flight = Flight(network, most)
     answers = [flight.add(Request(ids, tokens - n % 3, keeps_logits=True, **request)) for n, ids in enumerate(asked)]
     while flight.busy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.generate.flight import Flight, Request
 from enginesmith.convert.generate.network import Network
+from enginesmith.convert.models.ends import Embedding
 from enginesmith.convert.models.families import FAMILIES
 from enginesmith.convert.prove.folder import FloatFolder
 from enginesmith.convert.prove.proven import opened
@@ -119,6 +121,27 @@ def test_who_leaves_makes_room(models: Callable[[str], Path], tmp_path: Path) ->
     assert stopped.ids[-2:] == [plain[2][1], plain[2][2]]
     assert (stays.reason, stays.ids) == ("length", plain[3][:7])
     assert waits.ids == plain[4][:6]
+
+
+def test_values_beyond_the_dtype_end_one_answer(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """An answer whose logits are no numbers ends; those beside it are answered as alone."""
+    folder = models(LLAMA)
+    proven = FloatFolder(folder)
+    embedding = proven.embedding()
+
+    class Broken(FloatFolder):
+        def embedding(self) -> Embedding:
+            tokens = embedding.tokens.clone()
+            tokens[7] = float("nan")
+            return replace(embedding, tokens=tokens)
+
+    good, bad = [3, 5, 9], [3, 7, 9]
+    (alone,) = answered(proven, [good])
+    broken, beside = answered(Broken(folder), [bad, good])
+    assert (broken.reason, broken.ids) == ("beyond", [])
+    same = min(len(alone.ids), len(beside.ids))
+    assert same > 3
+    assert alone.ids[:same] == beside.ids[:same]
 
 
 def test_more_tokens_than_positions(models: Callable[[str], Path]) -> None:

@@ -38,6 +38,7 @@ from enginesmith.plugins import few_tokens, fp8, int8, quantize_per_token
 
 from .conftest import ALGORITHMS, TINY
 from .family_models import write_family
+from .generating import answered, assert_as_computed_anew, prompts
 from .target_folders import BASE, IDS, SAME, forms, made
 from .test_formats import FORMATS, WIDE, group_size
 
@@ -245,3 +246,16 @@ def test_a_budget_is_spent_as_on_the_cpu(tmp_path: Path) -> None:
         ]
         kept = [json.loads((folder / "enginesmith.json").read_text())["float_budget"]["in_float"] for folder in chosen]
         assert [part["linears"] for part in kept[0]] == [part["linears"] for part in kept[1]]
+
+
+@pytest.mark.parametrize("kv_cache", [None, "INT8", "FP8"])
+@pytest.mark.parametrize("title", ["Llama, Yi, DeepSeek-LLM, SmolLM", "Gemma 2", "BLOOM, BLOOMZ", "Mixtral"])
+def test_text_is_generated_as_on_the_cpu(title: str, kv_cache: str | None, tmp_path: Path) -> None:
+    """Nearly the same logits at the same tokens, several prompts in flight."""
+    text, quant = str(tmp_path / "ids.safetensors"), "W8A16" if title == "Mixtral" else "W4A16_AWQ"
+    options = {"calib": text, "calib_size": 8, "calib_seq_len": 24, "dtype": "float16", "group_size": 64}
+    model = write_family(tmp_path / "hf", title)
+    convert(ConvertOptions(str(model), str(tmp_path / "ck"), quant=quant, kv_cache=kv_cache, **options))
+    proven = opened(tmp_path / "ck")
+    asked = prompts(proven.model.vocab_size)
+    assert_as_computed_anew(proven, answered(proven, asked, device=torch.device("cuda")))

@@ -6,6 +6,7 @@ batching has it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from .sampling import GREEDY, Chooser, Sampling, Words, ends_with
 
 # Tokens of prompts in one pass: answers in flight wait no longer than for so many.
 PROMPT_TOKENS = 512
-END, STOP, LENGTH, CANCELLED = "end", "stop", "length", "cancelled"
+END, STOP, LENGTH, CANCELLED, BEYOND = "end", "stop", "length", "cancelled", "beyond"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Answer:
     Attributes:
         ids: tokens so far.
         log_probs: of each, among all tokens.
-        reason: why it ended: an end token, a stop word, its length, or that it was cancelled; None while it goes on.
+        reason: why it ended: an end token, a stop word, its length, that it was cancelled, or that its logits were no
+            numbers, for a value was beyond the checkpoint's dtype; None while it goes on.
         seen: tokens of prompt and answer that are in the cache.
         logits: of every token of the answer, float32 [vocab_size], where they are kept.
         prompt_logits: pieces of those behind the prompt's tokens, float32 [tokens, vocab_size].
@@ -71,6 +73,9 @@ class Answer:
     def take(self, token: int, log_prob: float) -> None:
         """The next token; it may be the last."""
         request = self.request
+        if not math.isfinite(log_prob):
+            self.reason = BEYOND
+            return
         if token in request.ends:
             self.reason = END
             return

@@ -18,10 +18,16 @@ from ..sources.readymade.detect import FILES
 from ..sources.special_tokens import special_tokens
 from ..sources.tokenizer import Tokenizer, tokenizer_files
 from ..targets.trtllm.manifest import CONFIG
+from .flight import BEYOND
 from .network import Network
 from .options import GenerateOptions
 from .prompts import Prompt
 from .text import OnPiece, Speed, Written, continued
+
+BEYOND_DTYPE = (
+    "its logits are no numbers, for a value is beyond the checkpoint's dtype; enginesmith verify says which, and "
+    "convert --dtype bfloat16 helps"
+)
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,9 @@ def generate(
         check_same_model(speaker, source)
     ids = speaker.ids(prompts, options)
     answers, speed = speaker.continued(ids, options, on_piece)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if answer.reason == BEYOND:
+            raise InputError(f"{prompt.where}: {BEYOND_DTYPE}")
     if source is None:
         return Generated(answers, speed)
     return Generated(answers, speed, *source.continued(ids, options, lambda number, piece: None))

@@ -25,7 +25,7 @@ class Written:
         text: without the end token, and what stop words cut off.
         ids: its tokens.
         prompt_tokens: of the prompt.
-        reason: why it ended: end (an end token), stop (a stop word), length.
+        reason: why it ended: end (an end token), stop (a stop word), length, or beyond (the checkpoint's dtype).
     """
 
     text: str

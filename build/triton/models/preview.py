@@ -21,7 +21,8 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from enginesmith.convert.generate.flight import Answer, Flight, Request
+from enginesmith.convert.generate.flight import BEYOND, Answer, Flight, Request
+from enginesmith.convert.generate.job import BEYOND_DTYPE
 from enginesmith.convert.generate.network import Network
 from enginesmith.convert.generate.sampling import Sampling, Words
 from enginesmith.convert.prove.proven import opened
@@ -200,7 +201,8 @@ class TritonPythonModel:
         for sent in [sent for sent in self.aboard if sent.sender.is_cancelled()]:
             for answer, _, _ in sent.answers:
                 self.flight.cancel(answer)
-            self.fail(sent, "the request was cancelled")
+            self.aboard = [other for other in self.aboard if other is not sent]
+            sent.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def send(self, sent: Sent, advanced: set[Answer]) -> None:
         """What answers have gone on with, where they stream; whole ones that have ended."""
@@ -215,7 +217,8 @@ class TritonPythonModel:
         ]
         for answer, row, sequence in ready:
             final = sent.done and answer is ready[-1][0]
-            respond(sent.sender, self.response(sent, answer, row, sequence), final)
+            broken = answer.reason == BEYOND
+            respond(sent.sender, failure(BEYOND_DTYPE) if broken else self.response(sent, answer, row, sequence), final)
             sent.out[answer] = len(answer.ids)
         if sent.done:
             self.aboard.remove(sent)
