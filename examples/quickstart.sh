@@ -11,4 +11,4 @@ python examples/smollm2.py "$model"
 enginesmith convert --model_dir "$model" --output_dir "$checkpoint" \
     --quant W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN
 enginesmith verify "$checkpoint" --reference "$model" --max_ppl_increase 1.5
-enginesmith generate "$checkpoint" --reference "$model" --chat --prompt "Why is the sky blue?" --max_tokens 40
+enginesmith generate "$checkpoint" --reference "$model" --chat --prompt "Why is the sky blue?" --max_tokens 60

@@ -21,7 +21,8 @@ from ..models.rotary import Turns
 
 KvCache = tuple[str, torch.Tensor]
 HELD = {"INT8": torch.int8, "FP8": torch.float8_e4m3fn}
-LEAST_TOKENS, LEAST_SLOTS = 64, 1
+# Room for tokens comes in steps of so many; for sequences in so many at most beyond those that need it.
+LEAST_TOKENS, MORE_SLOTS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,11 @@ class KeyValueCache:
         slots = max(piece.slot for piece in now.pieces) + 1
         tokens = max(piece.end for piece in now.pieces)
         if slots > self.slots or tokens > self.tokens:
-            self.slots = max(self.slots, slots, min(2 * self.slots, slots + 8))
-            self.tokens = max(self.tokens, -(-tokens // LEAST_TOKENS) * LEAST_TOKENS, self.grown(tokens))
+            if slots > self.slots:
+                self.slots = max(slots, min(2 * self.slots, slots + MORE_SLOTS))
+            if tokens > self.tokens:
+                self.tokens = max(-(-tokens // LEAST_TOKENS) * LEAST_TOKENS, self.tokens * 3 // 2)
             self.kept = [(self.larger(k), self.larger(v)) for k, v in self.kept]
-
-    def grown(self, tokens: int) -> int:
-        """Half as much again where what there is no longer suffices."""
-        return self.tokens * 3 // 2 if tokens > self.tokens else self.tokens
 
     def larger(self, held: torch.Tensor) -> torch.Tensor:
         """A tensor with room for all slots and tokens."""
