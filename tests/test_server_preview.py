@@ -197,6 +197,8 @@ BAD = {
     "the vocabulary is 0 to 399": {"input_ids": np.full((1, 5), 400, np.int32)},
     "request_output_len is 0": {"request_output_len": 0},
     "top_p is": {"runtime_top_p": 1.5},
+    "num_return_sequences is 0": {"num_return_sequences": 0},
+    "num_return_sequences is 1000000": {"num_return_sequences": 10**6},
     "temperature is": {"temperature": -1.0},
     "embedding_bias has": {"embedding_bias": np.zeros((1, 7), np.float32)},
     "stop_words_list": {"stop_words_list": np.array([[[1, 2], [5, -1]]], np.int32)},
@@ -247,9 +249,9 @@ def test_cancelled_and_stopped(server: Running) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_memory_after_many_requests(server: Running) -> None:
+def test_memory_after_many_requests(preview: Preview, server: Running) -> None:
     """Two thousand requests leave nothing behind."""
-    (pid,) = [pid for pid in processes() if "/tensorrt_llm/" in command(pid)]
+    (pid,) = [pid for pid in processes() if f"{preview.repository}/tensorrt_llm/" in command(pid)]
 
     def many(count: int) -> None:
         with stream(server.grpc) as opened:

@@ -15,6 +15,8 @@ from .pbtxt import Message, Word
 
 # Where the tokenizer lies in a repository that holds it.
 TOKENIZER = "preprocessing/1/tokenizer"
+# Files of the model that stands in for an engine.
+PREVIEW = {"model.py": "preview.py", "engine_inputs.py": "engine_inputs.py"}
 # Rows of one request; the engine itself batches across requests, so more brings nothing.
 USUAL_BATCH = 64
 # Each is a process that holds the tokenizer.
@@ -52,7 +54,7 @@ class Plan:
             **({"tensorrt_llm_bls": {"model.py": "bls.py", "stopping.py": "stopping.py"}} if self.bls else {}),
         }
         helpers = {name: name for name in ("tokenization.py", "loading.py")}
-        preview = {"tensorrt_llm": {"model.py": "preview.py"}} if self.options.preview else {}
+        preview = {"tensorrt_llm": PREVIEW} if self.options.preview else {}
         return {name: files | helpers for name, files in sources.items()} | preview
 
     def configs(self) -> dict[str, Message]:

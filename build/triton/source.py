@@ -12,7 +12,7 @@ from .repository import Model, read_text
 SOURCE_LIMIT = 4 * 2**20
 # Modules that lie beside a model.py: ours, and that of NVIDIA's BLS model.
 OURS = "tokenization"
-HELPERS = (OURS, "loading", "chat", "stopping", "lib")
+HELPERS = (OURS, "loading", "chat", "stopping", "engine_inputs", "lib")
 NEEDED_PARAMETER = re.compile(r'\bvalues\["(\w+)"\]')
 
 

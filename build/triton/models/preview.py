@@ -20,26 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+from engine_inputs import RequestError, flag, number, refuse_engine_only, sampling, words
 
 from enginesmith.convert.generate.flight import BEYOND, Answer, Flight, Request
 from enginesmith.convert.generate.job import BEYOND_DTYPE
 from enginesmith.convert.generate.network import Network
-from enginesmith.convert.generate.sampling import Sampling, Words
 from enginesmith.convert.prove.proven import opened
 
 LONGEST_MESSAGE = 400  # characters of an error
-# Inputs of features that only an engine has; a request that gives one of them more than nothing is refused.
-ENGINE_ONLY = (
-    "encoder_input_features", "draft_input_ids", "draft_logits", "prompt_embedding_table", "lora_task_id",
-    "lora_weights", "lora_config", "context_phase_params", "guided_decoding_guide_type", "guided_decoding_guide",
-    "lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size", "runtime_top_p_reset_ids",
-)  # fmt: skip
-NEUTRAL = {"beam_width": 1, "runtime_top_p_decay": 1.0, "beam_search_diversity_rate": 0.0}
-NOTHING_SENT = 0
-
-
-class RequestError(ValueError):
-    """What is wrong with a request, in a line for who sent it."""
 
 
 @dataclass(eq=False)
@@ -94,15 +82,17 @@ class TritonPythonModel:
     def fly(self) -> None:
         """One pass after the other for as long as there are requests; then wait for the next."""
         while self.board():
-            self.drop_cancelled()
-            if not self.flight.busy:
-                continue
             try:
-                advanced = set(self.flight.step())
+                self.go_on()
             except Exception as error:  # a pass is everybody's; nobody may wait for ever
-                for sent in self.aboard:
-                    self.fail(sent, f"tensorrt_llm failed: {error}")
-                continue
+                for sent in list(self.aboard):
+                    self.fail(sent, f"tensorrt_llm failed: {error!r}")
+
+    def go_on(self) -> None:
+        """One pass, and what it brings to everybody."""
+        self.drop_cancelled()
+        if self.flight.busy:
+            advanced = set(self.flight.step())
             for sent in list(self.aboard):
                 self.send(sent, advanced)
 
@@ -137,18 +127,15 @@ class TritonPythonModel:
 
     def accepted(self, name: str, sender: Any, tensors: dict[str, np.ndarray]) -> Sent:
         """A request's rows and sequences, on their way."""
-        for feature in ENGINE_ONLY:
-            if feature in tensors and tensors[feature].size and np.any(tensors[feature] != 0):
-                raise RequestError(f"{feature}: only an engine has that; a preview executes the checkpoint alone")
-        for feature, neutral in NEUTRAL.items():
-            if feature in tensors and np.any(tensors[feature] != neutral):
-                raise RequestError(f"{feature}: a preview knows {neutral} alone; engines know more")
+        refuse_engine_only(tensors)
         wanted = {key: flag(tensors, key) for key in tensors if key.startswith("return_") or key == "streaming"}
         if wanted.get("streaming") and not self.decoupled:
             raise RequestError("streaming needs a decoupled repository")
         excluded = flag(tensors, "exclude_input_in_output", self.exclude_input)
         sent = Sent(name, sender, wanted | {"excluded": excluded}, times={"arrival_time_ns": time.monotonic_ns()})
         rows, sequences = len(tensors["input_ids"]), int(number(tensors, "num_return_sequences", 0, 1))
+        if not 1 <= sequences <= self.flight.most:
+            raise RequestError(f"num_return_sequences is {sequences}; 1 to {self.flight.most} are possible")
         if rows * sequences > 1 and not self.decoupled:
             raise RequestError(f"{rows * sequences} answers to one request need a decoupled repository")
         made = [self.request(tensors, row, wanted) for row in range(rows)]
@@ -201,8 +188,9 @@ class TritonPythonModel:
         for sent in [sent for sent in self.aboard if sent.sender.is_cancelled()]:
             for answer, _, _ in sent.answers:
                 self.flight.cancel(answer)
-            self.aboard = [other for other in self.aboard if other is not sent]
-            sent.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self.aboard.remove(sent)
+            with suppress(Exception):
+                sent.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def send(self, sent: Sent, advanced: set[Answer]) -> None:
         """What answers have gone on with, where they stream; whole ones that have ended."""
@@ -227,13 +215,12 @@ class TritonPythonModel:
         """End a request with an error."""
         for answer, _, _ in sent.answers:
             self.flight.cancel(answer)
-        if sent in self.aboard:
-            self.aboard = [other for other in self.aboard if other is not sent]
+        self.aboard.remove(sent)
         respond(sent.sender, failure(line), final=True)
 
     def response(self, sent: Sent, answer: Answer, row: int, sequence: int) -> Any:
         """The next tokens of an answer that streams, or all of one; and what was asked for besides."""
-        start, prompt, wanted = sent.out.get(answer, NOTHING_SENT), list(answer.request.ids), sent.wanted
+        start, prompt, wanted = sent.out.get(answer, 0), list(answer.request.ids), sent.wanted
         ids = answer.ids[start:]
         shown = ids if wanted.get("streaming") or wanted["excluded"] else prompt + ids
         made: dict[str, Any] = {
@@ -260,57 +247,6 @@ class TritonPythonModel:
             made |= {key: [[value]] for key, value in sent.times.items()}
         tensors = [pb_utils.Tensor(k, np.array(v, self.types[k])) for k, v in made.items() if k in self.types]
         return pb_utils.InferenceResponse(output_tensors=tensors)
-
-
-def sampling(tensors: dict[str, np.ndarray], row: int) -> Sampling:
-    """How tokens are chosen: greedily where neither top_k nor top_p is given, as TensorRT-LLM has it."""
-    top_k, top_p = int(number(tensors, "runtime_top_k", row, 0)), float(number(tensors, "runtime_top_p", row, 0))
-    temperature = float(number(tensors, "temperature", row, 1))
-    repetition = float(number(tensors, "repetition_penalty", row, 1))
-    seed = max(int(number(tensors, name, row, 0)) for name in ("seed", "random_seed"))
-    for name, value, good in (
-        ("top_k", top_k, top_k >= 0),
-        ("top_p", top_p, 0 <= top_p <= 1),
-        ("temperature", temperature, 0 <= temperature < float("inf")),
-        ("repetition_penalty", repetition, 0 < repetition < float("inf")),
-    ):
-        if not good:
-            raise RequestError(f"{name} is {value}, which no sampling takes")
-    return Sampling(
-        temperature or 1.0,
-        1 if not temperature or (top_k, top_p) == (0, 0) else top_k,
-        top_p or 1.0,
-        seed,
-        repetition,
-        float(number(tensors, "presence_penalty", row, 0)),
-        float(number(tensors, "frequency_penalty", row, 0)),
-        max(int(number(tensors, name, row, 0)) for name in ("min_tokens", "min_length")),
-    )
-
-
-def words(tensors: dict[str, np.ndarray], name: str, row: int) -> Words:
-    """A row of int32 [2, tokens]: all ids, and below the end of each sequence."""
-    if name not in tensors or not tensors[name].size:
-        return ()
-    ids, ends = tensors[name][row].reshape(2, -1).tolist()
-    ends = [end for end in ends if end > 0]
-    if any(end > len(ids) for end in ends) or ends != sorted(ends):
-        raise RequestError(f"{name}: {ends} are no ends of sequences of {len(ids)} tokens")
-    return tuple(tuple(ids[start:end]) for start, end in zip([0, *ends], ends, strict=False) if start < end)
-
-
-def number(tensors: dict[str, np.ndarray], name: str, row: int, usual: float | None = None) -> Any:
-    """A row's number; usual where the request has none."""
-    if name in tensors and tensors[name].size > row:
-        return tensors[name].reshape(-1)[row]
-    if usual is None:
-        raise RequestError(f"{name} is missing")
-    return usual
-
-
-def flag(tensors: dict[str, np.ndarray], name: str, usual: bool = False) -> bool:
-    """Whether a request says yes to something."""
-    return bool(tensors[name].reshape(-1).any()) if name in tensors else usual
 
 
 def failure(message: str) -> Any:
