@@ -98,11 +98,13 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torc
     return attended
 
 
-def attend_from(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torch.Tensor:
+def attend_from(
+    bias: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads
+) -> torch.Tensor:
     """``attend`` of queries that stand anywhere in sequences of which all keys are given.
 
     Args:
-        bias: as ``Heads.bias`` gives it, [batch or 1, 1 or heads, queries, keys].
+        bias: as ``Heads.bias`` gives it, [batch or 1, 1 or heads, queries, keys]; None for zeros.
         q: [batch, heads, queries, d].
         k, v: [batch, kv heads, keys, d].
 
@@ -114,7 +116,8 @@ def attend_from(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.T
     scores = (together @ k.transpose(2, 3)).view(batch, heads, queries, -1) * of.scale
     if of.cap is not None:
         scores = of.cap * torch.tanh(scores / of.cap)
-    weights = (scores.float() + bias).softmax(-1).to(v.dtype)
+    scores = scores.float() if bias is None else scores.float() + bias
+    weights = scores.softmax(-1).to(v.dtype)
     return (weights.view(*together.shape[:3], -1) @ v).view(q.shape)
 
 

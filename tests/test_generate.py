@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from enginesmith.convert.errors import InputError
+from enginesmith.convert.generate.cache import Piece
 from enginesmith.convert.generate.flight import Flight, Request
 from enginesmith.convert.generate.network import Network
 from enginesmith.convert.models.ends import Embedding
@@ -81,6 +83,78 @@ def test_greedy_as_transformers(title: str, tmp_path: Path) -> None:
         how = {"do_sample": False, "max_new_tokens": len(answer.ids), "eos_token_id": None, "pad_token_id": 0}
         whole = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), **how)
         assert whole[0, len(ids) :].tolist() == answer.ids
+
+
+@pytest.mark.parametrize("title", ["Gemma 2", "Gemma 3, text", "BLOOM, BLOOMZ"])
+def test_windows_and_slopes_in_pieces(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows shorter than prompts and answers, and distances that count, where prompts are read in pieces."""
+    monkeypatch.setattr("enginesmith.convert.generate.flight.PROMPT_TOKENS", 5)
+    window = {} if "BLOOM" in title else {"sliding_window": 6}
+    proven = FloatFolder(write_family(tmp_path / "hf", title, **window))
+    assert (proven.model.sliding_window == 6) == bool(window)
+    asked = prompts(proven.model.vocab_size, (3, 17, 12))
+    assert_as_computed_anew(proven, answered(proven, asked, tokens=14))
+
+
+def test_a_mixture_in_float32(models: Callable[[str], Path], tmp_path: Path) -> None:
+    converted(models("Mixtral"), tmp_path / "ck", quant="W8A16")
+    proven = opened(tmp_path / "ck", dtype="float32")
+    assert_as_computed_anew(proven, answered(proven, prompts(proven.model.vocab_size)))
+
+
+def test_a_pass_reads_no_more_than_its_share(models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts wait for a pass with room, and are cut behind their own tokens alone; who leaves early disturbs nobody."""
+    monkeypatch.setattr("enginesmith.convert.generate.flight.PROMPT_TOKENS", 8)
+    proven = FloatFolder(models(LLAMA))
+    lengths = (8, 5, 3, 11, 2)
+    asked = prompts(proven.model.vocab_size, lengths)
+    flight = Flight(Network(proven, CPU, 40), 8)
+    answers = [flight.add(Request(ids, 1 + n % 2)) for n, ids in enumerate(asked)]
+    read = []
+    while flight.busy:
+        flight.aboard += [flight.waiting.popleft() for _ in range(len(flight.waiting))]
+        read.append([piece.count for piece in flight.pieces() if not flight.aboard[piece.slot].ids])
+        flight.step()
+    assert all(sum(counts) <= 8 for counts in read)
+    assert sorted(count for counts in read for count in counts) == sorted((8, 5, 3, 8, 3, 2))
+    for answer, ids in zip(answers, asked, strict=True):
+        (alone,) = answered(proven, [ids], tokens=2)
+        assert answer.ids == alone.ids[: len(answer.ids)]
+
+
+@pytest.mark.parametrize("quant", ["W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN"])
+def test_integers_do_not_depend_on_company(quant: str, models: Callable[[str], Path], tmp_path: Path) -> None:
+    """Hidden states of a prompt and of what follows are the same to the bit, whoever is beside it."""
+    converted(models(LLAMA), tmp_path / "ck", quant=quant, kv_cache="INT8")
+    proven = opened(tmp_path / "ck")
+    asked = prompts(proven.model.vocab_size)
+
+    def hidden(some: list[list[int]]) -> list[torch.Tensor]:
+        network, starts = Network(proven, CPU, 40), [0]
+        for ids in some:
+            starts.append(starts[-1] + len(ids))
+        first = network([Piece(slot, 0, len(ids)) for slot, ids in enumerate(some)], [i for ids in some for i in ids])
+        then = network([Piece(slot, len(ids), 1) for slot, ids in enumerate(some)], [7] * len(some))
+        return [torch.cat((first[a:b], then[n : n + 1])) for n, (a, b) in enumerate(pairwise(starts))]
+
+    for ids, beside in zip(asked, hidden(asked), strict=True):
+        assert torch.equal(hidden([ids])[0], beside)
+
+
+def test_a_cache_that_could_not_grow_is_as_it_was(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proven = FloatFolder(models(LLAMA))
+    network = Network(proven, CPU, 60)
+    (ids,) = prompts(proven.model.vocab_size, (30,))
+    network([Piece(0, 0, 30)], ids)
+    room = network.cache.room
+    monkeypatch.setattr(network.cache, "room", lambda *of: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        network([Piece(1, 0, 30)], ids)
+    monkeypatch.setattr(network.cache, "room", room)
+    one, other = network([Piece(1, 0, 30), Piece(0, 0, 30)], [*ids, *ids]).chunk(2)
+    assert torch.equal(one, other)
 
 
 def test_a_request_in_a_crowd_is_answered_as_alone(models: Callable[[str], Path], tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import enginesmith as es
@@ -112,8 +114,11 @@ def test_a_plain_prompt_as_a_chat(model: Path) -> None:
 def test_files_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\n\n two\n")
     assert [prompt.text for prompt in es.read_prompts(tmp_path / "lines.txt")] == ["one", " two"]
-    (tmp_path / "records.json").write_text(json.dumps([{"prompt": "a"}, {"text": "b"}, "c"]))
-    assert [prompt.text for prompt in es.read_prompts(tmp_path / "records.json")] == ["a", "b", "c"]
+    (tmp_path / "lines.txt").write_text("one\x0ctwo\u2028three\n")
+    assert [prompt.text for prompt in es.read_prompts(tmp_path / "lines.txt")] == ["one\x0ctwo\u2028three"]
+    records = [{"prompt": "a"}, {"text": "b"}, "c", {"prompt": None, "text": "d"}]
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    assert [prompt.text for prompt in es.read_prompts(tmp_path / "records.json")] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,7 @@ def test_files_of_prompts(tmp_path: Path) -> None:
         ('{"messages": [{"role": "user", "content": "x"}], "tools": 3}', "tools is"),
         ('{"prompt": 3}', "has no prompt"),
         ('{"prompt": "x", "chat_template_kwargs": {"tokenize": true}}', "chat_template_kwargs is"),
+        ('{"messages": [{"role": "u", "content": "x"}], "chat_template_kwargs": {"where": 1}}', "chat_template_kwargs"),
         ("", "has no prompt"),
     ],
 )
@@ -184,3 +190,28 @@ def test_another_model_as_reference(checkpoint: Path, model: Path, tmp_path: Pat
     write_tokenizer(other)
     done = run("generate", checkpoint, "--reference", other, "--prompt", "x", expect=2)
     assert "--reference: hidden_size is 128" in done.stderr
+
+
+def test_a_tokenizer_of_another_model(model: Path, tmp_path: Path) -> None:
+    small = write_model(tmp_path / "hf", vocab_size=101)
+    done = run("generate", small, "--tokenizer_dir", model, "--prompt", "hello world", "--max_tokens", 2, expect=2)
+    assert "is beyond the model's vocabulary of 101" in done.stderr
+
+
+def test_where_no_token_can_come(model: Path, tmp_path: Path) -> None:
+    converted(model, tmp_path / "ck", quant=None)
+    held = load_file(tmp_path / "ck" / "rank0.safetensors")
+    save_file(
+        held | {"transformer.ln_f.weight": held["transformer.ln_f.weight"] * torch.nan},
+        tmp_path / "ck" / "rank0.safetensors",
+    )
+    done = run("generate", tmp_path / "ck", "--tokenizer_dir", model, "--prompt", "hello", expect=2)
+    assert "no token can come next" in done.stderr
+
+
+@pytest.mark.parametrize("template", ["{{ 'x' * 100000000 }}", "{{ 'x' * 100000000000000 }}"])
+def test_a_template_that_writes_without_end(template: str, model: Path, tmp_path: Path) -> None:
+    words = write_tokenizer(tmp_path / "words", chat=True)
+    (words / "chat_template.jinja").write_text(template)
+    with pytest.raises(es.InputError, match=r"its chat template does not render the prompt \(it writes"):
+        Prompt("the prompt", "hello").ids(Tokenizer(words, "--tokenizer_dir"), chat=True)

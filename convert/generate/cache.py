@@ -2,7 +2,8 @@
 
 A pass brings some new tokens of each of several sequences, one sequence behind the other in one row of hidden states.
 Keys and values are held as the checkpoint says (INT8, FP8, or the runtime's dtype), and every one of them is read back
-from there, also by the token that brought it.
+from there, also by the token that brought it. Each sequence is attended to by itself, so that what is beside it changes
+nothing.
 """
 
 from __future__ import annotations
@@ -47,11 +48,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pass:
-    """The pieces that go through the layers together; those of a single token first."""
+    """The pieces that go through the layers together."""
 
     pieces: Sequence[Piece]
     device: torch.device
-    biases: dict[int | None, torch.Tensor] = field(default_factory=dict)
     turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     @cached_property
@@ -65,33 +65,12 @@ class Pass:
         """Of every token's sequence, [tokens]."""
         return torch.tensor([p.slot for p in self.pieces for _ in range(p.count)], device=self.device)
 
-    @cached_property
-    def single(self) -> int:
-        """Pieces of one token that follow others; they are attended to together."""
-        return sum(piece.count == 1 and piece.first > 0 for piece in self.pieces)
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest sequence of single tokens."""
-        return max(piece.end for piece in self.pieces[: self.single])
-
-    @cached_property
-    def in_order(self) -> bool:
-        """Whether single tokens are those of the first slots, in their order."""
-        return [piece.slot for piece in self.pieces[: self.single]] == list(range(self.single))
-
     def turned(self, tables: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of the pass's tokens; layers share their tables."""
         cos, sin = tables
         if id(cos) not in self.turns:
             self.turns[id(cos)] = cos[self.places], sin[self.places]
         return self.turns[id(cos)]
-
-    def bias(self, heads: Heads) -> torch.Tensor:
-        """What is added to scores of single tokens, [sequences, 1 or heads, 1, keys]."""
-        if heads.window not in self.biases:
-            self.biases[heads.window] = heads.bias(self.places[: self.single, None], self.longest)
-        return self.biases[heads.window]
 
 
 class KeyValueCache:
@@ -116,20 +95,22 @@ class KeyValueCache:
         tokens = max(piece.end for piece in now.pieces)
         if slots > self.slots or tokens > self.tokens:
             if slots > self.slots:
-                self.slots = max(slots, min(2 * self.slots, slots + MORE_SLOTS))
+                slots = max(slots, min(2 * self.slots, slots + MORE_SLOTS))
             if tokens > self.tokens:
-                self.tokens = max(-(-tokens // LEAST_TOKENS) * LEAST_TOKENS, self.tokens * 3 // 2)
-            self.kept = [(self.larger(k), self.larger(v)) for k, v in self.kept]
+                tokens = max(-(-tokens // LEAST_TOKENS) * LEAST_TOKENS, self.tokens * 3 // 2)
+            slots, tokens = max(slots, self.slots), max(tokens, self.tokens)
+            self.kept = [(self.larger(k, slots, tokens), self.larger(v, slots, tokens)) for k, v in self.kept]
+            self.slots, self.tokens = slots, tokens
 
-    def larger(self, held: torch.Tensor) -> torch.Tensor:
-        """A tensor with room for all slots and tokens."""
-        whole = self.room(held.dtype)
+    def larger(self, held: torch.Tensor, slots: int, tokens: int) -> torch.Tensor:
+        """A layer's keys or values, with more room."""
+        whole = self.room(held.dtype, slots, tokens)
         bytes_of(whole)[: held.shape[0], :, : held.shape[2]] = bytes_of(held)
         return whole
 
-    def room(self, dtype: torch.dtype) -> torch.Tensor:
+    def room(self, dtype: torch.dtype, slots: int, tokens: int) -> torch.Tensor:
         """Room for a layer's keys or values."""
-        shape = (self.slots, self.model.num_key_value_heads, self.tokens, self.model.head_size)
+        shape = (slots, self.model.num_key_value_heads, tokens, self.model.head_size)
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def move(self, source: int, slot: int) -> None:
@@ -153,11 +134,8 @@ class KeyValueCache:
         cos, sin = now.turned(self.turns.of(index))
         q, k, v = gpt_attention.split(qkv, cos, sin, heads)
         self.keep(index, k, v, kv_cache)
-        done, single = [], now.single
-        if single:
-            done.append(self.of_singles(index, q[0, :, :single].transpose(0, 1), kv_cache))
-        start = single
-        for piece in now.pieces[single:]:
+        done, start = [], 0
+        for piece in now.pieces:
             done.append(self.of_piece(index, piece, q[:, :, start : start + piece.count], kv_cache))
             start += piece.count
         return torch.cat(done)[None].to(qkv.dtype)
@@ -166,7 +144,8 @@ class KeyValueCache:
         """Write the pass's keys and values, float32 [1, kv heads, tokens, d]."""
         while len(self.kept) <= index:
             dtype = self.dtype if kv_cache is None else HELD[kv_cache[0]]
-            self.kept.append((self.room(dtype), self.room(dtype)))
+            k_room, v_room = (self.room(dtype, self.slots, self.tokens) for _ in range(2))
+            self.kept.append((k_room, v_room))
         for held, x, which in zip(self.kept[index], (k, v), (0, -1), strict=True):
             x = x[0].transpose(0, 1)
             made = x.to(held.dtype) if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
@@ -175,17 +154,6 @@ class KeyValueCache:
     def read(self, held: torch.Tensor, which: int, kv_cache: KvCache | None) -> torch.Tensor:
         """What the cache gives back, float32."""
         return held.float() if kv_cache is None else gpt_attention.restored(held, kv_cache[1][which])
-
-    def of_singles(self, index: int, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
-        """One token of each of some sequences: [sequences, heads, d] -> [sequences, heads * d]."""
-        now = self.now
-        slots = slice(now.single) if now.in_order else now.slots[: now.single]
-        k, v = (
-            self.read(taken(held, slots)[:, :, : now.longest], which, kv_cache)
-            for held, which in zip(self.kept[index], (0, -1), strict=True)
-        )
-        heads = self.heads[index]
-        return gpt_attention.attend_from(now.bias(heads), q[:, :, None], k, v, heads).flatten(1)
 
     def of_piece(self, index: int, piece: Piece, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
         """Some tokens of one sequence: [1, heads, tokens, d] -> [tokens, heads * d]."""
@@ -197,14 +165,14 @@ class KeyValueCache:
         if piece.first == 0:
             attended = gpt_attention.attend(q, k, v, heads)
         else:
-            places = torch.arange(piece.first, piece.end, device=self.device)[None]
-            attended = gpt_attention.attend_from(heads.bias(places, piece.end), q, k, v, heads)
+            attended = gpt_attention.attend_from(self.bias(piece, heads), q, k, v, heads)
         return attended[0].transpose(0, 1).flatten(1)
 
-
-def taken(held: torch.Tensor, slots: slice | torch.Tensor) -> torch.Tensor:
-    """Some slots of keys or values."""
-    return bytes_of(held)[slots].view(held.dtype)
+    def bias(self, piece: Piece, heads: Heads) -> torch.Tensor | None:
+        """What is added to scores of a piece that follows others; None where a single token sees all before it."""
+        if piece.count == 1 and heads.plain(piece.end):
+            return None
+        return heads.bias(torch.arange(piece.first, piece.end, device=self.device)[None], piece.end)
 
 
 def bytes_of(held: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..errors import InputError
 from .cache import Piece
 from .network import Network
 from .sampling import GREEDY, Chooser, Sampling, Words, ends_with
@@ -87,6 +88,21 @@ class Answer:
             self.reason = LENGTH
 
 
+def check(request: Request, vocab_size: int) -> None:
+    """Raise InputError for what no choice of a token survives."""
+    how, words = request.sampling, [*request.bad, *request.stop, request.ends, request.ids]
+    for word in words:
+        for token in word:
+            if not 0 <= token < vocab_size:
+                raise InputError(f"token {token} is none of the model's, which are 0 to {vocab_size - 1}")
+    numbers = {"temperature": (1e-4, 1e4), "repetition": (1e-3, 1e3), "presence": (-1e6, 1e6), "frequency": (-1e6, 1e6)}
+    for name, (least, most) in numbers.items():
+        if not least <= getattr(how, name) <= most:
+            raise InputError(f"{name} is {getattr(how, name)}; {least:g} to {most:g} are possible")
+    if request.bias is not None and not bool(torch.isfinite(request.bias).all()):
+        raise InputError("a bias holds what is no finite number")
+
+
 class Flight:
     """The requests of one network that are under way.
 
@@ -100,7 +116,12 @@ class Flight:
         self.aboard: list[Answer] = []  # by slot of the cache
 
     def add(self, request: Request) -> Answer:
-        """A request joins as soon as there is room."""
+        """A request joins as soon as there is room.
+
+        Raises:
+            InputError: tokens that the model does not have, or numbers that are none.
+        """
+        check(request, self.network.model.vocab_size)
         answer = Answer(request, Chooser(request.sampling, request.ids, request.ends, request.bad, request.bias))
         self.waiting.append(answer)
         return answer
@@ -130,18 +151,20 @@ class Flight:
         return advanced
 
     def pieces(self) -> list[Piece]:
-        """What the next pass computes: the last token of every answer, then prompts, until there are enough."""
-        single, pieces, left = [], [], PROMPT_TOKENS
+        """What the next pass computes: the last token of every answer, and prompts in turn, until there are enough.
+
+        A prompt is cut behind every PROMPT_TOKENS of its own tokens and nowhere else, whoever is beside it.
+        """
+        single, prompts, left = [], list[Piece](), PROMPT_TOKENS
         for slot, answer in enumerate(self.aboard):
-            missing = len(answer.request.ids) + len(answer.ids) - answer.seen
             if answer.ids:
                 single.append(Piece(slot, answer.seen, 1))
-            elif left:
-                count = min(missing, left)
-                pieces.append(Piece(slot, answer.seen, count))
+                continue
+            count = min(len(answer.request.ids) - answer.seen, PROMPT_TOKENS)
+            if count <= left or not prompts:
+                prompts.append(Piece(slot, answer.seen, count))
                 left -= count
-        behind = [piece for piece in pieces if piece.count == 1 and piece.first > 0]
-        return single + behind + [piece for piece in pieces if piece not in behind]
+        return single + prompts
 
     def tokens(self, piece: Piece) -> list[int]:
         """The ids of a piece."""
@@ -182,7 +205,8 @@ class Flight:
         """Answers that have ended leave; the last take their places."""
         for slot in reversed(range(len(self.aboard))):
             if self.aboard[slot].reason is not None:
-                last = self.aboard.pop()
-                if slot < len(self.aboard):
-                    self.network.cache.move(len(self.aboard), slot)
-                    self.aboard[slot] = last
+                last = len(self.aboard) - 1
+                if slot < last and self.aboard[last].seen:
+                    self.network.cache.move(last, slot)
+                self.aboard[slot] = self.aboard[last]
+                self.aboard.pop()

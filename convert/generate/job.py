@@ -25,8 +25,8 @@ from .prompts import Prompt
 from .text import OnPiece, Speed, Written, continued
 
 BEYOND_DTYPE = (
-    "its logits are no numbers, for a value is beyond the checkpoint's dtype; enginesmith verify says which, and "
-    "convert --dtype bfloat16 helps"
+    "no token can come next: a value is beyond the checkpoint's dtype (enginesmith verify says which, and convert "
+    "--dtype bfloat16 helps), or every token is forbidden"
 )
 
 

@@ -46,7 +46,7 @@ class Network:
         """Hidden states behind the last layer, [tokens, hidden_size].
 
         Args:
-            pieces: of sequences, those of a single token behind others first.
+            pieces: of sequences.
             ids: their tokens, one piece behind the other.
         """
         now = Pass(pieces, self.device)

@@ -8,6 +8,9 @@ from ..errors import InputError
 from ..files.bounds import Options, bounded
 from .sampling import Sampling
 
+# A temperature below takes the most likely token.
+COLD = 1e-4
+
 
 @dataclass(frozen=True)
 class GenerateOptions(Options):
@@ -28,12 +31,12 @@ class GenerateOptions(Options):
     """
 
     max_tokens: int = bounded(128, least=1)
-    temperature: float | None = bounded(None, least=0)
+    temperature: float | None = bounded(None, least=0, most=1e4)
     top_k: int | None = bounded(None, least=1)
     top_p: float | None = bounded(None, above=0, most=1)
-    repetition_penalty: float = bounded(1.0, above=0)
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    repetition_penalty: float = bounded(1.0, least=1e-3, most=1e3)
+    presence_penalty: float = bounded(0.0, least=-1e6, most=1e6)
+    frequency_penalty: float = bounded(0.0, least=-1e6, most=1e6)
     seed: int = bounded(0, least=0, most=2**63 - 1)
     stop: tuple[str, ...] = ()
     chat: bool = False
@@ -46,9 +49,10 @@ class GenerateOptions(Options):
     def sampling(self) -> Sampling:
         """How tokens are chosen."""
         chosen = (self.temperature, self.top_k, self.top_p)
-        greedy = self.temperature == 0 or chosen == (None, None, None)
+        cold = self.temperature is not None and self.temperature < COLD
+        greedy = cold or chosen == (None, None, None)
         return Sampling(
-            temperature=self.temperature or 1.0,
+            temperature=1.0 if cold or self.temperature is None else self.temperature,
             top_k=1 if greedy else self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,

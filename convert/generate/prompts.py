@@ -15,8 +15,11 @@ from ..sources.tokenizer import Tokenizer
 
 FIELDS = ("prompt", "text", "messages", "tools", "chat_template_kwargs")
 # What apply_chat_template takes itself, and no template's variable.
-RESERVED = {"conversation", "messages", "tokenize", "chat_template", "add_generation_prompt", "continue_final_message",
-            "return_dict", "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs"}  # fmt: skip
+RESERVED = {
+    "self", "where", "conversation", "messages", "tools", "tokenize", "chat_template", "add_generation_prompt",
+    "continue_final_message", "return_dict", "return_tensors", "padding", "truncation", "max_length",
+    "tokenizer_kwargs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def read_prompts(file: str) -> list[Prompt]:
 
 def lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """The lines of a text that are not blank, with their numbers."""
-    for number, line in enumerate("".join(plain_text(path, name)).splitlines(), 1):
+    for number, line in enumerate("".join(plain_text(path, name)).split("\n"), 1):
         if line.strip():
             yield number, line
 
@@ -98,7 +101,7 @@ def prompt_of(record: Any, where: str) -> Prompt:
                 f"{where}: messages is {shown(messages)}; a list of objects with role and content is needed"
             )
         return Prompt(where, messages=messages, tools=tools, variables=variables or {})
-    text = said.get("prompt", said.get("text"))
+    text = said.get("text") if said.get("prompt") is None else said["prompt"]
     if not isinstance(text, str):
         raise InputError(f"{where}: has no prompt, a text, and no messages, a list; give one of them")
     return Prompt(where, text, tools=tools, variables=variables or {})

@@ -46,8 +46,8 @@ class Sampling:
 
     @property
     def plain(self) -> bool:
-        """Whether the largest logit is the token, whatever came before."""
-        return self.top_k == 1 and not self.penalizes and not self.min_tokens
+        """Whether the largest logit is the token, whatever came before, and its probability that of the logits."""
+        return self.top_k == 1 and self.temperature == 1 and not self.penalizes and not self.min_tokens
 
 
 GREEDY = Sampling()
@@ -81,13 +81,15 @@ class Chooser:
         return self.how.plain and not self.bad and self.bias is None
 
     def choose(self, logits: torch.Tensor, made: Sequence[int]) -> tuple[int, float]:
-        """The next token, and the logarithm of its probability among all.
+        """The next token, and the logarithm of its probability among all; no number where logits are none.
 
         Args:
             logits: float32 [vocab_size].
             made: tokens behind the prompt.
         """
         logits = self.changed(logits, made)
+        if not math.isfinite(float(logits.amax())):
+            return 0, math.nan
         token = int(logits.argmax()) if self.how.top_k == 1 else self.drawn(logits)
         return token, float(logits[token] - logits.logsumexp(0))
 

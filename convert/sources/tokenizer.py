@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # For one chat; templates are programs.
 RENDERING_SECONDS = 10.0
+LARGEST_CHAT = 2**24
 
 
 class Tokenizer:
@@ -75,7 +76,12 @@ class Tokenizer:
                 "its chat_template.jinja, or give records with text"
             )
         with self._one_line(f"its chat template does not render {where}"), processor_limit(RENDERING_SECONDS):
-            text = str(self.loaded.apply_chat_template(messages, tokenize=False, **variables))
+            try:
+                text = str(self.loaded.apply_chat_template(messages, tokenize=False, **variables))
+            except MemoryError:
+                raise ValueError("it writes more than memory holds") from None
+            if len(text) > LARGEST_CHAT:
+                raise ValueError(f"it writes {len(text)} characters; at most {LARGEST_CHAT} are read")
             text.encode()
         return text.removeprefix(self.loaded.bos_token) if self.front else text
 

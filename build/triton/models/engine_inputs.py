@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from enginesmith.convert.generate.options import COLD
 from enginesmith.convert.generate.sampling import Sampling, Words
 
 # Inputs of features that only an engine has; a request that gives one of them more than nothing is refused.
@@ -41,13 +42,13 @@ def sampling(tensors: dict[str, np.ndarray], row: int) -> Sampling:
         ("top_k", top_k, top_k >= 0),
         ("top_p", top_p, 0 <= top_p <= 1),
         ("temperature", temperature, 0 <= temperature < float("inf")),
-        ("repetition_penalty", repetition, 0 < repetition < float("inf")),
     ):
         if not good:
             raise RequestError(f"{name} is {value}, which no sampling takes")
+    cold = temperature < COLD
     return Sampling(
-        temperature or 1.0,
-        1 if not temperature or (top_k, top_p) == (0, 0) else top_k,
+        1.0 if cold else temperature,
+        1 if cold or (top_k, top_p) == (0, 0) else top_k,
         top_p or 1.0,
         seed,
         repetition,

@@ -22,7 +22,8 @@ import torch
 import triton_python_backend_utils as pb_utils
 from engine_inputs import RequestError, flag, number, refuse_engine_only, sampling, words
 
-from enginesmith.convert.generate.flight import BEYOND, Answer, Flight, Request
+from enginesmith.convert.errors import InputError
+from enginesmith.convert.generate.flight import BEYOND, Answer, Flight, Request, check
 from enginesmith.convert.generate.job import BEYOND_DTYPE
 from enginesmith.convert.generate.network import Network
 from enginesmith.convert.prove.proven import opened
@@ -111,11 +112,12 @@ class TritonPythonModel:
             tensors = self.read(request)
             if flag(tensors, "stop"):
                 self.stop(request.request_id())
-                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                self.close(sender)
                 return
             sent = self.accepted(request.request_id(), sender, tensors)
         except Exception as error:
-            line = str(error) if isinstance(error, RequestError) else f"tensorrt_llm failed: {error!r}"
+            said = isinstance(error, (RequestError, InputError))
+            line = str(error) if said else f"tensorrt_llm failed: {error!r}"
             respond(sender, failure(line), final=True)
             return
         self.aboard.append(sent)
@@ -139,6 +141,8 @@ class TritonPythonModel:
         if rows * sequences > 1 and not self.decoupled:
             raise RequestError(f"{rows * sequences} answers to one request need a decoupled repository")
         made = [self.request(tensors, row, wanted) for row in range(rows)]
+        for asked in made:
+            check(asked, self.vocab_size)
         for row, asked in enumerate(made):
             for sequence in range(sequences):
                 how = replace(asked.sampling, seed=asked.sampling.seed + sequence)
@@ -179,9 +183,10 @@ class TritonPythonModel:
     def stop(self, name: str) -> None:
         """Give up every request of a name; what it has so far goes out."""
         for sent in [sent for sent in self.aboard if sent.name == name and name]:
-            for answer, _, _ in sent.answers:
+            going = {answer for answer, _, _ in sent.answers if answer.reason is None}
+            for answer in going:
                 self.flight.cancel(answer)
-            self.send(sent, {answer for answer, _, _ in sent.answers})
+            self.send(sent, going)
 
     def drop_cancelled(self) -> None:
         """Give up requests whose client has gone."""
@@ -189,11 +194,25 @@ class TritonPythonModel:
             for answer, _, _ in sent.answers:
                 self.flight.cancel(answer)
             self.aboard.remove(sent)
-            with suppress(Exception):
-                sent.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self.close(sent.sender)
+
+    def close(self, sender: Any) -> None:
+        """End a request without tokens; one that is not decoupled must have a response."""
+        with suppress(Exception):
+            if self.decoupled:
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            else:
+                respond(sender, failure("the request was stopped"), final=True)
 
     def send(self, sent: Sent, advanced: set[Answer]) -> None:
-        """What answers have gone on with, where they stream; whole ones that have ended."""
+        """What answers have gone on with, where they stream; whole ones that have ended. What cannot be sent ends the
+        request."""
+        try:
+            self.send_ready(sent, advanced)
+        except Exception as error:
+            self.fail(sent, f"tensorrt_llm failed: {error!r}")
+
+    def send_ready(self, sent: Sent, advanced: set[Answer]) -> None:
         now = time.monotonic_ns()
         sent.times.setdefault("first_scheduled_time_ns", now)
         sent.times.setdefault("first_token_time_ns", now)
@@ -233,7 +252,7 @@ class TritonPythonModel:
             made["cum_log_probs"] = [[sum(answer.log_probs)]]
             made["output_log_probs"] = [[answer.log_probs[start:]]]
         if wanted.get("return_context_logits"):
-            made["context_logits"] = torch.cat(answer.prompt_logits)[None].numpy()
+            made["context_logits"] = torch.cat([torch.empty(0, self.vocab_size), *answer.prompt_logits])[None].numpy()
         if wanted.get("return_generation_logits"):
             kept = answer.logits[start : len(answer.ids)]
             made["generation_logits"] = (torch.stack(kept) if kept else torch.empty(0, self.vocab_size))[
