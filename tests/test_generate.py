@@ -103,7 +103,7 @@ def test_a_mixture_in_float32(models: Callable[[str], Path], tmp_path: Path) -> 
 
 
 def test_a_pass_reads_no_more_than_its_share(models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts wait for a pass with room, and are cut behind their own tokens alone; who leaves early disturbs nobody."""
+    """Prompts wait for a pass with room, and are cut behind their own tokens; who leaves early disturbs nobody."""
     monkeypatch.setattr("enginesmith.convert.generate.flight.PROMPT_TOKENS", 8)
     proven = FloatFolder(models(LLAMA))
     lengths = (8, 5, 3, 11, 2)

@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 NUMPY = {
+    "TYPE_UINT8": np.uint8,
     "TYPE_BOOL": np.bool_,
     "TYPE_INT32": np.int32,
     "TYPE_INT64": np.int64,
@@ -236,7 +237,7 @@ def load(version: Path, config: Any) -> Any:
     spec = importlib.util.spec_from_file_location(f"triton_model_{config.name}", version / "model.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     helpers = {path.stem for path in version.glob("*.py")} - {"model"}
     before = {name: sys.modules.pop(name) for name in helpers if name in sys.modules}
     sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
