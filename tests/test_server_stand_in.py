@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .triton_asking import stream, tensors
 from .triton_backend import Brain16, Server, echo
 from .tritonserver import FINDER, needs_server, serving
 
+LAST = "after the final flag"
 TYPES = {
     "BOOL": np.array([[True, False]]),
     "INT32": np.array([[1, -2]], np.int32),
@@ -66,6 +68,9 @@ def asked_for_real(folder: Path) -> tuple[dict[str, Any], bytes, str]:
         result = opened.results.get(timeout=30)
         assert not isinstance(result, Exception), result
         outcomes = json.loads(result.as_numpy("OUTCOME").item())
+        until = time.monotonic() + 20  # what the model prints after its response
+        while LAST not in server.said() and time.monotonic() < until:
+            time.sleep(0.05)
         return outcomes, result.get_response().raw_output_contents[1], server.said()
 
 
