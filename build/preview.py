@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import InputError
-from ..convert.files.disk import shown_path
+from ..convert.files.disk import is_there, read_json, shown_path
 from ..convert.files.reader import Reader
 from ..convert.targets.trtllm.manifest import CONFIG
 from .build_config import build_config
@@ -23,6 +23,12 @@ class Preview(EngineFolder):
     """
 
     def __init__(self, folder: str | Path, release: Release, flag: str = "--preview"):
+        path = Path(folder) / CONFIG
+        if is_there(path) and "architectures" in read_json(path):
+            raise InputError(
+                f"{flag}: {shown_path(Path(folder))} is a Hugging Face folder; a preview stands in for the engine of a "
+                "TensorRT-LLM checkpoint (enginesmith generate speaks for others)"
+            )
         checkpoint = CheckpointFolder(folder, flag)
         if checkpoint.precision is None or checkpoint.family is None or not checkpoint.family.predicts_tokens:
             what = f"{checkpoint.architecture} under {checkpoint.algorithm or 'no quantization'}"

@@ -96,7 +96,7 @@ def told(made: Generated, number: int) -> dict[str, Any]:
             "tokens": len(answer.ids),
         }
 
-    answer = plain(made.answers[number])
+    answer = {"number": number} | plain(made.answers[number])
     if made.reference is not None:
         answer |= {"reference": plain(made.reference[number]), "equal_tokens": made.equal_tokens(number)}
     return answer

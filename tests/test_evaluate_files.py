@@ -147,7 +147,7 @@ def test_nothing_is_fetched(speaker: Path, tmp_path: Path) -> None:
     write_task(tmp_path / "tasks", "hub", "choices", dataset_path="owner/name", dataset_kwargs=None)
     for name in ("hub", "sciq"):
         said = run("evaluate", speaker, "--tasks", name, "--include_path", tmp_path / "tasks", expect=2).stderr
-        assert f"--tasks {name}: its data is not here" in said
+        assert f"--tasks {name}: it, or its data, cannot be used" in said
         assert "--allow_downloads fetches" in said
 
 

@@ -79,7 +79,7 @@ def write_repository(plan: Plan) -> Path:
         shutil.copyfile(MODELS / "client.py", staging.folder / "try.py")
         shutil.copyfile(MODELS / "local_server.py", staging.folder / "local_server.py")
         script = staging.folder / "launch.sh"
-        script.write_text(launch_script(engine.world_size, engine.version), encoding="utf-8")
+        script.write_text(launch_script(engine.world_size, engine.version, options.preview), encoding="utf-8")
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         staging.commit()
     return staging.final
@@ -98,7 +98,8 @@ def start_command(options: TritonOptions) -> str:
     """The command that serves the repository made from these options."""
     repository = absolute(options.output_dir)
     if options.preview:
-        return f"bash {shlex.quote(f'{repository}/launch.sh')}"
+        place = options.mount_dir if options.self_contained else repository
+        return f"bash {shlex.quote(f'{place}/launch.sh')}"
     image = serve_image(EngineFolder(options.engine_dir).version)
     if options.self_contained:
         mount = options.mount_dir

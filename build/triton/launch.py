@@ -27,11 +27,18 @@ def docker_command(image: str, mounts: dict[str, str], script: str) -> str:
     return " ".join([DOCKER, *volumes, shlex.quote(image), shlex.quote(script)])
 
 
-def launch_script(world_size: int, version: str) -> str:
+def launch_script(world_size: int, version: str, preview: bool = False) -> str:
     """A bash script that starts the server: one process a GPU, of which the first answers requests."""
     missing = f"launch.sh: no tritonserver here; run this in {serve_image(version)} (TensorRT-LLM {version})"
+    gpus = f"{world_size} GPU{'s, one process each' if world_size > 1 else ''}"
+    if preview:
+        remedy = "pip install --no-deps nvidia-pytriton==0.7.0 'numpy<2', and activate it or set PYTHON"
+        missing, gpus = (
+            f"launch.sh: no tritonserver here; in an environment with enginesmith: {remedy}",
+            "no GPU needed",
+        )
     return f"""#!/usr/bin/env bash
-# Starts Triton on this repository: {world_size} GPU{"s, one process each" if world_size > 1 else ""}.
+# Starts Triton on this repository: {gpus}. Ctrl-C, or SIGTERM, stops it, which may take half a minute.
 # Ports: HTTP_PORT, GRPC_PORT, METRICS_PORT. Further arguments go to tritonserver. Without one on the PATH, PYTHON
 # (python3) is asked for that of nvidia-pytriton.
 set -euo pipefail

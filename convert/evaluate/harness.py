@@ -84,7 +84,7 @@ def load(options: EvaluateOptions) -> tuple[list[str], Any]:
         if not found:
             raise InputError(f"--tasks: {name} is none{meant(name, manager.task_index)}")
         asked += [one for one in found if one not in asked]
-    with refusals("its data is not here, or cannot be used", options):
+    with refusals("it, or its data, cannot be used", options):
         return asked, manager.load(asked)
 
 
@@ -137,7 +137,8 @@ def refusals(what: str, options: EvaluateOptions) -> Iterator[None]:
     except Exception as error:
         if any(frame.f_globals.get("__name__") == model.__name__ for frame, _ in walk_tb(error.__traceback__)):
             raise
-        remedy = "" if options.allow_downloads else "; --allow_downloads fetches from the Hugging Face Hub what is not"
+        missing = isinstance(error, OSError) and not options.allow_downloads
+        remedy = "; --allow_downloads fetches from the Hugging Face Hub what is not here" if missing else ""
         raise InputError(f"--tasks {','.join(options.tasks)}: {what} ({reason(error)}){remedy}") from None
 
 

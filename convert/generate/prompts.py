@@ -52,6 +52,8 @@ class Prompt:
         messages, text = self.messages, self.text
         if messages is None and chat:
             messages = [{"role": "user", "content": self.text}]
+        if self.tools and messages is not None and not tokenizer.writes_tools:
+            raise InputError(f"{self.where}: has tools, and the chat template does not write any; leave them out")
         if messages is not None:
             tools = {} if self.tools is None else {"tools": self.tools}
             text = tokenizer.render(messages, self.where, add_generation_prompt=True, **tools, **self.variables)

@@ -55,6 +55,12 @@ class Tokenizer:
             adds = getattr(self.loaded, "add_bos_token", False) is True or empty[:1] == [bos]
             return [bos] if bos is not None and adds else []
 
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the chat template looks at tools."""
+        templates = self.loaded.chat_template or ""
+        return any("tools" in text for text in (templates.values() if isinstance(templates, dict) else [templates]))
+
     def ids(self, text: str) -> list[int]:
         """The text's tokens, without special ones that are not written in it."""
         with self._one_line(f"its tokenizer cannot read the text of {self.flag}"):

@@ -8,6 +8,7 @@ it, else ensemble.
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import sys
 
@@ -15,11 +16,13 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+URL = f"localhost:{os.environ.get('GRPC_PORT', 8001)}"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt", nargs="?", default="The capital of France is")
-    parser.add_argument("--url", default="localhost:8001", help="host:port of Triton's gRPC endpoint")
+    parser.add_argument("--url", default=URL, help="host:port of Triton's gRPC endpoint")
     parser.add_argument("--model", help="tensorrt_llm_bls or ensemble")
     parser.add_argument("--max_tokens", type=int, default=64)
     options = parser.parse_args()
