@@ -89,7 +89,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torc
     tokens, grouped = q.shape[2], q.shape[1] != k.shape[1]
     places = torch.arange(tokens, device=q.device)[None]
     if of.cap is not None:
-        return attend_from(of.bias(places, tokens), q, k, v, of)
+        bias = of.bias(places, tokens)[0]
+        return torch.stack([attend_from(bias, *one, of) for one in zip(q, k, v, strict=True)])
     mask = None if of.plain(tokens) else of.bias(places, tokens).to(q.dtype)
     causal = mask is None and of.causal and tokens > 1
     attended: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
@@ -98,27 +99,34 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torc
     return attended
 
 
-def attend_from(
-    bias: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads
-) -> torch.Tensor:
-    """``attend`` of queries that stand anywhere in sequences of which all keys are given.
+def attend_from(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torch.Tensor:
+    """``attend`` of queries that stand anywhere in one sequence of which all keys are given.
 
     Args:
-        bias: as ``Heads.bias`` gives it, [batch or 1, 1 or heads, queries, keys]; None for zeros.
-        q: [batch, heads, queries, d].
-        k, v: [batch, kv heads, keys, d].
+        bias: as ``Heads.bias`` gives it, [1 or heads, queries, keys].
+        q: [heads, queries, d].
+        k, v: [kv heads, keys, d].
 
     Returns:
-        [batch, heads, queries, d].
+        [heads, queries, d].
     """
-    batch, heads, queries, _ = q.shape
-    together = q.reshape(batch, k.shape[1], -1, q.shape[3])  # queries that read the same keys
-    scores = (together @ k.transpose(2, 3)).view(batch, heads, queries, -1) * of.scale
+    together = q.reshape(len(k), -1, q.shape[2])  # queries that read the same keys
+    scores = (torch.bmm(together, k.transpose(1, 2)) * of.scale).float().view(*q.shape[:2], -1)
     if of.cap is not None:
         scores = of.cap * torch.tanh(scores / of.cap)
-    scores = scores.float() if bias is None else scores.float() + bias
-    weights = scores.softmax(-1).to(v.dtype)
-    return (weights.view(*together.shape[:3], -1) @ v).view(q.shape)
+    weights = (scores + bias).softmax(-1).to(v.dtype)
+    return torch.bmm(weights.view(len(k), -1, k.shape[1]), v).view(q.shape)
+
+
+def attend_to_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: Heads) -> torch.Tensor:
+    """``attend_from`` of one query that sees every key, with nothing added: [heads, 1, d]."""
+    if of.cap is not None:
+        return attend_from(q.new_zeros(1, 1, 1), q, k, v, of)
+    together = q.reshape(1, len(k), -1, q.shape[2])  # queries that read the same keys
+    attended: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
+        together, k[None], v[None], scale=of.scale
+    )
+    return attended.reshape(q.shape)
 
 
 def stored(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:

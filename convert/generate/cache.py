@@ -76,6 +76,8 @@ class Pass:
 class KeyValueCache:
     """Keys and values of every layer, [slots, kv heads, tokens, head_size]; it grows as it is needed.
 
+    One that is not quantized holds the numbers of the runtime's dtype, on a CPU as float32, which it computes with.
+
     Args:
         turns: of the rotary embedding, for the longest sequence that may come.
         dtype: the runtime's.
@@ -83,6 +85,7 @@ class KeyValueCache:
 
     def __init__(self, model: Model, turns: Turns, dtype: torch.dtype, device: torch.device):
         self.model, self.turns, self.dtype, self.device = model, turns, dtype, device
+        self.plain_dtype = torch.float32 if device.type == "cpu" else dtype
         self.heads = [heads_of(model, index) for index in range(model.num_hidden_layers)]
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.slots = self.tokens = 0
@@ -134,45 +137,39 @@ class KeyValueCache:
         cos, sin = now.turned(self.turns.of(index))
         q, k, v = gpt_attention.split(qkv, cos, sin, heads)
         self.keep(index, k, v, kv_cache)
+        keys, values = self.kept[index]
         done, start = [], 0
         for piece in now.pieces:
-            done.append(self.of_piece(index, piece, q[:, :, start : start + piece.count], kv_cache))
+            own = q[0, :, start : start + piece.count]
             start += piece.count
+            k = self.read(keys[piece.slot, :, : piece.end], 0, kv_cache)
+            v = self.read(values[piece.slot, :, : piece.end], -1, kv_cache)
+            done.append(self.of_piece(piece, own, k, v, heads).transpose(0, 1).flatten(1))
         return torch.cat(done)[None].to(qkv.dtype)
+
+    def of_piece(self, piece: Piece, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
+        """Attention of some tokens of a sequence, [heads, tokens, d]; k, v: [kv heads, its tokens, d]."""
+        if piece.first == 0:
+            return gpt_attention.attend(q[None], k[None], v[None], heads)[0]
+        if piece.count == 1 and heads.plain(piece.end):
+            return gpt_attention.attend_to_all(q, k, v, heads)
+        places = torch.arange(piece.first, piece.end, device=self.device)[None]
+        return gpt_attention.attend_from(heads.bias(places, piece.end)[0], q, k, v, heads)
 
     def keep(self, index: int, k: torch.Tensor, v: torch.Tensor, kv_cache: KvCache | None) -> None:
         """Write the pass's keys and values, float32 [1, kv heads, tokens, d]."""
         while len(self.kept) <= index:
-            dtype = self.dtype if kv_cache is None else HELD[kv_cache[0]]
+            dtype = self.plain_dtype if kv_cache is None else HELD[kv_cache[0]]
             k_room, v_room = (self.room(dtype, self.slots, self.tokens) for _ in range(2))
             self.kept.append((k_room, v_room))
         for held, x, which in zip(self.kept[index], (k, v), (0, -1), strict=True):
             x = x[0].transpose(0, 1)
-            made = x.to(held.dtype) if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
-            bytes_of(held)[self.now.slots, :, self.now.places] = bytes_of(made)
+            made = x if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
+            bytes_of(held)[self.now.slots, :, self.now.places] = bytes_of(made.to(held.dtype))
 
     def read(self, held: torch.Tensor, which: int, kv_cache: KvCache | None) -> torch.Tensor:
         """What the cache gives back, float32."""
         return held.float() if kv_cache is None else gpt_attention.restored(held, kv_cache[1][which])
-
-    def of_piece(self, index: int, piece: Piece, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
-        """Some tokens of one sequence: [1, heads, tokens, d] -> [tokens, heads * d]."""
-        heads = self.heads[index]
-        k, v = (
-            self.read(held[piece.slot : piece.slot + 1, :, : piece.end], which, kv_cache)
-            for held, which in zip(self.kept[index], (0, -1), strict=True)
-        )
-        if piece.first == 0:
-            attended = gpt_attention.attend(q, k, v, heads)
-        else:
-            attended = gpt_attention.attend_from(self.bias(piece, heads), q, k, v, heads)
-        return attended[0].transpose(0, 1).flatten(1)
-
-    def bias(self, piece: Piece, heads: Heads) -> torch.Tensor | None:
-        """What is added to scores of a piece that follows others; None where a single token sees all before it."""
-        if piece.count == 1 and heads.plain(piece.end):
-            return None
-        return heads.bias(torch.arange(piece.first, piece.end, device=self.device)[None], piece.end)
 
 
 def bytes_of(held: torch.Tensor) -> torch.Tensor:
