@@ -122,6 +122,20 @@ def test_a_pass_reads_no_more_than_its_share(models: Callable[[str], Path], monk
         assert answer.ids == alone.ids[: len(answer.ids)]
 
 
+def test_who_came_first_is_read_first(models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one that came later has taken the place of one that left."""
+    monkeypatch.setattr("enginesmith.convert.generate.flight.PROMPT_TOKENS", 8)
+    proven = FloatFolder(models(LLAMA))
+    flight = Flight(Network(proven, CPU, 60), 3)
+    short, *rest = (flight.add(Request(ids, 1)) for ids in prompts(proven.model.vocab_size, (2, 20, 20, 20, 20)))
+    flight.step()
+    assert short.reason == "length"
+    ended = []
+    while flight.busy:
+        ended += flight.step()
+    assert ended == rest
+
+
 @pytest.mark.parametrize("quant", ["W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN"])
 def test_integers_do_not_depend_on_company(quant: str, models: Callable[[str], Path], tmp_path: Path) -> None:
     """Hidden states of a prompt and of what follows are the same to the bit, whoever is beside it."""

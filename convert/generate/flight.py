@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 
@@ -53,6 +54,7 @@ class Answer:
     """What is made of a request.
 
     Attributes:
+        number: of those that came before it.
         ids: tokens so far.
         log_probs: of each, among all tokens.
         reason: why it ended: an end token, a stop word, its length, that it was cancelled, or that its logits were no
@@ -64,6 +66,7 @@ class Answer:
 
     request: Request
     chooser: Chooser
+    number: int
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     reason: str | None = None
@@ -112,7 +115,7 @@ class Flight:
 
     def __init__(self, network: Network, most: int = 64):
         self.network, self.most = network, most
-        self.waiting: deque[Answer] = deque()
+        self.numbers, self.waiting = count(), deque[Answer]()
         self.aboard: list[Answer] = []  # by slot of the cache
 
     def add(self, request: Request) -> Answer:
@@ -122,7 +125,8 @@ class Flight:
             InputError: tokens that the model does not have, or numbers that are none.
         """
         check(request, self.network.model.vocab_size)
-        answer = Answer(request, Chooser(request.sampling, request.ids, request.ends, request.bad, request.bias))
+        chooser = Chooser(request.sampling, request.ids, request.ends, request.bad, request.bias)
+        answer = Answer(request, chooser, next(self.numbers))
         self.waiting.append(answer)
         return answer
 
@@ -151,19 +155,19 @@ class Flight:
         return advanced
 
     def pieces(self) -> list[Piece]:
-        """What the next pass computes: the last token of every answer, and prompts in turn, until there are enough.
+        """What the next pass computes: the last token of every answer, and prompts as they came, until it is enough.
 
         A prompt is cut behind every PROMPT_TOKENS of its own tokens and nowhere else, whoever is beside it.
         """
         single, prompts, left = [], list[Piece](), PROMPT_TOKENS
-        for slot, answer in enumerate(self.aboard):
+        for slot, answer in sorted(enumerate(self.aboard), key=lambda place: place[1].number):
             if answer.ids:
                 single.append(Piece(slot, answer.seen, 1))
                 continue
-            count = min(len(answer.request.ids) - answer.seen, PROMPT_TOKENS)
-            if count <= left or not prompts:
-                prompts.append(Piece(slot, answer.seen, count))
-                left -= count
+            tokens = min(len(answer.request.ids) - answer.seen, PROMPT_TOKENS)
+            if tokens <= left or not prompts:
+                prompts.append(Piece(slot, answer.seen, tokens))
+                left -= tokens
         return single + prompts
 
     def tokens(self, piece: Piece) -> list[int]:
