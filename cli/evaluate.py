@@ -17,6 +17,7 @@ from ..convert.evaluate.options import EvaluateOptions
 from ..convert.files.apart import check_apart
 from ..convert.files.staging import whole_file
 from ..jobs import evaluate as ask
+from . import options as shared
 from .display import PLAIN_INTERVAL
 from .lines import failed
 from .options import Command, option_of
@@ -50,9 +51,7 @@ if TYPE_CHECKING:
 @option_of(EvaluateOptions, "max_length", help="Tokens of a sequence. [default: the model's positions]")
 @click.option("--add_bos_token/--no_add_bos_token", default=None, help="Before every text. [default: the tokenizer's]")
 @click.option("--apply_chat_template", is_flag=True, help="Put questions through the tokenizer's chat template.")
-@click.option(
-    "--tokenizer_dir", metavar="HF_DIR", help="Folder with the tokenizer. [default: --reference, else CHECKPOINT_DIR]"
-)
+@shared.tokenizer_dir
 @option_of(EvaluateOptions, "seed", help="Of few-shot examples and sampling. [default: the harness's own]")
 @option_of(EvaluateOptions, "device", metavar="auto|cpu|cuda", help="Where to execute.")
 @option_of(EvaluateOptions, "reader", help="Whose arithmetic a Hugging Face folder is executed with; see verify.")

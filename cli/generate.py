@@ -12,6 +12,7 @@ import click
 from ..convert.generate.options import GenerateOptions
 from ..jobs import generate as say
 from ..jobs import read_prompts
+from . import options as shared
 from .lines import note
 from .options import Command, option_of
 
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     "and chat_template_kwargs. Answers are printed as JSON, one a line.",
 )
 @click.option("--reference", metavar="HF_DIR", help="The source model: its text in float32 too, and where they part.")
-@click.option(
-    "--tokenizer_dir", metavar="HF_DIR", help="Folder with the tokenizer. [default: --reference, else CHECKPOINT_DIR]"
-)
+@shared.tokenizer_dir
 @click.option("--chat", is_flag=True, help="Put prompts through the tokenizer's chat template.")
 @option_of(GenerateOptions, "max_tokens", help="Of each answer.")
 @option_of(GenerateOptions, "temperature", help="Of sampling. [default: the most likely token each time]")

@@ -32,6 +32,9 @@ exclude = click.option(
     help="Leave these linears in floating point: a Hugging Face or TensorRT-LLM name of a linear or of a module around "
     "it, * standing for any characters (*.down_proj, model.layers.0). May be given several times.",
 )
+tokenizer_dir = click.option(
+    "--tokenizer_dir", metavar="HF_DIR", help="Folder with the tokenizer. [default: --reference, else CHECKPOINT_DIR]"
+)
 calib = click.option(
     "--calib",
     "--calib_dataset",

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..device import check_device
 from ..errors import InputError, reason
-from ..generate.job import Speaker
-from ..prove.verify import check_same_model, finite
+from ..generate.job import speakers
+from ..prove.verify import finite
 from .figures import Figure, beside, failures, figures
 from .options import EvaluateOptions
 
@@ -65,12 +65,7 @@ def evaluate(
     if options.max_drop is not None and reference is None:
         raise InputError("--max_drop needs --reference HF_DIR to compare with")
     check_device(options.device)
-    words = tokenizer_dir if tokenizer_dir is not None else reference
-    dtype = None if options.dtype == "checkpoint" else options.dtype
-    speakers = [Speaker(checkpoint, words, options.reader, dtype)]
-    if reference is not None:
-        speakers.append(Speaker(reference, words))
-        check_same_model(*speakers)
+    both = speakers(checkpoint, tokenizer_dir, reference, options.reader, options.dtype)
     try:
         from . import harness, model
     except ImportError as error:
@@ -80,7 +75,7 @@ def evaluate(
     with harness.surroundings(options.allow_downloads, options.allow_task_code):
         asked, loaded = harness.load(options)
         results = []
-        for who, speaker in zip(("checkpoint", "source"), speakers, strict=False):
+        for who, speaker in zip(("checkpoint", "source"), both, strict=False):
             results.append(harness.run(model.Answering(speaker, options, partial(on_answers, who)), loaded, options))
     found = figures(results[0])
     if reference is None:

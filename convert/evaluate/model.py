@@ -23,7 +23,7 @@ from ..generate.job import Speaker
 from ..generate.network import Network
 from ..generate.options import GenerateOptions
 from ..generate.scoring import Continuation, log_likelihoods
-from ..generate.text import Stream
+from ..generate.text import Stream, advancing
 from ..tokens.stopping import cut
 from .options import EvaluateOptions
 
@@ -144,11 +144,7 @@ class Answering(TemplateLM):  # type: ignore[misc]  # the harness has no types
             answer: Stream(answer, self.speaker.tokenizer, stop)
             for answer, stop in [(flight.add(request), stop) for request, stop in asked]
         }
-        while flight.busy:
-            for answer in flight.step():
-                streams[answer].advance()
-                if streams[answer].watch.ended:
-                    flight.cancel(answer)
+        for _ in advancing(flight, streams):
             self.on_progress("generate_until", sum(answer.reason is not None for answer in streams), len(streams))
         texts = (self.tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in streams)
         return [cut(text, stop)[0] for text, (_, stop) in zip(texts, asked, strict=True)]

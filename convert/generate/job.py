@@ -109,6 +109,30 @@ class Speaker:
         return continued(network, self.tokenizer, prompts, self.ends, options, on_piece)
 
 
+def speakers(
+    checkpoint: str | Path,
+    tokenizer_dir: str | Path | None,
+    reference: str | Path | None,
+    reader: str,
+    dtype: str,
+) -> list[Speaker]:
+    """A checkpoint, and its float source in float32 where there is a reference.
+
+    Args:
+        tokenizer_dir: a folder with the tokenizer; the reference, or the checkpoint, if None.
+        dtype: of values between the checkpoint's operations; "checkpoint" for its own.
+
+    Raises:
+        InputError: a folder that cannot be used, or the reference is another model.
+    """
+    words = tokenizer_dir if tokenizer_dir is not None else reference
+    made = [Speaker(checkpoint, words, reader, None if dtype == "checkpoint" else dtype)]
+    if reference is not None:
+        made.append(Speaker(reference, words))
+        check_same_model(*made)
+    return made
+
+
 def opened_any(folder: str | Path, reader: str = "kernels", dtype: str | None = None) -> Executable:
     """``opened``, of folders in floating point too."""
     folder = Path(folder)
@@ -139,17 +163,11 @@ def generate(
     options.check()
     if not prompts:
         raise InputError("prompts: there is none; give one")
-    words = tokenizer_dir if tokenizer_dir is not None else reference
-    dtype = None if options.dtype == "checkpoint" else options.dtype
-    speaker = Speaker(checkpoint, words, options.reader, dtype)
-    source = None if reference is None else Speaker(reference, words)
-    if source is not None:
-        check_same_model(speaker, source)
+    speaker, *source = speakers(checkpoint, tokenizer_dir, reference, options.reader, options.dtype)
     ids = speaker.ids(prompts, options)
     answers, speed = speaker.continued(ids, options, on_piece)
     for prompt, answer in zip(prompts, answers, strict=True):
         if answer.reason == BEYOND:
             raise InputError(f"{prompt.where}: {BEYOND_DTYPE}")
-    if source is None:
-        return Generated(answers, speed)
-    return Generated(answers, speed, *source.continued(ids, options, lambda number, piece: None))
+    theirs = [one.continued(ids, options, lambda number, piece: None) for one in source]
+    return Generated(answers, speed, *(theirs[0] if theirs else ()))

@@ -65,5 +65,3 @@ class GenerateOptions(Options):
         """Raise InputError for what makes no sense together."""
         if self.temperature == 0 and (self.top_k not in (None, 1) or self.top_p is not None):
             raise InputError("--temperature 0 takes the most likely token; leave --top_k and --top_p out")
-        if "" in self.stop:
-            raise InputError("--stop is empty; give it a text, or leave it out")

@@ -147,7 +147,7 @@ def scored(network: Network, batch: Sequence[Group]) -> Iterator[tuple[int, floa
     network.cache.clear()
     yield from whole.judged()
     behind = Reading(network)
-    for slot, own, number, one in sorted(others, key=lambda other: len(other[3].ids)):
+    for slot, own, number, one in others:
         network.cache.move(own, slot)
         behind.predict(number, behind.read(slot, len(one.context), one.ids[:-1]), one.ids[1:])
     yield from behind.judged()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..sources.tokenizer import Tokenizer
@@ -68,6 +68,17 @@ class Stream:
         return piece
 
 
+def advancing(flight: Flight, streams: Mapping[Answer, Stream]) -> Iterator[tuple[Answer, str]]:
+    """Pass after pass until all have ended: every answer that went on, and what its text went on with; one that comes
+    to a stop word is given up."""
+    while flight.busy:
+        for answer in flight.step():
+            piece = streams[answer].advance()
+            if streams[answer].watch.ended:
+                flight.cancel(answer)
+            yield answer, piece
+
+
 def continued(
     network: Network,
     tokenizer: Tokenizer,
@@ -88,13 +99,9 @@ def continued(
     streams = {answer: Stream(answer, tokenizer, options.stop) for answer in answers}
     numbers = {answer: number for number, answer in enumerate(answers)}
     first_batch, started, first, early = answers[: options.batch], time.perf_counter(), 0.0, 0
-    while flight.busy:
-        for answer in flight.step():
-            stream = streams[answer]
-            if piece := stream.advance():
-                on_piece(numbers[answer], piece)
-            if stream.watch.ended:
-                flight.cancel(answer)
+    for answer, piece in advancing(flight, streams):
+        if piece:
+            on_piece(numbers[answer], piece)
         if not first and all(answer.ids or answer.reason for answer in first_batch):
             first, early = time.perf_counter() - started, sum(len(answer.ids) for answer in answers)
     rest, seconds = sum(len(answer.ids) for answer in answers) - early, time.perf_counter() - started - first

@@ -59,7 +59,7 @@ class FastTokenizer:
         self, ids: Sequence[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> str:
         if clean_up_tokenization_spaces:
-            raise NotImplementedError("spaces are left as they are")
+            raise ValueError("clean_up_tokenization_spaces: texts are as tokens say them, no space is tidied up")
         text: str = self.library.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
