@@ -21,7 +21,6 @@ from ..models.model import Model
 from ..models.rotary import Turns
 
 KvCache = tuple[str, torch.Tensor]
-HELD = {"INT8": torch.int8, "FP8": torch.float8_e4m3fn}
 # Room for tokens comes in steps of so many; for sequences in so many at most beyond those that need it.
 LEAST_TOKENS, MORE_SLOTS = 64, 8
 
@@ -53,6 +52,7 @@ class Pass:
     pieces: Sequence[Piece]
     device: torch.device
     turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    biases: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def places(self) -> torch.Tensor:
@@ -72,6 +72,14 @@ class Pass:
             self.turns[id(cos)] = cos[self.places], sin[self.places]
         return self.turns[id(cos)]
 
+    def bias(self, piece: Piece, heads: Heads) -> torch.Tensor:
+        """What is added to scores of a piece, [1 or heads, tokens, keys]; layers of one window share it."""
+        key = piece.slot, heads.window
+        if key not in self.biases:
+            places = torch.arange(piece.first, piece.end, device=self.device)[None]
+            self.biases[key] = heads.bias(places, piece.end)[0]
+        return self.biases[key]
+
 
 class KeyValueCache:
     """Keys and values of every layer, [slots, kv heads, tokens, head_size]; it grows as it is needed.
@@ -84,8 +92,8 @@ class KeyValueCache:
     """
 
     def __init__(self, model: Model, turns: Turns, dtype: torch.dtype, device: torch.device):
-        self.model, self.turns, self.dtype, self.device = model, turns, dtype, device
-        self.plain_dtype = torch.float32 if device.type == "cpu" else dtype
+        self.model, self.turns, self.device = model, turns, device
+        self.dtype = torch.float32 if device.type == "cpu" else dtype
         self.heads = [heads_of(model, index) for index in range(model.num_hidden_layers)]
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.slots = self.tokens = 0
@@ -153,19 +161,19 @@ class KeyValueCache:
             return gpt_attention.attend(q[None], k[None], v[None], heads)[0]
         if piece.count == 1 and heads.plain(piece.end):
             return gpt_attention.attend_to_all(q, k, v, heads)
-        places = torch.arange(piece.first, piece.end, device=self.device)[None]
-        return gpt_attention.attend_from(heads.bias(places, piece.end)[0], q, k, v, heads)
+        return gpt_attention.attend_from(self.now.bias(piece, heads), q, k, v, heads)
 
     def keep(self, index: int, k: torch.Tensor, v: torch.Tensor, kv_cache: KvCache | None) -> None:
         """Write the pass's keys and values, float32 [1, kv heads, tokens, d]."""
-        while len(self.kept) <= index:
-            dtype = self.plain_dtype if kv_cache is None else HELD[kv_cache[0]]
-            k_room, v_room = (self.room(dtype, self.slots, self.tokens) for _ in range(2))
+        made = [
+            x.to(self.dtype) if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
+            for x, which in ((k, 0), (v, -1))
+        ]
+        if len(self.kept) <= index:
+            k_room, v_room = (self.room(x.dtype, self.slots, self.tokens) for x in made)
             self.kept.append((k_room, v_room))
-        for held, x, which in zip(self.kept[index], (k, v), (0, -1), strict=True):
-            x = x[0].transpose(0, 1)
-            made = x if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
-            bytes_of(held)[self.now.slots, :, self.now.places] = bytes_of(made.to(held.dtype))
+        for held, x in zip(self.kept[index], made, strict=True):
+            bytes_of(held)[self.now.slots, :, self.now.places] = bytes_of(x)[0].transpose(0, 1)
 
     def read(self, held: torch.Tensor, which: int, kv_cache: KvCache | None) -> torch.Tensor:
         """What the cache gives back, float32."""
