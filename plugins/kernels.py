@@ -1,0 +1,54 @@
+"""The door to the kernels: whether Triton's stand behind the references here, and how their schedules are chosen.
+
+Beside ``x.py``, which says what a plugin computes, lies ``x_triton.py``, whose ``run`` computes the same on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from .lazy import torch
+
+# The first GPU generation that the kernels are written for: Ampere.
+LEAST_SM = 80
+# Triton computes its kernels with NumPy, on tensors of the CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def compute_capability(device: int = 0) -> int:
+    """SM number of a GPU: 80, 86, 89, 90."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return int(major * 10 + minor)
+
+
+@cache
+def available(device: int = 0) -> bool:
+    """Whether kernels run on a GPU; where they do not a warning says why, once, and references compute instead."""
+    why = None
+    if importlib.util.find_spec("triton") is None:
+        why = "Triton is not installed (pip install triton)"
+    elif compute_capability(device) < LEAST_SM:
+        why = f"the GPU is of SM {compute_capability(device)}, kernels need {LEAST_SM}"
+    if why is not None:
+        warnings.warn(f"PyTorch computes what kernels would, slower: {why}", stacklevel=2)
+    return why is None
+
+
+def behind(x: torch.Tensor) -> bool:
+    """Whether kernels compute what is asked of a tensor."""
+    return x.is_cuda and available(x.device.index or 0)
+
+
+def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Any]:
+    """``triton.autotune``: the fastest of a few schedules for each value of ``key``, remembered on disk."""
+    import triton
+
+    few = list(configs[:1] if INTERPRETED else configs)
+    tune: Callable[[Any], Any] = triton.autotune(few, list(key), cache_results=True)
+    return tune
