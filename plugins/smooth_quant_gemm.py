@@ -30,6 +30,7 @@ def reference(
     scale_a: torch.Tensor,
     scale_b: torch.Tensor,
     dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
     most_few: int = MOST_FEW_TOKENS,
 ) -> torch.Tensor:
     """y = (x @ weight.T) * (scale_a * scale_b); for few tokens ((x @ weight.T) * scale_b) * scale_a.
@@ -40,6 +41,7 @@ def reference(
         scale_a: float32 [tokens, 1] (per token) or [1, 1] (act_scale).
         scale_b: float32 [1, out] or [1, 1] (per_channel_scale).
         dtype: the engine's dtype.
+        bias: [out] in that dtype, added to the rounded product.
         most_few: so many tokens are few; 0 for the kernel that multiplies many, whatever comes.
 
     Returns:
@@ -47,4 +49,5 @@ def reference(
     """
     product = int8.matmul(x, weight)  # times float32 it becomes that
     few = len(x) <= most_few
-    return (product * scale_b * scale_a if few else product * (scale_a * scale_b)).to(dtype)
+    y = (product * scale_b * scale_a if few else product * (scale_a * scale_b)).to(dtype)
+    return y if bias is None else y + bias

@@ -116,7 +116,7 @@ class SmoothQuant(Format):
     def product(self, own: Tensors, read: Activation, most_few: int = MOST_FEW_TOKENS) -> torch.Tensor:
         scale = own["act_scale"] if read.scale is None else read.scale
         return smooth_quant_gemm.reference(
-            read.x, own["weight"], scale, own["per_channel_scale"], self.engine.torch_dtype, most_few
+            read.x, own["weight"], scale, own["per_channel_scale"], self.engine.torch_dtype, most_few=most_few
         )
 
 
