@@ -56,7 +56,7 @@ def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     elif ACTIVATION == "gelu":
         return tl.div_rn(x, exp(x * (x * x * CUBIC + LINEAR)) + 1.0)
     else:
-        y = tl.maximum(x, 0.0)
+        y = tl.where(x > 0.0, x, 0.0)
         return y * y if ACTIVATION == "squared-relu" else y
 
 

@@ -78,20 +78,20 @@ def read(x, residual, places, inside, DTYPE: tl.constexpr):  # type: ignore[no-u
 
 @triton.jit  # type: ignore[untyped-decorator]
 def halved(x):  # type: ignore[no-untyped-def]
-    """[rows, lanes] -> [rows]: the upper half is added to the lower one until one is left, as arithmetic.warp_sum."""
+    """[rows, lanes, 2] -> [rows, 2], as arithmetic.warp_sum along lanes: a sum of two has no order to choose."""
     rows: tl.constexpr = x.shape[0]
     if x.shape[1] == 1:
-        return tl.reshape(x, (rows,))
-    lower, upper = tl.split(tl.permute(tl.reshape(x, (rows, 2, x.shape[1] // 2)), (0, 2, 1)))
-    return halved(lower + upper)
+        return tl.reshape(x, (rows, 2))
+    else:
+        return halved(tl.sum(tl.reshape(x, (rows, 2, x.shape[1] // 2, 2)), 1))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def block_sums(first, second):  # type: ignore[no-untyped-def]
     """Two sums over the threads of a block, [threads] each, as layernorm_quantization.block_sum behind its strides."""
     warps: tl.constexpr = first.shape[0] // LANES
-    both = tl.reshape(tl.permute(tl.join(first, second), (1, 0)), (2 * warps, LANES))
-    return tl.split(halved(tl.reshape(halved(both), (2, warps))))
+    both = halved(tl.reshape(tl.join(first, second), (warps, LANES, 2)))
+    return tl.split(tl.reshape(halved(tl.reshape(both, (1, warps, 2))), (2,)))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -121,12 +121,13 @@ def kernel(  # type: ignore[no-untyped-def]
     if residual is not None:
         residual += row * residual_stride
 
-    threads, pair = tl.arange(0, PLACES), tl.arange(0, 2)
+    pairs = tl.arange(0, 2 * PLACES)
     sums, squares = tl.zeros((PLACES,), tl.float32), tl.zeros((PLACES,), tl.float32)
     for i in tl.static_range(STRIDES):
-        places = 2 * (i * THREADS + threads[:, None]) + pair[None, :]
-        inside = (threads[:, None] < THREADS) & (places < channels)
-        first, second = tl.split(read(x, residual, places, inside, DTYPE))
+        places = i * 2 * THREADS + pairs
+        inside = (pairs < 2 * THREADS) & (places < channels)
+        y = tl.reshape(read(x, residual, places, inside, DTYPE), (PLACES, 2))
+        first, second = tl.split(y)
         sums += first + second
         squares += fma(first, first, second * second)
     total, total_square = block_sums(sums, squares)
