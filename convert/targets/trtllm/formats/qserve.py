@@ -47,8 +47,8 @@ class QServe(Format):
         }
 
     def quantized(self, x: torch.Tensor, input_scale: torch.Tensor | None) -> Activation:
-        integers, scale = quantize_per_token.reference(x)
-        return Activation(integers, scale.half(), x.float().sum(-1, keepdim=True).half())
+        integers, scale, total = quantize_per_token.reference_with_sums(x)
+        return Activation(integers, scale.half(), total)
 
 
 class QServeGroup(QServe):
