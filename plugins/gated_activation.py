@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from .arithmetic import exp
+from .kernels import beside
 from .lazy import torch
 from .quantized_rows import Rows, quantized, smoothed
 
@@ -62,3 +63,6 @@ def reference(
     """
     y = ACTIVATIONS[activation](gate.float()).to(gate.dtype)
     return quantized(smoothed(y if up is None else y * up, smoother), kind, scale)
+
+
+run = beside(reference, "gated_activation_triton")

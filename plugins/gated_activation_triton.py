@@ -53,11 +53,10 @@ def run(
 def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     if ACTIVATION == "silu":
         return tl.div_rn(x, exp(-x) + 1.0)
-    elif ACTIVATION == "gelu":
+    if ACTIVATION == "gelu":
         return tl.div_rn(x, exp(x * (x * x * CUBIC + LINEAR)) + 1.0)
-    else:
-        y = tl.where(x > 0.0, x, 0.0)
-        return y * y if ACTIVATION == "squared-relu" else y
+    y = tl.where(x > 0.0, x, 0.0)
+    return y * y if ACTIVATION == "squared-relu" else y
 
 
 @triton.jit  # type: ignore[untyped-decorator]

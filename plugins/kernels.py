@@ -9,9 +9,10 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
+from importlib import import_module
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from .lazy import torch
 
@@ -41,6 +42,24 @@ def available(device: int = 0) -> bool:
     if why is not None:
         warnings.warn(f"PyTorch computes what kernels would, slower: {why}", stacklevel=2)
     return why is None
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def beside(reference: Function, module: str, name: str = "run") -> Function:
+    """A reference, or the function of the module beside it that computes the same where kernels run.
+
+    Args:
+        reference: its first argument is a tensor, which says where.
+    """
+    kernel = cache(lambda: getattr(import_module(f".{module}", __package__), name))
+
+    @wraps(reference)
+    def run(x: torch.Tensor, *others: Any, **named: Any) -> Any:
+        return (kernel() if behind(x) else reference)(x, *others, **named)
+
+    return cast(Function, run)
 
 
 def behind(x: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .arithmetic import fma, reciprocal_root, warp_sum
 from .identity import Plugin
+from .kernels import beside
 from .lazy import torch
 from .quantized_rows import quantized
 from .rmsnorm_quantization import Normed
@@ -82,3 +83,6 @@ def reference(
     """
     hidden = x if residual is None else x + residual
     return Normed(hidden, *quantized(layer_norm(hidden, weight, bias, eps), kind, scale))
+
+
+run = beside(reference, "layernorm_quantization_triton")

@@ -82,8 +82,7 @@ def halved(x):  # type: ignore[no-untyped-def]
     rows: tl.constexpr = x.shape[0]
     if x.shape[1] == 1:
         return tl.reshape(x, (rows, 2))
-    else:
-        return halved(tl.sum(tl.reshape(x, (rows, 2, x.shape[1] // 2, 2)), 1))
+    return halved(tl.sum(tl.reshape(x, (rows, 2, x.shape[1] // 2, 2)), 1))
 
 
 @triton.jit  # type: ignore[untyped-decorator]

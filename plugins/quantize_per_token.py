@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .arithmetic import sum_in_any_order
 from .identity import Plugin
+from .kernels import beside
 from .lazy import torch
 from .quantized_rows import INT8, per_token, smoothed
 
@@ -44,3 +45,7 @@ def reference_with_sums(
     wide = y.float()
     total = sum_in_any_order(wide, wide.abs().amax(-1, keepdim=True))
     return (*per_token(y, INT8), total.float().half())
+
+
+run = beside(reference, "quantize_per_token_triton")
+run_with_sums = beside(reference_with_sums, "quantize_per_token_triton", "run_with_sums")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from .arithmetic import reciprocal_root, sum_in_any_order
 from .identity import Plugin
+from .kernels import beside
 from .lazy import torch
 from .quantized_rows import quantized
 
@@ -62,3 +63,6 @@ def reference(
     """
     hidden = x if residual is None else x + residual
     return Normed(hidden, *quantized(rms_norm(hidden, weight, eps), kind, scale))
+
+
+run = beside(reference, "rmsnorm_quantization_triton")

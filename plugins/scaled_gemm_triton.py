@@ -16,10 +16,12 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import fp8_rowwise_gemm
 from .kernels import INTERPRETED, compute_capability, tuned
 from .smooth_quant_gemm import MOST_FEW_TOKENS
 
-HOPPER = 90
+# GPU generations that multiply e4m3, and that have a copy engine.
+FIRST_FP8, HOPPER = 89, 90
 # So many tokens are a tile of their own.
 FEW = 16
 # Bytes of the weight that a program asks for before its input is there, by lines of the cache.
@@ -50,6 +52,9 @@ def run(
     Returns:
         dtype [tokens, out].
     """
+    sm = 0 if INTERPRETED else compute_capability(x.device.index or 0)
+    if x.dtype != torch.int8 and 0 < sm < FIRST_FP8:
+        return fp8_rowwise_gemm.reference(x, weight, scale_a, scale_b, dtype)
     tokens, channels = x.shape
     y = torch.empty((tokens, len(weight)), dtype=dtype, device=x.device)
     if not tokens:
@@ -64,15 +69,15 @@ def run(
         "SUMS": tl.int32 if x.dtype == torch.int8 else tl.float32,
     }
     out, numbers = (scale_a, scale_b, added, y), (tokens, len(weight), channels, bucket(tokens))
-    hopper = INTERPRETED or compute_capability(x.device.index or 0) >= HOPPER
-    early = {"EARLY": True, "launch_pdl": True} if hopper and not INTERPRETED else {"EARLY": False}
+    copies = INTERPRETED or sm >= HOPPER
+    early = {"EARLY": True, "launch_pdl": True} if sm >= HOPPER else {"EARLY": False}
     if tokens == 1 and x.dtype == torch.int8:
         of_one[lambda meta: (triton.cdiv(len(weight), meta["BN"]),)](x, weight, *out, *numbers[1:3], **how, **early)
     elif tokens <= FEW:
         of_few[lambda meta: (triton.cdiv(len(weight), meta["BN"]),)](
             x, weight, *out, *numbers[:3], **how, **early, EVEN=channels % 512 == 0
         )
-    elif hopper and channels % 16 == 0:
+    elif copies and channels % 16 == 0:
         tiles = TensorDescriptor.from_tensor(x, [1, 16]), TensorDescriptor.from_tensor(weight, [1, 16])
         copied[grid(tokens, len(weight))](*tiles, *out, *numbers, **how)
     else:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from enginesmith.plugins import fp8_rowwise_gemm, smooth_quant_gemm
-
-pytest.importorskip("triton")
-from enginesmith.plugins import scaled_gemm_triton
+from enginesmith.plugins import fp8_rowwise_gemm, scaled_gemm_triton, smooth_quant_gemm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float16, torch.bfloat16)
