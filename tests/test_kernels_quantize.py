@@ -1,5 +1,6 @@
 """Kernels that quantize rows against their references, integer by integer and bit by bit."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,15 +14,21 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl
 
-from enginesmith.plugins import arithmetic, fp8, gated_activation, int8
-from enginesmith.plugins import arithmetic_triton
+from enginesmith.plugins import (
+    arithmetic,
+    arithmetic_triton,
+    fp8,
+    gated_activation,
+    int8,
+    layernorm_quantization,
+    quantize_per_token,
+    quantize_tensor,
+    rmsnorm_quantization,
+)
 from enginesmith.plugins import gated_activation_triton as gated_triton
-from enginesmith.plugins import layernorm_quantization
 from enginesmith.plugins import layernorm_quantization_triton as layernorm_triton
-from enginesmith.plugins import quantize_per_token, quantize_tensor
 from enginesmith.plugins import quantize_per_token_triton as per_token_triton
 from enginesmith.plugins import quantize_tensor_triton as tensor_triton
-from enginesmith.plugins import rmsnorm_quantization
 from enginesmith.plugins import rmsnorm_quantization_triton as rmsnorm_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
