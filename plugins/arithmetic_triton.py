@@ -73,11 +73,13 @@ def bytes_of(q: torch.Tensor) -> torch.Tensor:
 @triton.jit  # type: ignore[untyped-decorator]
 def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """To the nearest number of a dtype, half to even, as float32; Triton's interpreter would cut bfloat16 off."""
-    if INTERPRETS and tl.bfloat16 == DTYPE:
+    if INTERPRETS and DTYPE.is_bf16():
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        return bits.to(tl.float32, bitcast=True)
-    return x.to(DTYPE).to(tl.float32)
+        y = bits.to(tl.float32, bitcast=True)
+    else:
+        y = x.to(DTYPE).to(tl.float32)
+    return y
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -90,9 +92,8 @@ def smoothed(y, smoother, columns, inside, DTYPE: tl.constexpr):  # type: ignore
 @triton.jit  # type: ignore[untyped-decorator]
 def fma(a, b, c):  # type: ignore[no-untyped-def]
     """a b + c, rounded once; Triton's interpreter would round twice."""
-    if INTERPRETS:
-        return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
-    return tl.fma(a, b, c)
+    y = a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64) if INTERPRETS else tl.fma(a, b, c)
+    return y.to(tl.float32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -137,13 +138,15 @@ def to_fp8(x, CONVERTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """e4m3 as bytes, half to even, saturated; with the device's instruction or on the bits of float32."""
     x = tl.minimum(tl.maximum(x, -FP8_MAX), FP8_MAX)
     if CONVERTS:
-        return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-    bits = x.to(tl.int32, bitcast=True)
-    size = bits & 0x7FFFFFFF
-    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
-    subnormal = (size.to(tl.float32, bitcast=True) + FP8_SUBNORMAL).to(tl.int32, bitcast=True)
-    byte = tl.where(size < (121 << 23), subnormal, normal) & 0x7F
-    return (byte | ((bits >> 24) & 0x80)).to(tl.uint8)
+        byte = x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        size = bits & 0x7FFFFFFF
+        normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
+        subnormal = (size.to(tl.float32, bitcast=True) + FP8_SUBNORMAL).to(tl.int32, bitcast=True)
+        number = tl.where(size < (121 << 23), subnormal, normal) & 0x7F
+        byte = (number | ((bits >> 24) & 0x80)).to(tl.uint8)
+    return byte
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -52,11 +52,14 @@ def run(
 @triton.jit  # type: ignore[untyped-decorator]
 def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     if ACTIVATION == "silu":
-        return tl.div_rn(x, exp(-x) + 1.0)
-    if ACTIVATION == "gelu":
-        return tl.div_rn(x, exp(x * (x * x * CUBIC + LINEAR)) + 1.0)
-    y = tl.where(x > 0.0, x, 0.0)
-    return y * y if ACTIVATION == "squared-relu" else y
+        y = tl.div_rn(x, exp(-x) + 1.0)
+    elif ACTIVATION == "gelu":
+        y = tl.div_rn(x, exp(x * (x * x * CUBIC + LINEAR)) + 1.0)
+    else:
+        y = tl.where(x > 0.0, x, 0.0)
+        if ACTIVATION == "squared-relu":
+            y = y * y
+    return y
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -80,9 +80,8 @@ def read(x, residual, places, inside, DTYPE: tl.constexpr):  # type: ignore[no-u
 def halved(x):  # type: ignore[no-untyped-def]
     """[rows, lanes, 2] -> [rows, 2], as arithmetic.warp_sum along lanes: a sum of two has no order to choose."""
     rows: tl.constexpr = x.shape[0]
-    if x.shape[1] == 1:
-        return tl.reshape(x, (rows, 2))
-    return halved(tl.sum(tl.reshape(x, (rows, 2, x.shape[1] // 2, 2)), 1))
+    lanes: tl.constexpr = x.shape[1]
+    return tl.reshape(x, (rows, 2)) if lanes == 1 else halved(tl.sum(tl.reshape(x, (rows, 2, lanes // 2, 2)), 1))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
