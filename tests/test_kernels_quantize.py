@@ -1,6 +1,5 @@
 """Kernels that quantize rows against their references, integer by integer and bit by bit."""
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 from collections.abc import Callable
