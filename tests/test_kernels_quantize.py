@@ -213,6 +213,19 @@ def test_every_number_is_activated(activation: str, dtype: torch.dtype) -> None:
     assert_equal(gated_triton.run, gated_activation.reference, x, activation=activation)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def row_sum(x, y, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(x + tl.arange(0, BLOCK), mask=tl.arange(0, BLOCK) < n, other=0.0)
+    tl.store(y, arithmetic_triton.sum_in_any_order(value, tl.max(tl.abs(value), 0), n))
+
+
+def test_kernels_sum_the_same() -> None:
+    for row in rows(4, 5000, torch.float16).float():
+        y = torch.empty(1, dtype=torch.float64, device=DEVICE)
+        row_sum[(1,)](row.to(DEVICE), y, 5000, BLOCK=8192, **arithmetic_triton.OPTIONS)
+        assert y.item() == arithmetic.sum_in_any_order(row[None], row.abs().max().view(1, 1)).item()
+
+
 def test_sums_do_not_depend_on_an_order() -> None:
     x = rows(8, 30_000, torch.float16).float()
     largest = x.abs().amax(-1, keepdim=True)
