@@ -158,25 +158,27 @@ def quantized(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     if KIND == INT8:
         x = tl.minimum(tl.maximum(x, -128.0), 127.0)
         return ((x + NO_FRACTION) - NO_FRACTION).to(tl.int8)
-    size = tl.minimum(tl.abs(x), 448.0)
-    bits = size.to(tl.int32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)  # 3 bits of 23, half to even; bias 7 for 127
-    small = (size + 16384.0).to(tl.int32, bitcast=True) & 0xF  # in steps of 2^-9, those of 2^14's last bit
-    byte = tl.where(size < 0.015625, small, normal)
-    byte = tl.where(x == x, byte, 0x7F)
-    return (byte | ((x.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
+    else:
+        size = tl.minimum(tl.abs(x), 448.0)
+        bits = size.to(tl.int32, bitcast=True)
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)  # 3 bits of 23; a bias of 7 for 127
+        small = (size + 16384.0).to(tl.int32, bitcast=True) & 0xF  # in steps of 2^-9, those of 2^14's last bit
+        byte = tl.where(size < 0.015625, small, normal)
+        byte = tl.where(x == x, byte, 0x7F)
+        return (byte | ((x.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def as_operand(held, dtype: tl.constexpr, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     """What the cache holds, without its scale, in a dtype that a product takes; every INT8 and e4m3 fits all of them."""
-    if KIND != FP8:
+    if KIND == FP8:
+        # Sign, exponent and fraction where float16 has them: 2^8 too small, for its bias is 15 and not 7.
+        byte = held.to(tl.int16)
+        bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
+        value = bits.to(tl.float16, bitcast=True) * 256.0
+        return tl.where((byte & 0x7F) == 0x7F, float("nan"), value).to(dtype)
+    else:
         return held.to(dtype)
-    # Sign, exponent and fraction where float16 has them: 2^8 too small, for its bias is 15 and not 7.
-    byte = held.to(tl.int16)
-    bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
-    value = bits.to(tl.float16, bitcast=True) * 256.0
-    return tl.where((byte & 0x7F) == 0x7F, float("nan"), value).to(dtype)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -245,9 +247,10 @@ def weighted(w, v, summed):  # type: ignore[no-untyped-def]
     """summed + w v with float32 weights: those of half precision go in as two parts, which hold 16 bits or more."""
     if v.dtype == tl.float32:
         return tl.dot(w, v, summed, input_precision="ieee")
-    high = w.to(v.dtype)
-    low = (w - high.to(tl.float32)).to(v.dtype)
-    return tl.dot(low, v, tl.dot(high, v, summed))
+    else:
+        high = w.to(v.dtype)
+        low = (w - high.to(tl.float32)).to(v.dtype)
+        return tl.dot(low, v, tl.dot(high, v, summed))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
