@@ -8,6 +8,16 @@ from .lazy import torch
 LEAST_RANGE = 1e-6
 # The last of a float64's 53 bits that a float32 has no room for.
 BEYOND_FLOAT32 = 2**29 - 1
+# A float32 of this size has no bits behind the point: to add and subtract it rounds to the nearest, half to even.
+NO_FRACTION = 1.5 * 2**23
+# Beyond these e^x is 0 and infinite in float32.
+EXP_RANGE = (-105.0, 89.0)
+# float32 numbers all: 1 / ln 2; ln 2 in a part of 10 bits and the rest; (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2.
+INVERSE_LN2 = float.fromhex("0x1.715476p+0")
+LN2_UPPER, LN2_LOWER = float.fromhex("0x1.63p-1"), float.fromhex("-0x1.bd0106p-13")
+EXP_POLYNOMIAL = tuple(
+    map(float.fromhex, ("0x1.6a23ccp-10", "0x1.123a20p-7", "0x1.5558f2p-5", "0x1.555492p-3", "0x1.fffffcp-2"))
+)
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -45,3 +55,49 @@ def warp_sum(x: torch.Tensor) -> torch.Tensor:
 def row_range(x: torch.Tensor) -> torch.Tensor:
     """The largest |x| of every row, at least 1e-6 as x's dtype has it: [tokens, channels] -> float32 [tokens, 1]."""
     return x.abs().amax(-1, keepdim=True).clamp_min_(LEAST_RANGE).float()
+
+
+def reciprocal_root(x: torch.Tensor) -> torch.Tensor:
+    """1 / sqrt(x), the root and the quotient each rounded once, which no device's rsqrt promises."""
+    root = torch.sqrt(x)
+    return torch.ones_like(root) / root
+
+
+def sum_in_any_order(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """The sum of every row, the same in whatever order a device adds.
+
+    Values are rounded to the last place of channels * largest in float64; whole multiples of one step that never need
+    more than 53 bits are added without error. What rounding loses is below 2^-53 channels^2 largest.
+
+    Args:
+        x: float32 [tokens, channels].
+        largest: float32 [tokens, 1], no less than any |x| of the row.
+
+    Returns:
+        float64 [tokens, 1].
+    """
+    bound = largest.double() * x.shape[-1]
+    return (x + bound).sub_(bound).sum(-1, keepdim=True)
+
+
+def exp(x: torch.Tensor) -> torch.Tensor:
+    """e^x of IEEE sums and products alone, the same on every device; at most 1 ulp off, float32 -> float32.
+
+    e^x = 2^n e^r with n = round(x / ln 2) and r = x - n ln 2, taken off in two parts of which the first times n is
+    exact; e^r = 1 + (r + r^2 p(r)), p of degree 4; 2^n in two factors, since n reaches from -151 to 128.
+    """
+    x = x.clamp(*EXP_RANGE)
+    n = (x * INVERSE_LN2 + NO_FRACTION) - NO_FRACTION
+    r = (x - n * LN2_UPPER) - n * LN2_LOWER
+    p = torch.full_like(r, EXP_POLYNOMIAL[0])
+    for coefficient in EXP_POLYNOMIAL[1:]:
+        p = p * r + coefficient
+    y = (r * r * p + r) + 1
+    exponent = n.int()
+    half = exponent >> 1
+    return y * power_of_two(half) * power_of_two(exponent - half)
+
+
+def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
+    """2^exponent of int32 exponents between -126 and 127, float32."""
+    return ((exponent + 127) << 23).view(torch.float32)

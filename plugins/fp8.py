@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import kernels
 from .arithmetic import quotients, row_range
 from .lazy import torch
 
@@ -18,6 +19,11 @@ def saturate(x: torch.Tensor) -> torch.Tensor:
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b.T of e4m3 [m, k] and [n, k], summed in float32 [m, n]; products of two values are exact there."""
     return a.float() @ b.float().t()
+
+
+def held(weight: torch.Tensor) -> torch.Tensor:
+    """A weight for many products: in float32, unless kernels multiply it as it is."""
+    return weight if kernels.behind(weight) else weight.float()
 
 
 def quantize_per_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,11 @@ Either way the product of the FP8 values is scaled once, which is what the refer
 
 from __future__ import annotations
 
-from . import fp8
-from .identity import FP8, Generations
+from . import fp8_rowwise_gemm, identity, quantize_tensor
 from .lazy import torch
+from .quantized_rows import FP8
 
-GPUS: Generations = FP8
+GPUS: identity.Generations = identity.FP8
 
 
 def reference(
@@ -29,5 +29,5 @@ def reference(
     Returns:
         [tokens, out] in x's dtype.
     """
-    quantized = fp8.saturate(x.float() / activation_scaling_factor.to(x.dtype).float())
-    return (fp8.matmul(quantized, weight) * (activation_scaling_factor * weights_scaling_factor)).to(x.dtype)
+    quantized = quantize_tensor.run(x, activation_scaling_factor, kind=FP8)
+    return fp8_rowwise_gemm.run(quantized, weight, activation_scaling_factor, weights_scaling_factor, x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import fp8
 from .identity import FP8_SCALED, Plugin
+from .kernels import beside
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -33,3 +34,6 @@ def reference(
         dtype [tokens, out].
     """
     return (fp8.matmul(x, weight) * (scale_a * scale_b)).to(dtype)
+
+
+run = beside(reference, "scaled_gemm_triton")

@@ -9,11 +9,15 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from importlib import import_module
+from statistics import median
+from typing import Any, TypeVar, cast
 
 from .lazy import torch
 
+# Schedules are tried behind so many zeros, which leave nothing else in a cache; so many times in a graph.
+CACHE_BYTES, REPEATS = 2**26, 5
 # The first GPU generation that the kernels are written for: Ampere.
 LEAST_SM = 80
 # Triton computes its kernels with NumPy, on tensors of the CPU.
@@ -40,15 +44,73 @@ def available(device: int = 0) -> bool:
     return why is None
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def beside(reference: Function, module: str, name: str = "run") -> Function:
+    """A reference, or the function of the module beside it that computes the same where kernels run.
+
+    Args:
+        reference: its first argument is a tensor, which says where.
+    """
+    kernel = cache(lambda: getattr(import_module(f".{module}", __package__), name))
+
+    @wraps(reference)
+    def run(x: torch.Tensor, *others: Any, **named: Any) -> Any:
+        return (kernel() if behind(x) else reference)(x, *others, **named)
+
+    return cast(Function, run)
+
+
 def behind(x: torch.Tensor) -> bool:
     """Whether kernels compute what is asked of a tensor."""
     return x.is_cuda and available(x.device.index or 0)
 
 
-def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Any]:
-    """``triton.autotune``: the fastest of a few schedules for each value of ``key``, remembered on disk."""
+Prune = Callable[..., list[Any]]
+
+
+def tuned(configs: Sequence[Any], key: Sequence[str], fitting: Prune | None = None) -> Callable[[Any], Any]:
+    """``triton.autotune``: the fastest of a few schedules for each value of ``key``, remembered on disk.
+
+    Args:
+        fitting: those of the schedules that are worth a trial for some arguments.
+    """
     import triton
 
-    few = list(configs[:1] if INTERPRETED else configs)
-    tune: Callable[[Any], Any] = triton.autotune(few, list(key), cache_results=True)
+    few = list(configs[-1:] if INTERPRETED else configs)
+    prune = None if fitting is None or INTERPRETED else {"early_config_prune": fitting}
+    tune: Callable[[Any], Any] = triton.autotune(
+        few, list(key), prune_configs_by=prune, do_bench=milliseconds, cache_results=True
+    )
     return tune
+
+
+def milliseconds(call: Callable[[], object], quantiles: Sequence[float] = (0.5,)) -> list[float]:
+    """How long a call takes with nothing of its inputs in a cache, whatever its launch costs: within a CUDA graph."""
+    emptied = torch.empty(CACHE_BYTES, dtype=torch.int8, device="cuda")
+
+    def both() -> None:
+        emptied.zero_()
+        call()
+
+    call()
+    taken = median_replay(both) - median_replay(emptied.zero_)
+    return [taken] * len(quantiles)
+
+
+def median_replay(call: Callable[[], object]) -> float:
+    """Median milliseconds of a call in a graph of several."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(REPEATS):
+            call()
+    taken = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end) / REPEATS)
+    return median(taken)

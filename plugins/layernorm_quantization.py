@@ -1,11 +1,13 @@
-"""LayernormQuantization: layer norm with mean and bias whose output leaves as INT8."""
+"""LayernormQuantization: layer norm with mean and bias, its output quantized or not."""
 
 from __future__ import annotations
 
-from . import quantize_per_token, quantize_tensor
-from .arithmetic import fma, warp_sum
+from .arithmetic import fma, reciprocal_root, warp_sum
 from .identity import Plugin
+from .kernels import beside
 from .lazy import torch
+from .quantized_rows import quantized
+from .rmsnorm_quantization import Normed
 
 PLUGIN = Plugin(
     "LayernormQuantization",
@@ -31,9 +33,14 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     count = torch.full_like(y[:, :1], width)
     mean = block_sum(first + second, width) / count
     mean_square = block_sum(fma(first, first, second * second), width) / count
-    factor = torch.rsqrt(fma(-mean, mean, mean_square) + eps)
+    factor = reciprocal_root(fma(-mean, mean, mean_square) + eps)
     added = torch.zeros_like(weight) if bias is None else bias
     return fma((y - mean) * factor, weight, added.float()).to(x.dtype)
+
+
+def thread_count(hidden: int) -> int:
+    """Threads of the block that has a row: whole warps."""
+    return -(-min(hidden, MOST_THREADS) // WARP) * WARP
 
 
 def block_sum(terms: torch.Tensor, hidden: int) -> torch.Tensor:
@@ -46,7 +53,7 @@ def block_sum(terms: torch.Tensor, hidden: int) -> torch.Tensor:
     Returns:
         float32 [tokens, 1].
     """
-    threads = -(-min(hidden, MOST_THREADS) // WARP) * WARP
+    threads = thread_count(hidden)
     strides = torch.nn.functional.pad(terms, (0, -terms.shape[1] % threads)).unflatten(1, (-1, threads))
     total = strides[:, 0]
     for i in range(1, strides.shape[1]):
@@ -58,22 +65,24 @@ def block_sum(terms: torch.Tensor, hidden: int) -> torch.Tensor:
 def reference(
     x: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor,
-    scale_to_int: torch.Tensor,
+    bias: torch.Tensor | None,
     eps: float,
-    per_token: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Normalize, then quantize per token, or with the static scale_to_int (127 / range).
+    *,
+    residual: torch.Tensor | None = None,
+    kind: str | None = None,
+    scale: torch.Tensor | None = None,
+) -> Normed:
+    """Add the residual, normalize, then quantize per token, or with a static scale, or not.
 
     Args:
-        x: [tokens, hidden] in the engine's dtype.
-        weight, bias: [hidden].
-        scale_to_int: float32 [1]; unused per token.
-
-    Returns:
-        int8 [tokens, hidden], and float32 [tokens, 1] per-token scales or None.
+        x: [tokens, hidden] in the engine's dtype, hidden even.
+        weight, bias: [hidden]; a missing bias is 0.
+        residual: [tokens, hidden] in x's dtype.
+        kind: of what leaves: "int8", "fp8", or None for x's dtype.
+        scale: float32 [1]; INT8: 127 / range, FP8: range / 448; without it, per token.
     """
-    y = layer_norm(x, weight, bias, eps)
-    if per_token:
-        return quantize_per_token.reference(y)
-    return quantize_tensor.reference(y, scale_to_int), None
+    hidden = x if residual is None else x + residual
+    return Normed(hidden, *quantized(layer_norm(hidden, weight, bias, eps), kind, scale))
+
+
+run = beside(reference, "layernorm_quantization_triton")

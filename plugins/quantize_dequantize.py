@@ -5,7 +5,7 @@ TensorRT fuses the pair around each matmul into one INT8 product, which is what 
 
 from __future__ import annotations
 
-from . import int8
+from . import int8, smooth_quant_gemm
 from .identity import INTEGER, Generations
 from .lazy import torch
 
@@ -33,5 +33,5 @@ def reference(
     """
     scaled = (x.float() * prequant_scaling_factor.float()).to(x.dtype)
     quantized = int8.saturate(scaled.float() / activation_scaling_factor)
-    product = int8.matmul(quantized, weight).float()
-    return (product * (activation_scaling_factor * weights_scaling_factor)).to(x.dtype)
+    scales = activation_scaling_factor, weights_scaling_factor
+    return smooth_quant_gemm.run(quantized, weight, *scales, x.dtype, most_few=0)

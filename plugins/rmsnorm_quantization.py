@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from .arithmetic import reciprocal_root, sum_in_any_order
 from .identity import Plugin
+from .kernels import beside
 from .lazy import torch
+from .quantized_rows import quantized
 
 PLUGIN = Plugin(
     "RmsnormQuantization",
@@ -13,7 +18,51 @@ PLUGIN = Plugin(
 )
 
 
+class Normed(NamedTuple):
+    """Attributes:
+
+    hidden: [tokens, hidden], what was normalized: x, or x + residual rounded to x's dtype.
+    y_or_q: [tokens, hidden] int8 or e4m3, or in x's dtype where nothing quantizes.
+    scale: float32 [tokens, 1] of rows that were quantized per token.
+    """
+
+    hidden: torch.Tensor
+    y_or_q: torch.Tensor
+    scale: torch.Tensor | None
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, in float32, stored in x's dtype. x: [tokens, hidden]."""
+    """x / sqrt(mean(x^2) + eps) * weight, in float32, stored in x's dtype. x: [tokens, hidden].
+
+    The mean is of float32 squares, summed in float64 so that their order does not matter, and rounded to float32.
+    """
     y = x.float()
-    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+    square = y.square()
+    total = sum_in_any_order(square, square.amax(-1, keepdim=True))
+    mean = (total / torch.full_like(total, x.shape[-1])).float()
+    return (y * reciprocal_root(mean + eps) * weight.float()).to(x.dtype)
+
+
+def reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+    kind: str | None = None,
+    scale: torch.Tensor | None = None,
+) -> Normed:
+    """Add the residual, normalize, then quantize per token, or with a static scale, or not.
+
+    Args:
+        x: [tokens, hidden] in the engine's dtype.
+        weight: [hidden].
+        residual: [tokens, hidden] in x's dtype.
+        kind: of what leaves: "int8", "fp8", or None for x's dtype.
+        scale: float32 [1]; INT8: 127 / range, FP8: range / 448; without it, per token.
+    """
+    hidden = x if residual is None else x + residual
+    return Normed(hidden, *quantized(rms_norm(hidden, weight, eps), kind, scale))
+
+
+run = beside(reference, "rmsnorm_quantization_triton")

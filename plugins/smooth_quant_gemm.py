@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import int8
 from .identity import INTEGER, Plugin
+from .kernels import beside
 from .lazy import torch
 
 PLUGIN = Plugin(
@@ -30,6 +31,7 @@ def reference(
     scale_a: torch.Tensor,
     scale_b: torch.Tensor,
     dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
     most_few: int = MOST_FEW_TOKENS,
 ) -> torch.Tensor:
     """y = (x @ weight.T) * (scale_a * scale_b); for few tokens ((x @ weight.T) * scale_b) * scale_a.
@@ -40,6 +42,7 @@ def reference(
         scale_a: float32 [tokens, 1] (per token) or [1, 1] (act_scale).
         scale_b: float32 [1, out] or [1, 1] (per_channel_scale).
         dtype: the engine's dtype.
+        bias: [out] in that dtype, added to the rounded product.
         most_few: so many tokens are few; 0 for the kernel that multiplies many, whatever comes.
 
     Returns:
@@ -47,4 +50,8 @@ def reference(
     """
     product = int8.matmul(x, weight)  # times float32 it becomes that
     few = len(x) <= most_few
-    return (product * scale_b * scale_a if few else product * (scale_a * scale_b)).to(dtype)
+    y = (product * scale_b * scale_a if few else product * (scale_a * scale_b)).to(dtype)
+    return y if bias is None else y + bias
+
+
+run = beside(reference, "scaled_gemm_triton")

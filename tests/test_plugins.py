@@ -84,7 +84,9 @@ def test_layernorm_quantization_is_layer_norm_then_rounding(per_token: bool) -> 
     x, weight, bias = (torch.randn(size, generator=draw) for size in ((5, 32), (32,), (32,)))
     exact = torch.nn.functional.layer_norm(x, (32,), weight, bias, 1e-5)
     scale = torch.tensor([127 / float(exact.abs().max())])
-    integers, scales = layernorm_quantization.reference(x, weight, bias, scale, 1e-5, per_token)
+    given = None if per_token else scale
+    hidden, integers, scales = layernorm_quantization.reference(x, weight, bias, 1e-5, kind="int8", scale=given)
+    assert hidden is x
     assert integers.dtype == torch.int8
     restored = integers.float() * scales if scales is not None else integers.float() / scale
     assert float((restored - exact).abs().max()) <= 0.51 * float(exact.abs().max()) / 127

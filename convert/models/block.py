@@ -42,8 +42,9 @@ class Functions(Protocol[Read, Made]):
     def attend(self, qkv: Made) -> torch.Tensor:
         """Attention over queries, keys and values, [batch, tokens, query_size]."""
 
-    def product(self, mlp: Mlp, made: list[Made]) -> torch.Tensor:
-        """The MLP's function of one logical linear, times what the other makes where there is one."""
+    def product(self, mlp: Mlp, made: list[Made]) -> Read:
+        """What the last linear of an MLP reads: its function of one logical linear, times the other's where there is
+        one."""
 
     def routed(self, norm: Norm, x: torch.Tensor) -> Routed:
         """The norm of hidden states, on its way through experts."""
@@ -143,7 +144,7 @@ def mlp(family: Family, functions: Functions[Read, Made], read: Read) -> Half[Re
 
 def behind_product(mlp: Mlp, functions: Functions[Read, Made], read: Read) -> Half[Read, Made]:
     """An MLP once its input has come."""
-    read = functions.read(mlp.last, functions.product(mlp, [functions.linear(linear, read) for linear in mlp.first]))
+    read = functions.product(mlp, [functions.linear(linear, read) for linear in mlp.first])
     yield read
     return functions.linear(mlp.last, read)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from ...plugins import layernorm_quantization, rmsnorm_quantization
 from ...plugins.float_product import of_few_rows
 from ...plugins.lazy import torch
+from ...plugins.rmsnorm_quantization import Normed
 from .model import Model
 from .pieces import LAYER, Norm
 
@@ -113,6 +114,18 @@ def engine_norm(norm: Norm, x: torch.Tensor, own: Mapping[str, torch.Tensor], ep
         x: [tokens, hidden_size].
         own: "weight" and, where the norm has one, "bias", [hidden_size].
     """
+    return quantizing_norm(norm, x, own, epsilon).y_or_q
+
+
+def quantizing_norm(
+    norm: Norm,
+    x: torch.Tensor,
+    own: Mapping[str, torch.Tensor],
+    epsilon: float,
+    kind: str | None = None,
+    scale: torch.Tensor | None = None,
+) -> Normed:
+    """The same, whose output is quantized: as ``rmsnorm_quantization.reference``."""
     if norm.kind == LAYER:
-        return layernorm_quantization.layer_norm(x, own["weight"], own.get("bias"), epsilon)
-    return rmsnorm_quantization.rms_norm(x, own["weight"], epsilon)
+        return layernorm_quantization.run(x, own["weight"], own.get("bias"), epsilon, kind=kind, scale=scale)
+    return rmsnorm_quantization.run(x, own["weight"], epsilon, kind=kind, scale=scale)

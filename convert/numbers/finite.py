@@ -15,5 +15,10 @@ def finite(tensor: torch.Tensor) -> bool:
         return True
     if str(tensor.dtype).removeprefix("torch.") in NARROW:
         return all(finite(piece.float()) for piece in tensor.reshape(-1).split(AT_ONCE))
+    return bool(all_finite(tensor))
+
+
+def all_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """The same of one that has numbers, as a bool [] on its device, for which nobody waits."""
     extremes = torch.stack(torch.aminmax(tensor))  # one NaN makes both of them NaN
-    return bool(torch.isfinite(extremes).all())
+    return torch.isfinite(extremes).all()

@@ -13,7 +13,7 @@ from ..models.model import Model
 from ..models.pieces import Group, Norm
 from ..quantize.scheme import LayerSchemes
 from ..targets.trtllm.formats import format_of
-from ..targets.trtllm.formats.base import Activation, Engine, Format, Product
+from ..targets.trtllm.formats.base import Activation, Engine, Format, Product, Rounding
 from ..targets.trtllm.layout import CACHE_SCALE
 
 Tensors = dict[str, torch.Tensor]
@@ -30,8 +30,8 @@ class ExecutedLayer(Protocol):
     def gate(self, gate: Gate) -> torch.Tensor:
         """The weight of a linear that is never quantized."""
 
-    def quantized(self, group: Group, x: torch.Tensor) -> Activation:
-        """What the linears of a group read of x, their input [tokens, in]."""
+    def rounding(self, group: Group) -> Rounding:
+        """How the input of a group of linears is rounded."""
 
     def divisor(self, linear: str) -> torch.Tensor | None:
         """What an operation before a linear divides its input by, [in]; None where there is no such operation."""
@@ -70,10 +70,10 @@ class EngineLayer:
     def gate(self, gate: Gate) -> torch.Tensor:
         return self.tensors[f"{gate.name}.weight"]
 
-    def quantized(self, group: Group, x: torch.Tensor) -> Activation:
+    def rounding(self, group: Group) -> Rounding:
         form = format_of(self.schemes[group.name], self.engine)
         scale = form.input_scale(group)
-        return form.quantized(x, None if scale is None else self.tensors[scale])
+        return form.rounding(None if scale is None else self.tensors[scale])
 
     def divisor(self, linear: str) -> torch.Tensor | None:
         return self.form(linear).divisor(self.own(linear))

@@ -129,10 +129,9 @@ class Execution:
 
     def look_for_overflow(self, where: str) -> None:
         """Remember the first value that the engine's dtype does not hold."""
-        first = next(iter(self.runtime.beyond), None)
+        first = self.runtime.beyond()
         if first is not None and self.beyond is None:
             self.beyond = f"{where}: {first} is beyond {str(self.runtime.dtype).removeprefix('torch.')}"
-        self.runtime.beyond.clear()
 
     def watching(self, layer: ExecutedLayer) -> ExecutedLayer:
         """A layer whose weight-only linears are measured while it is executed."""

@@ -25,7 +25,7 @@ from ..sources.folder import Source
 from ..sources.readymade.compressed import COMPRESSED
 from ..sources.readymade.kinds import FP8, Inputs
 from ..targets.huggingface.linear import READERS, FolderLinear
-from ..targets.trtllm.formats.base import Activation
+from ..targets.trtllm.formats.base import Activation, Rounding
 from ..targets.trtllm.manifest import Manifest, read_manifest
 from .engine_layer import Tensors
 from .runtime import Runtime
@@ -56,8 +56,8 @@ class FolderLayer:
     def gate(self, gate: Gate) -> torch.Tensor:
         return self.common[f"{gate.name}.weight"]
 
-    def quantized(self, group: Group, x: torch.Tensor) -> Activation:
-        return Activation(x)
+    def rounding(self, group: Group) -> Rounding:
+        return Rounding()
 
     def divisor(self, linear: str) -> torch.Tensor | None:
         return None

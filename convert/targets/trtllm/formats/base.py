@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from .....plugins import quantize_per_token, quantize_tensor
 from .....plugins.identity import ANY, Generations, Plugin
 from .....plugins.lazy import torch
+from .....plugins.quantized_rows import smoothed
 from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import Scheme
@@ -51,6 +53,32 @@ class Activation:
     x: torch.Tensor
     scale: torch.Tensor | None = None
     total: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How an input is rounded before the linears that read it.
+
+    Attributes:
+        kind: to "int8" or "fp8"; None where it stays as it is.
+        scale: float32 [1] that it is multiplied by; without one, each token has its own.
+        sums: tokens are summed before, for QServe.
+    """
+
+    kind: str | None = None
+    scale: torch.Tensor | None = None
+    sums: bool = False
+
+    def of(self, x: torch.Tensor, smoother: torch.Tensor | None = None) -> Activation:
+        """What linears read of x, [tokens, in] in the engine's dtype, divided by a smoother first."""
+        if self.kind is None:
+            return Activation(smoothed(x, smoother))
+        if self.sums:
+            integers, scale, total = quantize_per_token.run_with_sums(x, smoother)
+            return Activation(integers, scale.half(), total)
+        if self.scale is None:
+            return Activation(*quantize_per_token.run(x, smoother, kind=self.kind))
+        return Activation(quantize_tensor.run(x, self.scale, smoother, kind=self.kind))
 
 
 # What a linear computes of what it reads, [tokens, out] in the engine's dtype.
@@ -156,9 +184,9 @@ class Format(ABC):
         """What an operation before the linear divides its input by, [in]; None where there is no such operation."""
         return None
 
-    def quantized(self, x: torch.Tensor, input_scale: torch.Tensor | None) -> Activation:
-        """What leaves the norm, or the operation before the linear, for x [tokens, in] in the engine's dtype."""
-        return Activation(x)
+    def rounding(self, input_scale: torch.Tensor | None) -> Rounding:
+        """What the norm, or the operation before the linear, does to its input."""
+        return Rounding()
 
     def prepared(self, own: Tensors) -> Product:
         """``product`` for many calls; however few tokens come, as the kernel for many computes it."""

@@ -52,7 +52,7 @@ class Fp8(Format):
         return QuantizedLinear(own["weight"], own["weights_scaling_factor"], range=largest)
 
     def prepared(self, own: Tensors) -> Product:
-        return partial(self.product, own | {"weight": own["weight"].float()})
+        return partial(self.product, own | {"weight": fp8.held(own["weight"])})
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         scales = own["activation_scaling_factor"], own["weights_scaling_factor"]

@@ -7,12 +7,13 @@ from functools import partial
 from .....plugins import fp8, fp8_rowwise_gemm, quantize_per_token, quantize_tensor, rmsnorm_quantization
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
+from .....plugins.quantized_rows import FP8
 from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, E4M3, Scheme
 from ..ranks import FLOAT8, FLOAT32, Tensor
 from ..values import POSITIVE
-from .base import Activation, Format, Product, Tensors
+from .base import Activation, Format, Product, Rounding, Tensors
 
 
 class Fp8Rowwise(Format):
@@ -43,14 +44,14 @@ class Fp8Rowwise(Format):
     def read(self, own: Tensors, input_scale: torch.Tensor | None = None) -> QuantizedLinear:
         return QuantizedLinear(own["weight"], own["per_channel_scale"])
 
-    def quantized(self, x: torch.Tensor, input_scale: torch.Tensor | None) -> Activation:
-        return Activation(*fp8.quantize_per_token(x))
+    def rounding(self, input_scale: torch.Tensor | None) -> Rounding:
+        return Rounding(FP8)
 
     def prepared(self, own: Tensors) -> Product:
-        return partial(self.product, own | {"weight": own["weight"].float()})
+        return partial(self.product, own | {"weight": fp8.held(own["weight"])})
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         assert read.scale is not None
-        return fp8_rowwise_gemm.reference(
+        return fp8_rowwise_gemm.run(
             read.x, own["weight"], read.scale, own["per_channel_scale"], self.engine.torch_dtype
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from .....plugins import qserve_gemm, quantize_per_token, rmsnorm_quantization
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
+from .....plugins.quantized_rows import INT8 as INT8_ROWS
 from ....models.pieces import Group, Linear
 from ....numbers.nibbles import check_multiple
 from ....numbers.qserve import GROUP as GROUP_SIZE
@@ -20,7 +21,7 @@ from ....quantize.scheme import CHANNEL, GROUP, INTEGERS, Scheme
 from ..ranks import FLOAT16, INT8, Tensor
 from ..storage import BY_GROUP, FRAGMENTS
 from ..values import POSITIVE, SECOND_SCALE, Zeros
-from .base import Activation, Format, Product, Tensors
+from .base import Activation, Format, Product, Rounding, Tensors
 
 
 class QServe(Format):
@@ -46,9 +47,8 @@ class QServe(Format):
             "s1_scales": Tensor(("out",), FLOAT16, POSITIVE),
         }
 
-    def quantized(self, x: torch.Tensor, input_scale: torch.Tensor | None) -> Activation:
-        integers, scale = quantize_per_token.reference(x)
-        return Activation(integers, scale.half(), x.float().sum(-1, keepdim=True).half())
+    def rounding(self, input_scale: torch.Tensor | None) -> Rounding:
+        return Rounding(INT8_ROWS, sums=True)
 
 
 class QServeGroup(QServe):

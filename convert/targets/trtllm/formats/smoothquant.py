@@ -17,13 +17,14 @@ from .....plugins import (
 )
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
+from .....plugins.quantized_rows import INT8 as INT8_ROWS
 from .....plugins.smooth_quant_gemm import MOST_FEW_TOKENS
 from ....models.pieces import HEADS, Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import CHANNEL, INTEGERS, MATRIX, Scheme
 from ..ranks import FLOAT32, INT8, Tensor
 from ..values import POSITIVE
-from .base import Activation, Format, Product, Tensors, module_of
+from .base import Activation, Format, Product, Rounding, Tensors, module_of
 
 
 def scheme(name: str, granularity: str, static: bool) -> Scheme:
@@ -104,19 +105,16 @@ class SmoothQuant(Format):
     def divisor(self, own: Tensors) -> torch.Tensor | None:
         return own.get("smoother")
 
-    def quantized(self, x: torch.Tensor, input_scale: torch.Tensor | None) -> Activation:
-        if not self.scheme.static:
-            return Activation(*quantize_per_token.reference(x))
-        assert input_scale is not None
-        return Activation(quantize_tensor.reference(x, input_scale))
+    def rounding(self, input_scale: torch.Tensor | None) -> Rounding:
+        return Rounding(INT8_ROWS, input_scale if self.scheme.static else None)
 
     def prepared(self, own: Tensors) -> Product:
         return partial(self.product, own, most_few=0)
 
     def product(self, own: Tensors, read: Activation, most_few: int = MOST_FEW_TOKENS) -> torch.Tensor:
         scale = own["act_scale"] if read.scale is None else read.scale
-        return smooth_quant_gemm.reference(
-            read.x, own["weight"], scale, own["per_channel_scale"], self.engine.torch_dtype, most_few
+        return smooth_quant_gemm.run(
+            read.x, own["weight"], scale, own["per_channel_scale"], self.engine.torch_dtype, most_few=most_few
         )
 
 

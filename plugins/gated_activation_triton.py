@@ -1,0 +1,88 @@
+"""gated_activation.reference, one row a program that quantizes per token, else a piece of one; one read, one write.
+
+Integers, FP8 values, scales and floats are equal to the bit: e^x is of IEEE operations alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .arithmetic_triton import (
+    OPTIONS,
+    bytes_of,
+    converts_fp8,
+    exp,
+    in_pieces,
+    in_registers,
+    outputs,
+    rounded,
+    rows_of,
+    smoothed,
+    write_row,
+)
+from .gated_activation import GELU_CUBIC, GELU_LINEAR
+from .quantized_rows import Rows
+
+LINEAR: tl.constexpr = tl.constexpr(GELU_LINEAR)
+CUBIC: tl.constexpr = tl.constexpr(GELU_CUBIC)
+
+
+def run(
+    gate: torch.Tensor,
+    up: torch.Tensor | None = None,
+    smoother: torch.Tensor | None = None,
+    *,
+    activation: str = "silu",
+    kind: str | None = None,
+    scale: torch.Tensor | None = None,
+) -> Rows:
+    """As gated_activation.reference, on a GPU."""
+    gate, up = rows_of(gate), None if up is None else rows_of(up)
+    y, scales = outputs(gate, kind, scale is None)
+    grid, schedule = in_pieces(gate) if scales is None else ((len(gate), 1), in_registers(gate.shape[1]))
+    pointers = gate, up, smoother, bytes_of(y), scales, scale
+    numbers = gate.stride(0), 0 if up is None else up.stride(0), gate.shape[1]
+    meta = {"ACTIVATION": activation, "KIND": kind, "CONVERTS": converts_fp8(gate), **schedule, **OPTIONS}
+    kernel[grid](*pointers, *numbers, **meta)
+    return Rows(y, scales)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+    if ACTIVATION == "silu":
+        return tl.div_rn(x, exp(-x) + 1.0)
+    if ACTIVATION == "gelu":
+        return tl.div_rn(x, exp(x * (x * x * CUBIC + LINEAR)) + 1.0)
+    y = tl.where(x > 0.0, x, 0.0)
+    return y * y if ACTIVATION == "squared-relu" else y
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def kernel(  # type: ignore[no-untyped-def]
+    gate,
+    up,
+    smoother,
+    out,
+    scales,
+    static,
+    gate_stride,
+    up_stride,
+    channels,
+    ACTIVATION: tl.constexpr,
+    KIND: tl.constexpr,
+    CONVERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = gate.dtype.element_ty
+    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < channels
+    y = tl.load(gate + row * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    y = rounded(activated(y, ACTIVATION), DTYPE)
+    if up is not None:
+        factor = tl.load(up + row * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        y = rounded(y * factor, DTYPE)
+    if smoother is not None:
+        y = smoothed(y, smoother, columns, inside, DTYPE)
+    write_row(y, out, scales, static, row, channels, columns, DTYPE, KIND, CONVERTS)

@@ -1,0 +1,75 @@
+"""quantize_per_token.reference, one row a program, held in registers from its one read to its one write.
+
+Integers, FP8 values, scales and sums are equal: the largest value and the sum do not depend on an order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .arithmetic_triton import (
+    OPTIONS,
+    bytes_of,
+    converts_fp8,
+    in_registers,
+    outputs,
+    rows_of,
+    smoothed,
+    sum_in_any_order,
+    write_row,
+)
+from .quantized_rows import INT8
+
+
+def run(
+    x: torch.Tensor, smoother: torch.Tensor | None = None, *, kind: str = INT8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As quantize_per_token.reference, on a GPU."""
+    return launch(x, smoother, None, kind)
+
+
+def run_with_sums(
+    x: torch.Tensor, smoother: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As quantize_per_token.reference_with_sums, on a GPU."""
+    total = x.new_empty((len(x), 1), dtype=torch.float16)
+    return (*launch(x, smoother, total, INT8), total)
+
+
+def launch(
+    x: torch.Tensor, smoother: torch.Tensor | None, total: torch.Tensor | None, kind: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x = rows_of(x)
+    q, scales = outputs(x, kind, True)
+    assert scales is not None
+    pointers = x, smoother, bytes_of(q), scales, total
+    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **in_registers(x.shape[1]), **OPTIONS}
+    kernel[(len(x),)](*pointers, x.stride(0), x.shape[1], **meta)
+    return q, scales
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def kernel(  # type: ignore[no-untyped-def]
+    x,
+    smoother,
+    out,
+    scales,
+    totals,
+    x_stride,
+    channels,
+    KIND: tl.constexpr,
+    CONVERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = columns < channels
+    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if smoother is not None:
+        y = smoothed(y, smoother, columns, inside, DTYPE)
+    if totals is not None:
+        total = sum_in_any_order(y, tl.max(tl.abs(y), 0), channels)
+        tl.store(totals + row, total.to(tl.float32).to(tl.float16))
+    write_row(y, out, scales, None, row, channels, columns, DTYPE, KIND, CONVERTS)

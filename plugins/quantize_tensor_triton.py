@@ -1,0 +1,38 @@
+"""quantize_tensor.reference, a piece of a row a program; values do not see each other.
+
+Integers and FP8 values are equal.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .arithmetic_triton import OPTIONS, bytes_of, converts_fp8, in_pieces, outputs, rows_of, smoothed, write_row
+from .quantized_rows import INT8
+
+
+def run(
+    x: torch.Tensor, scale: torch.Tensor, smoother: torch.Tensor | None = None, *, kind: str = INT8
+) -> torch.Tensor:
+    """As quantize_tensor.reference, on a GPU."""
+    x = rows_of(x)
+    q, _ = outputs(x, kind, False)
+    grid, schedule = in_pieces(x)
+    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **schedule, **OPTIONS}
+    kernel[grid](x, smoother, bytes_of(q), scale, x.stride(0), x.shape[1], **meta)
+    return q
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def kernel(  # type: ignore[no-untyped-def]
+    x, smoother, out, static, x_stride, channels, KIND: tl.constexpr, CONVERTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < channels
+    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if smoother is not None:
+        y = smoothed(y, smoother, columns, inside, DTYPE)
+    write_row(y, out, None, static, row, channels, columns, DTYPE, KIND, CONVERTS)
