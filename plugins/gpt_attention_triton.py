@@ -87,7 +87,8 @@ def decode(
     """
     tokens, room, group = len(q), keys.shape[2], of.heads // of.kv_heads
     window = room if of.window is None else min(of.window, room)
-    rows, columns = 16 if group <= 16 else 32, max(triton.next_power_of_2(of.size), 16)
+    rows = 32 if group > 16 and q.element_size() == 2 else 16
+    columns = max(triton.next_power_of_2(of.size), 16)
     block = min(max(BLOCK_BYTES // (columns * q.element_size()), 16), 64)
     chunks = min(triton.cdiv(window, CHUNK.value), CHUNKS.value)
     partial = q.new_empty((tokens, of.heads, chunks, of.size), dtype=torch.float32)
@@ -133,7 +134,7 @@ def store_kernel(  # type: ignore[no-untyped-def]
         first = channel < ROTATED // 2
         other = tl.where(first, channel + ROTATED // 2, channel - ROTATED // 2)
     crossed = tl.load(own + other, mask=turns, other=0.0).to(tl.float32)
-    crossed = tl.where(first, -crossed, crossed)
+    crossed *= tl.where(first, -1.0, 1.0)  # a minus would make 0 of 0
     angle = place * ROTATED + channel
     cosine = tl.load(cos + angle, mask=channel < ROTATED, other=1.0)
     sine = tl.load(sin + angle, mask=channel < ROTATED, other=0.0)
@@ -157,7 +158,7 @@ def quantized(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     """int8, rounded half to even and saturated; or the byte of the nearest e4m3, saturated at 448."""
     if KIND == INT8:
         x = tl.minimum(tl.maximum(x, -128.0), 127.0)
-        return ((x + NO_FRACTION) - NO_FRACTION).to(tl.int8)
+        made = ((x + NO_FRACTION) - NO_FRACTION).to(tl.int8)
     else:
         size = tl.minimum(tl.abs(x), 448.0)
         bits = size.to(tl.int32, bitcast=True)
@@ -165,20 +166,23 @@ def quantized(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
         small = (size + 16384.0).to(tl.int32, bitcast=True) & 0xF  # in steps of 2^-9, those of 2^14's last bit
         byte = tl.where(size < 0.015625, small, normal)
         byte = tl.where(x == x, byte, 0x7F)
-        return (byte | ((x.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
+        made = (byte | ((x.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
+    return made
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def as_operand(held, dtype: tl.constexpr, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What the cache holds, without its scale, in a dtype that a product takes; every INT8 and e4m3 fits all of them."""
+    """What the cache holds, without its scale, in the dtype of queries, which holds every INT8 and e4m3."""
     if KIND == FP8:
         # Sign, exponent and fraction where float16 has them: 2^8 too small, for its bias is 15 and not 7.
         byte = held.to(tl.int16)
         bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
         value = bits.to(tl.float16, bitcast=True) * 256.0
-        return tl.where((byte & 0x7F) == 0x7F, float("nan"), value).to(dtype)
-    else:
-        return held.to(dtype)
+        held = tl.where((byte & 0x7F) == 0x7F, float("nan"), value)
+    elif KIND == INT8:
+        # As the last bits of 2^23 + 128, from which it is taken: additions are faster than conversions.
+        held = (held.to(tl.int32) + 0x4B000080).to(tl.float32, bitcast=True) - 8388736.0
+    return held.to(dtype)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -246,11 +250,12 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
 def weighted(w, v, summed):  # type: ignore[no-untyped-def]
     """summed + w v with float32 weights: those of half precision go in as two parts, which hold 16 bits or more."""
     if v.dtype == tl.float32:
-        return tl.dot(w, v, summed, input_precision="ieee")
+        summed = tl.dot(w, v, summed, input_precision="ieee")
     else:
         high = w.to(v.dtype)
         low = (w - high.to(tl.float32)).to(v.dtype)
-        return tl.dot(low, v, tl.dot(high, v, summed))
+        summed = tl.dot(low, v, tl.dot(high, v, summed))
+    return summed
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -11,7 +11,7 @@ from enginesmith.plugins import gpt_attention
 from enginesmith.plugins.gpt_attention import Heads
 
 pytest.importorskip("triton")
-from enginesmith.plugins import gpt_attention_triton as kernels  # noqa: E402
+from enginesmith.plugins import gpt_attention_triton as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = (torch.float16, torch.bfloat16)
@@ -49,9 +49,9 @@ def assert_stored(
     q, *made = gpt_attention.split(qkv[None], cos[places], sin[places], of)
     for held, x, which in zip(expected, made, (0, -1), strict=True):
         x = x.to(qkv.dtype) if kind is None else gpt_attention.stored(x, scales[which], kind)
-        held.view(torch.int8 if kind else qkv.dtype)[slots, :, places] = (
-            x.view(torch.int8 if kind else qkv.dtype)[0].transpose(0, 1)
-        )
+        held.view(torch.int8 if kind else qkv.dtype)[slots, :, places] = x.view(torch.int8 if kind else qkv.dtype)[
+            0
+        ].transpose(0, 1)
     moved = (x.to(DEVICE) for x in (qkv, cos, sin, places, slots))
     turned = kernels.store(*moved, *cache, of, None if kind is None else scales.to(DEVICE), kind)
     assert torch.equal(bits(turned), bits(q[0].transpose(0, 1).to(qkv.dtype)))
