@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from enginesmith.convert.generate.kernel_cache import KernelCache
+from enginesmith.convert.generate.network import Network
+from enginesmith.convert.generate.passes import Pass, Piece, SingleTokens
+from enginesmith.convert.prove.folder import FloatFolder
+from enginesmith.convert.prove.proven import opened
 from enginesmith.plugins import gpt_attention
 from enginesmith.plugins.gpt_attention import Heads
+
+from .family_models import converted, write_family
+from .generating import answered, assert_as_computed_anew, prompts
 
 pytest.importorskip("triton")
 from enginesmith.plugins import gpt_attention_triton as kernels
@@ -181,3 +192,88 @@ def test_chunks_of_long_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     moved = (x.to(DEVICE) for x in (q, k, v, torch.zeros(3, dtype=torch.int32), torch.tensor(lengths)))
     out = kernels.decode(*moved, of).cpu().float()
     assert torch.allclose(out, expected(q, [k, v], [0] * 3, lengths, of, torch.ones(2)), atol=1e-4, rtol=1e-3)
+
+
+LLAMA = "Llama, Yi, DeepSeek-LLM, SmolLM"
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginesmith.convert.generate.network.cache_of", KernelCache)
+    monkeypatch.setattr("enginesmith.convert.generate.flight.PROMPT_TOKENS", 7)
+
+
+@pytest.mark.usefixtures("with_kernels")
+@pytest.mark.parametrize("kv_cache", KINDS)
+def test_generation(kv_cache: str | None, models: Callable[[str], Path], tmp_path: Path) -> None:
+    converted(models(LLAMA), tmp_path / "ck", kv_cache=kv_cache)
+    proven: Any = opened(tmp_path / "ck")
+    asked = prompts(proven.model.vocab_size)
+    assert_as_computed_anew(proven, answered(proven, asked, 6, device=torch.device(DEVICE)))
+
+
+@pytest.mark.usefixtures("with_kernels")
+@pytest.mark.parametrize("title", ["Gemma 2", "Gemma 3, text", "BLOOM, BLOOMZ", "GPT-J"])
+def test_generation_by_what_is_added_to_scores(title: str, tmp_path: Path) -> None:
+    window = {"sliding_window": 6} if "Gemma" in title else {}
+    proven = FloatFolder(write_family(tmp_path / "hf", title, **window))
+    asked = prompts(proven.model.vocab_size, (3, 10))
+    assert_as_computed_anew(proven, answered(proven, asked, 6, device=torch.device(DEVICE)))
+
+
+def whole_pass(cache: KernelCache, now: Pass, qkv: torch.Tensor) -> torch.Tensor:
+    cache.begin(now)
+    return cache.attend(0, qkv, None)[0]
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_a_pass_over_tensors_that_stay(models: Callable[[str], Path]) -> None:
+    """What goes on in the same tensors is what passes of their own compute; rows of no sequence change nothing."""
+    device = torch.device(DEVICE)
+    network = Network(FloatFolder(models(LLAMA)), device, 40)
+    cache, model = network.cache, network.model
+    assert isinstance(cache, KernelCache)
+    channels = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size
+    steady = SingleTokens(3, device)
+    held = steady.places.data_ptr(), steady.slots.data_ptr(), steady.lengths.data_ptr()
+    for step in range(3):
+        qkv = drawn(1, 3, channels, seed=step).to(device)
+        pieces = [Piece(1, step, 1), Piece(0, step, 1)]
+        alone = whole_pass(cache, Pass(pieces, device), qkv[:, :2])
+        steady.take(pieces)
+        together = whole_pass(cache, steady, qkv)
+        assert torch.equal(together[:2], alone)
+        assert not bool(together[2].any())
+        assert held == (steady.places.data_ptr(), steady.slots.data_ptr(), steady.lengths.data_ptr())
+    assert cache.moves == 1
+    whole_pass(cache, Pass([Piece(0, 64, 1)], device), qkv[:, :1])
+    assert cache.moves == 2
+
+
+@pytest.mark.gpu
+def test_a_recorded_pass_is_played_for_other_places(models: Callable[[str], Path]) -> None:
+    device = torch.device("cuda")
+    network = Network(FloatFolder(models(LLAMA)), device, 64)
+    cache, model = network.cache, network.model
+    channels = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size
+    qkv, steady = drawn(1, 2, channels).to(device), SingleTokens(2, device)
+    steady.take([Piece(0, 0, 1), Piece(1, 0, 1)])
+    cache.begin(steady)
+    cache.attend(0, qkv, None)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = cache.attend(0, qkv, None)
+    for place in range(1, 40):
+        qkv.copy_(drawn(1, 2, channels, seed=place))
+        pieces = [Piece(1, place, 1), Piece(0, place, 1)]
+        steady.take(pieces)
+        graph.replay()
+        played = out.clone()
+        cache.begin(Pass(pieces, device))
+        assert torch.equal(played, cache.attend(0, qkv, None))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_of_a_large_model(kind: str | None) -> None:
+    assert_decoded(Heads(32, 8, 128, 128**-0.5), kind, torch.bfloat16, [*range(1, 321, 7)], 2.0)
