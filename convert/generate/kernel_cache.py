@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 
 from ...plugins import kernels
 from ..models.model import Model
@@ -54,5 +56,11 @@ class KernelCache(KeyValueCache):
 
     def of_piece(self, index: int, piece: Piece, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
         heads = self.heads[index]
-        fused = piece.first == 0 and heads.cap is None and heads.plain(piece.end)
-        return super().of_piece(index, piece, q if fused else q.float(), kv_cache)
+        if heads.cap is not None or not heads.plain(piece.end):
+            return super().of_piece(index, piece, q.float(), kv_cache)
+        k, v = (x.to(q.dtype)[None] for x in self.read(index, piece, kv_cache))
+        causal, grouped = causal_lower_right(piece.count, piece.end), heads.heads != heads.kv_heads
+        attended: torch.Tensor = scaled_dot_product_attention(
+            q[None], k, v, causal, scale=heads.scale, enable_gqa=grouped
+        )
+        return attended[0]
