@@ -10,7 +10,8 @@ import torch
 from ..errors import InputError
 from ..prove.layers import computed
 from ..prove.proven import Executable
-from .cache import KeyValueCache, Pass, Piece
+from .kernel_cache import cache_of
+from .passes import Pass, Piece
 
 # Positions whose logits are made at once.
 ROWS = 256
@@ -39,7 +40,7 @@ class Network:
         self.embedding = proven.embedding().to(device)
         head = proven.head(device)
         self.head = replace(head.map(lambda tensor: tensor.to(device)), weight=head.weight.to(device).float())
-        self.cache = KeyValueCache(model, self.runtime.turns, self.runtime.dtype, device)
+        self.cache = cache_of(model, self.runtime.turns, self.runtime.dtype, device)
         self.runtime.attend = self.cache.attend
 
     @torch.inference_mode()
