@@ -245,6 +245,14 @@ def test_gelu_and_silu_are_pytorchs_but_for_last_bits() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_rows_of_float32(kind: str | None) -> None:
+    x, weight, bias = draw(3, 1500) + 2, draw(1500, seed=1), draw(1500, seed=2)
+    assert_equal(rmsnorm_triton.run, rmsnorm_quantization.reference, x, weight, 1e-5, kind=kind)
+    assert_equal(layernorm_triton.run, layernorm_quantization.reference, x, weight, bias, 1e-5, kind=kind)
+    assert_equal(gated_triton.run, gated_activation.reference, x, x - 2, kind=kind)
+
+
 def test_rows_of_any_stride_are_read() -> None:
     wide, weight = rows(5, 300, torch.float16), draw(100).half()
     x, residual = wide[:, 3:103], wide[:, 150:250]
