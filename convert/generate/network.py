@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..errors import InputError
+from ..prove.layers import computed
 from ..prove.proven import Executable
 from .kernel_cache import cache_of
 from .passes import Pass, Piece
@@ -54,7 +55,7 @@ class Network:
         self.cache.begin(now)
         hidden = self.embedding(torch.tensor([list(ids)], device=self.device), now.places[None])
         for index, layer in enumerate(self.layers):
-            hidden = self.runtime.layer(index, layer, hidden)
+            hidden = computed(self.runtime, index, layer, hidden)
         return hidden[0]
 
     @torch.inference_mode()
