@@ -185,7 +185,7 @@ def as_operand(held, dtype: tl.constexpr, KIND: tl.constexpr):  # type: ignore[n
     return held.to(dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def chunk_size(seen):  # type: ignore[no-untyped-def]
     """Keys of each chunk of so many."""
     return tl.cdiv(tl.cdiv(seen, CHUNKS), CHUNK) * CHUNK
@@ -246,7 +246,7 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     tl.store(total + at, weight, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def weighted(w, v, summed):  # type: ignore[no-untyped-def]
     """summed + w v with float32 weights: those of half precision go in as two parts, which hold 16 bits or more."""
     if v.dtype == tl.float32:
