@@ -24,6 +24,11 @@ INTERPRETS: tl.constexpr = tl.constexpr(INTERPRETED)
 # A float32 of 2**23 has no bits behind the point: its last ones are the integer that was put there.
 INTEGER_BITS: tl.constexpr = tl.constexpr(0x4B000000)
 INTEGER: tl.constexpr = tl.constexpr(2.0**23)
+# Two 4-bit integers under the exponents of 1024 and of 128; of signed ones the highest bit is turned.
+SIGNED_FLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x64086408, 0x6a;")
+UNSIGNED_FLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x64006400, 0xea;")
+SIGNED_BFLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x43084308, 0x6a;")
+UNSIGNED_BFLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x43004300, 0xea;")
 # Channels of a per-channel weight that a program takes at a time, as it does a group of the others.
 CHUNKS = (128, 64)
 
@@ -131,11 +136,13 @@ def product_of_two(word, scale, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):  # t
     signed: tl.constexpr = (LAYOUT == ROWS) | (LAYOUT == SM90)
     if tl.bfloat16 == DTYPE:
         start: tl.constexpr = (
-            "lop3.b32 t, $2, 0x000f000f, 0x43084308, 0x6a;" if signed else "lop3.b32 t, $2, 0x000f000f, 0x43004300, 0xea;"
+            "lop3.b32 t, $2, 0x000f000f, 0x43084308, 0x6a;"
+            if signed
+            else "lop3.b32 t, $2, 0x000f000f, 0x43004300, 0xea;"
         )
         low, high = tl.inline_asm_elementwise(
             "{ .reg .b32 t, o, c, z; mov.b32 o, 0x3f803f80; mov.b32 c, 0xc308c308; mov.b32 z, 0x80008000;"
-            + start
+            + (SIGNED_BFLOAT16 if signed else UNSIGNED_BFLOAT16)
             + "fma.rn.bf16x2 t, t, o, c; fma.rn.bf16x2 t, t, $3, z; shl.b32 $0, t, 16; and.b32 $1, t, 0xffff0000; }",
             "=r,=r,r,r",
             [word, both],
@@ -145,11 +152,13 @@ def product_of_two(word, scale, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):  # t
         )
     else:
         start: tl.constexpr = (
-            "lop3.b32 t, $2, 0x000f000f, 0x64086408, 0x6a;" if signed else "lop3.b32 t, $2, 0x000f000f, 0x64006400, 0xea;"
+            "lop3.b32 t, $2, 0x000f000f, 0x64086408, 0x6a;"
+            if signed
+            else "lop3.b32 t, $2, 0x000f000f, 0x64006400, 0xea;"
         )
         low, high = tl.inline_asm_elementwise(
             "{ .reg .b32 t, c; .reg .b16 l, h; .reg .f32 f, g; mov.b32 c, 0x64086408;"
-            + start
+            + (SIGNED_FLOAT16 if signed else UNSIGNED_FLOAT16)
             + "sub.rn.f16x2 t, t, c; mul.rn.f16x2 t, t, $3; mov.b32 {l, h}, t;"
             + "cvt.f32.f16 f, l; cvt.f32.f16 g, h; mov.b32 $0, f; mov.b32 $1, g; }",
             "=r,=r,r,r",
@@ -163,7 +172,14 @@ def product_of_two(word, scale, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):  # t
 
 @triton.jit  # type: ignore[untyped-decorator]
 def two(  # type: ignore[no-untyped-def]
-    word, s, z, k: tl.constexpr, ZERO: tl.constexpr, TWICE: tl.constexpr, LAYOUT: tl.constexpr, BITS: tl.constexpr,
+    word,
+    s,
+    z,
+    k: tl.constexpr,
+    ZERO: tl.constexpr,
+    TWICE: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    BITS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """The dequantized weights of a word's integers k and k + 16 / BITS, counted from its lowest bits: two float32."""
@@ -184,7 +200,7 @@ def halves(pair, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def joined(low, high):  # type: ignore[no-untyped-def]
+def joined(low, high):
     """Two 16-bit floats as one int32, the inverse of ``halves``."""
     low, high = low.to(tl.int16, bitcast=True), high.to(tl.int16, bitcast=True)
     return (low.to(tl.int32) & 0xFFFF) | (high.to(tl.int32) << 16)

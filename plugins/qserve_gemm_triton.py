@@ -116,7 +116,7 @@ def unfold(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def words_at(packed, block, line, word, channels):  # type: ignore[no-untyped-def]
+def words_at(packed, block, line, word, channels):
     """Words of 32 outputs' fragments: of line r, for outputs r and r + 16, and four channels from 4 * word on."""
     first = block.to(tl.int64) * channels * 4
     tile = word // 8 * 128 + word % 4 * 4 + word // 4 % 2 * 2
@@ -138,7 +138,7 @@ def second_level(values, group, block, line, upper: tl.constexpr, out):  # type:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def fma(a, b, c):  # type: ignore[no-untyped-def]
+def fma(a, b, c):
     """a b + c, rounded once; Triton's interpreter would round twice."""
     if INTERPRETS:
         return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
@@ -177,9 +177,7 @@ def gemm(  # type: ignore[no-untyped-def]
             s_upper = second_level(s2_scales, start // STEP, block, line, 1, out)
             z_lower = second_level(s2_zeros, start // STEP, block, line, 0, out)
             z_upper = second_level(s2_zeros, start // STEP, block, line, 1, out)
-        fours = tl.load(
-            x + token.to(tl.int64) * (CHANNELS // 4) + word[None, :], mask=token < tokens, other=0
-        )
+        fours = tl.load(x + token.to(tl.int64) * (CHANNELS // 4) + word[None, :], mask=token < tokens, other=0)
         for place in tl.static_range(4):
             read = (fours >> (8 * place)).to(tl.int8)
             low = byte(words, s_lower, z_lower, place, 0, PER_GROUP).to(tl.int8)
