@@ -135,11 +135,6 @@ def product_of_two(word, scale, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):  # t
     both = bits | (bits << 16)
     signed: tl.constexpr = (LAYOUT == ROWS) | (LAYOUT == SM90)
     if tl.bfloat16 == DTYPE:
-        start: tl.constexpr = (
-            "lop3.b32 t, $2, 0x000f000f, 0x43084308, 0x6a;"
-            if signed
-            else "lop3.b32 t, $2, 0x000f000f, 0x43004300, 0xea;"
-        )
         low, high = tl.inline_asm_elementwise(
             "{ .reg .b32 t, o, c, z; mov.b32 o, 0x3f803f80; mov.b32 c, 0xc308c308; mov.b32 z, 0x80008000;"
             + (SIGNED_BFLOAT16 if signed else UNSIGNED_BFLOAT16)
@@ -151,11 +146,6 @@ def product_of_two(word, scale, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):  # t
             pack=1,
         )
     else:
-        start: tl.constexpr = (
-            "lop3.b32 t, $2, 0x000f000f, 0x64086408, 0x6a;"
-            if signed
-            else "lop3.b32 t, $2, 0x000f000f, 0x64006400, 0xea;"
-        )
         low, high = tl.inline_asm_elementwise(
             "{ .reg .b32 t, c; .reg .b16 l, h; .reg .f32 f, g; mov.b32 c, 0x64086408;"
             + (SIGNED_FLOAT16 if signed else UNSIGNED_FLOAT16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def scales(groups: int, out: int, dtype: torch.dtype) -> torch.Tensor:
     return (sizes * (1 + torch.rand(groups, out, generator=DRAW))).to(dtype)
 
 
-def on_device(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+def on_device(*tensors: torch.Tensor | None) -> list[Any]:
     return [None if tensor is None else tensor.to(DEVICE) for tensor in tensors]
 
 
@@ -77,9 +78,10 @@ def test_dequantized_weights_are_equal(
     weight, groups = integers(out, channels, bits), channels // group
     bytes_, scale = packed(weight, bits, layout), scales(groups, out, dtype)
     zero = normal(groups, out, dtype=dtype) * scale
-    kind = {"out": out, "bits": bits, "layout": layout}
-    for z, sm in ((None, None), (None, 90), (zero, 80), (zero, 90)):
-        made = packed_weight_triton.dequantize(*on_device(bytes_, scale, z), sm, **kind).cpu()
+    kind: dict[str, Any] = {"out": out, "bits": bits, "layout": layout}
+    cases: tuple[tuple[Any, int | None], ...] = ((None, None), (None, 90), (zero, 80), (zero, 90))
+    for z, sm in cases:
+        made = packed_weight_triton.dequantize(*on_device(bytes_, scale, z), sm=sm, **kind).cpu()
         assert torch.equal(made, groupwise.dequantized(weight, scale, z, sm))
 
 
@@ -155,7 +157,7 @@ def test_weights_that_become_fp8(tokens: int, layout: str) -> None:
     assert torch.allclose(y, wanted, rtol=2**-9, atol=1e-2)
 
 
-QSERVE_SHAPES = [(1, 64, 256), (17, 128, 128), (70, 32, 384)]
+QSERVE_SHAPES: list[Any] = [(1, 64, 256), (17, 128, 128), (70, 32, 384)]
 QSERVE_LARGE = [
     pytest.param(tokens, out, channels, marks=pytest.mark.gpu)
     for tokens, (out, channels) in itertools.product((1, 64, 300), ((4096, 14336), (14336, 4096)))
