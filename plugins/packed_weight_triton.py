@@ -189,8 +189,8 @@ def halves(pair, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     return low.to(tl.float16, bitcast=True).to(tl.float32), high.to(tl.float16, bitcast=True).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def joined(low, high):
+@triton.jit
+def joined(low, high):  # type: ignore[no-untyped-def]
     """Two 16-bit floats as one int32, the inverse of ``halves``."""
     low, high = low.to(tl.int16, bitcast=True), high.to(tl.int16, bitcast=True)
     return (low.to(tl.int32) & 0xFFFF) | (high.to(tl.int32) << 16)

@@ -115,8 +115,8 @@ def unfold(
     return weight
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def words_at(packed, block, line, word, channels):
+@triton.jit
+def words_at(packed, block, line, word, channels):  # type: ignore[no-untyped-def]
     """Words of 32 outputs' fragments: of line r, for outputs r and r + 16, and four channels from 4 * word on."""
     first = block.to(tl.int64) * channels * 4
     tile = word // 8 * 128 + word % 4 * 4 + word // 4 % 2 * 2
@@ -137,8 +137,8 @@ def second_level(values, group, block, line, upper: tl.constexpr, out):  # type:
     return tl.load(values + group * out + block * 32 + output % 8 * 4 + output // 8).to(tl.int32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def fma(a, b, c):
+@triton.jit
+def fma(a, b, c):  # type: ignore[no-untyped-def]
     """a b + c, rounded once; Triton's interpreter would round twice."""
     if INTERPRETS:
         return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)

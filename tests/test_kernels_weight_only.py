@@ -81,7 +81,7 @@ def test_dequantized_weights_are_equal(
     kind: dict[str, Any] = {"out": out, "bits": bits, "layout": layout}
     cases: tuple[tuple[Any, int | None], ...] = ((None, None), (None, 90), (zero, 80), (zero, 90))
     for z, sm in cases:
-        made = packed_weight_triton.dequantize(*on_device(bytes_, scale, z), sm=sm, **kind).cpu()
+        made = packed_weight_triton.dequantize(*on_device(bytes_, scale, z), **{**kind, "sm": sm}).cpu()
         assert torch.equal(made, groupwise.dequantized(weight, scale, z, sm))
 
 
