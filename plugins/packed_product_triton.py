@@ -1,6 +1,6 @@
 """x times a packed weight for few tokens, in Triton; what both weight-only plugins' kernels share.
 
-Up to four tokens are multiplied on CUDA cores: a program sums the whole input for a few outputs, in registers, and no
+One token is multiplied on CUDA cores: a program sums the whole input for a few outputs, in registers, and no
 sum crosses programs. Up to ``MOST_TOKENS``, tensor cores multiply, word by word: the order of a sum is free, so that
 nothing needs to be put in the order of channels. Beyond, the weight is dequantized into memory. Dequantized weights
 and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on shapes alone.
@@ -16,6 +16,8 @@ from .packed_weight_triton import (
     INTERPRETS,
     LAYOUTS,
     ROWS,
+    SM80,
+    SM90,
     address,
     channel,
     dequantize,
@@ -24,6 +26,7 @@ from .packed_weight_triton import (
     halves,
     integer,
     nearest,
+    two,
     unsigned,
     words_of,
 )
@@ -31,12 +34,15 @@ from .packed_weight_triton import (
 # The bound of a sum's error, over the sum of its products' absolute values, per channel: tensor cores cut off, of 17
 # addends for 16 channels, what lies beyond 24 bits of the largest.
 ERROR = 2.0**-22
-# Tokens that CUDA cores multiply, and those for which a weight is read as it is packed.
-FEW_TOKENS, MOST_TOKENS = 4, 64
-# Outputs of one program: of CUDA cores, of tensor cores.
-OUTPUTS, TILE = 4, 32
-# Words of every output that a program of CUDA cores reads at a time: 128 threads, 16 bytes each.
-WORDS = 512
+# Tokens for which a weight is read as it is packed.
+MOST_TOKENS = 64
+# Lines of a program of CUDA cores, a warp for two or for one where that leaves fewer programs than keep a GPU busy.
+LINES, PROGRAMS = 16, 256
+# Outputs of a program of tensor cores.
+TILE = 32
+# Words of every output that CUDA cores read at a time, 16 bytes a lane: the inputs for them are no more than a program
+# has threads, so that Triton loads them where they are multiplied.
+WORDS = 128
 
 
 def product(
@@ -72,19 +78,19 @@ def product(
     group, step = group_of(scale, channels)
     per_group = len(words) * outputs // out * group // channels
     y = x.new_empty(len(x), out)
-    few = len(x) <= FEW_TOKENS
-    lines = (OUTPUTS if few else TILE) // outputs
-    shape = (
-        {"GROUPS": WORDS // per_group, "TOKENS": triton.next_power_of_2(len(x)), "num_warps": 4}
-        if few
-        else {"TOKENS": max(16, triton.next_power_of_2(len(x))), "num_warps": 4}
-    )
-    (cuda_cores if few else tensor_cores)[(out // outputs // lines,)](
-        x.contiguous().view(torch.int32),
+    few = len(x) == 1
+    unit = torch.int64 if few and layout in ("rows", "sm90") else torch.int32
+    if few:
+        lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
+        shape = {"STEP": WORDS, "num_warps": LINES // 2, "UNROLL": 2}
+    else:
+        lines, shape = TILE // outputs, {"TOKENS": max(16, triton.next_power_of_2(len(x))), "num_warps": 4}
+    (one_token if few else tensor_cores)[(triton.cdiv(out // outputs, lines),)](
+        x.contiguous().view(unit),
         words,
         scale,
         scale if zero is None else zero,
-        x if prescale is None else prescale.view(torch.int32),
+        x if prescale is None else prescale.view(unit),
         x if bias is None else bias,
         y,
         len(x),
@@ -117,7 +123,50 @@ def inputs(x, p, places, channels_read, there, read, PRESCALE: tl.constexpr, DTY
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def cuda_cores(  # type: ignore[no-untyped-def]
+def inputs_of_words(x, word, there, LAYOUT: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The inputs that words multiply, in the order of their channels: a tuple of float32 tensors, of words each."""
+    if (LAYOUT == SM90) & (BITS == 4):
+        place, here = word[:, :, None] * 2 + tl.arange(0, 2)[None, None, :], there[:, :, None]
+        first, second = tl.split(tl.load(x + place, mask=here, other=0))
+        read = of_four(first, DTYPE) + of_four(second, DTYPE)
+    elif (LAYOUT == ROWS) | (LAYOUT == SM90):
+        read = of_four(tl.load(x + word, mask=there, other=0), DTYPE)
+    else:
+        step: tl.constexpr = 1 if LAYOUT == SM80 else 2
+        twos = word // 4 * (64 // BITS) + word % 4 * step
+        read = halves(tl.load(x + twos, mask=there, other=0), DTYPE)
+        for pair in tl.static_range(1, 16 // BITS):
+            place = twos + (4 * pair if LAYOUT == SM80 else pair // 2 * 8 + pair % 2)
+            read = read + halves(tl.load(x + place, mask=there, other=0), DTYPE)
+    return read
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def of_four(four, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Four 16-bit floats, loaded as one int64, as float32."""
+    return halves(four.to(tl.int32), DTYPE) + halves((four >> 32).to(tl.int32), DTYPE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def read_by(read, place: tl.constexpr, LAYOUT: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a word's inputs, those that an output's integer ``place`` of the lower half and of the upper one multiply."""
+    if LAYOUT == ROWS:
+        return read[place], read[place + 2]
+    if LAYOUT == SM90:
+        return read[place], read[place + 16 // BITS]
+    return read[2 * place], read[2 * place + 1]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def spread(scale, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[lines, groups] -> [lines, words]."""
+    lines: tl.constexpr = scale.shape[0]
+    groups: tl.constexpr = scale.shape[1]
+    return tl.reshape(tl.broadcast_to(scale[:, :, None], (lines, groups, WORDS)), (lines, groups * WORDS))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def one_token(  # type: ignore[no-untyped-def]
     x,
     packed,
     scale,
@@ -139,45 +188,49 @@ def cuda_cores(  # type: ignore[no-untyped-def]
     BITS: tl.constexpr,
     LINES: tl.constexpr,
     WORDS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    TOKENS: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
-    """All of the input for a few lines: [tokens, lines, groups, words] at a time."""
+    """All of the input for a few lines, [lines, words] at a time, a warp's lines its own."""
     outputs: tl.constexpr = 2 if LAYOUT == ROWS else 1
     DTYPE: tl.constexpr = scale.dtype.element_ty
-    token = tl.arange(0, TOKENS)[:, None, None]
-    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
-    even = tl.zeros((TOKENS, LINES, GROUPS, WORDS), tl.float32)
+    line = (tl.program_id(0) * LINES + tl.arange(0, LINES))[:, None]
+    inside = line < out_features // outputs
+    even = tl.zeros((LINES, STEP), tl.float32)
     odds = even
-    for start in range(0, ALL_GROUPS, GROUPS):
-        group = start + tl.arange(0, GROUPS)
-        here = group < ALL_GROUPS
-        word = group[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
-        places = address(line[:, None, None], word[None, :, :], ALL_GROUPS * WORDS, LAYOUT, BITS)
-        bits = tl.load(packed + places, mask=here[None, :, None], other=0)
-        bits = unsigned(bits, LAYOUT, BITS)
-        for pair in tl.static_range(16 // BITS // outputs):
-            read = channel(word, pair, LAYOUT, BITS)
-            places = token * CHANNELS + read[None, :, :]
-            there = here[None, :, None] & (token < tokens)
-            low, high = inputs(x, prescale, places, read[None, :, :], there, here[None, :, None], PRESCALE, DTYPE)
-            for odd in tl.static_range(outputs):
-                scales = group[None, :] * group_stride + (line[:, None] * outputs + odd) * out_stride
-                s = tl.load(scale + scales, mask=here[None, :], other=0.0).to(tl.float32)[:, :, None]
-                z = tl.load(zero + scales, mask=here[None, :], other=0.0).to(tl.float32)[:, :, None] if ZERO else s
-                left = dequantized(integer(bits, pair, 0, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
-                right = dequantized(integer(bits, pair, 1, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
-                added = left[None, :, :, :] * low[:, None, :, :]
-                if odd == 0:
-                    even = (even + added) + right[None, :, :, :] * high[:, None, :, :]
-                else:
-                    odds = (odds + added) + right[None, :, :, :] * high[:, None, :, :]
-    token, line = tl.arange(0, TOKENS)[:, None], line[None, :] * outputs
+    for start in tl.range(0, ALL_GROUPS * WORDS, STEP, loop_unroll_factor=UNROLL):
+        word = (start + tl.arange(0, STEP))[None, :]
+        here = word < ALL_GROUPS * WORDS
+        there = here & inside
+        group = (start // WORDS + tl.arange(0, STEP // WORDS))[None, :]
+        known = (group < ALL_GROUPS) & inside
+        bits = tl.load(packed + address(line, word, ALL_GROUPS * WORDS, LAYOUT, BITS), mask=there, other=0)
+        read = inputs_of_words(x, word, here, LAYOUT, BITS, DTYPE)
+        if PRESCALE:
+            p = inputs_of_words(prescale, word, here, LAYOUT, BITS, DTYPE)
+        for odd in tl.static_range(outputs):
+            scales = group * group_stride + (line * outputs + odd) * out_stride
+            s = spread(tl.load(scale + scales, mask=known, other=0.0), WORDS).to(tl.float32)
+            z = spread(tl.load(zero + scales, mask=known, other=0.0), WORDS).to(tl.float32) if ZERO else s
+            total = odds if odd == 1 else even
+            for place in tl.static_range(16 // BITS // outputs):
+                w_low, w_high = two(bits, s, z, place * outputs + odd, ZERO, TWICE, LAYOUT, BITS, DTYPE)
+                low, high = read_by(read, place, LAYOUT, BITS)
+                if PRESCALE:
+                    p_low, p_high = read_by(p, place, LAYOUT, BITS)
+                    low, high = nearest(low * p_low, DTYPE), nearest(high * p_high, DTYPE)
+                total += w_low * low
+                total += w_high * high
+            if odd == 1:
+                odds = total
+            else:
+                even = total
+    line = (tl.program_id(0) * LINES + tl.arange(0, LINES)) * outputs
     for odd in tl.static_range(outputs):
-        total = tl.sum(tl.sum(odds if odd == 1 else even, 3), 2)
+        total = tl.sum(odds if odd == 1 else even, 1)
         if BIAS:
-            total += tl.load(bias + line + odd).to(tl.float32)
-        tl.store(y + token * out_features + line + odd, nearest(total, DTYPE).to(DTYPE), mask=token < tokens)
+            total += tl.load(bias + line + odd, mask=line < out_features, other=0.0).to(tl.float32)
+        tl.store(y + line + odd, nearest(total, DTYPE).to(DTYPE), mask=line < out_features)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -24,6 +24,11 @@ INTERPRETS: tl.constexpr = tl.constexpr(INTERPRETED)
 # A float32 of 2**23 has no bits behind the point: its last ones are the integer that was put there.
 INTEGER_BITS: tl.constexpr = tl.constexpr(0x4B000000)
 INTEGER: tl.constexpr = tl.constexpr(2.0**23)
+# Two 4-bit integers under the exponents of 1024 and of 128; of signed ones the highest bit is turned.
+SIGNED_FLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x64086408, 0x6a;")
+UNSIGNED_FLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x64006400, 0xea;")
+SIGNED_BFLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x43084308, 0x6a;")
+UNSIGNED_BFLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x43004300, 0xea;")
 # Channels of a per-channel weight that a program takes at a time, as it does a group of the others.
 CHUNKS = (128, 64)
 
@@ -78,6 +83,13 @@ def unsigned(word, LAYOUT: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def at(word, shift: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The signed integer of an ``unsigned`` word that starts at a bit, as float32."""
+    bits = (word >> shift) & ((1 << BITS) - 1) | INTEGER_BITS
+    return bits.to(tl.float32, bitcast=True) - (INTEGER + (1 << BITS - 1))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def integer(  # type: ignore[no-untyped-def]
     word, pair: tl.constexpr, half: tl.constexpr, odd: tl.constexpr, LAYOUT: tl.constexpr, BITS: tl.constexpr
 ):
@@ -89,8 +101,7 @@ def integer(  # type: ignore[no-untyped-def]
         if LAYOUT == SM90
         else BITS * pair + 16 * half
     )
-    bits = (word >> shift) & ((1 << BITS) - 1) | INTEGER_BITS
-    return bits.to(tl.float32, bitcast=True) - (INTEGER + (1 << BITS - 1))
+    return at(word, shift, BITS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -115,6 +126,61 @@ def dequantized(q, scale, zero, ZERO: tl.constexpr, TWICE: tl.constexpr, DTYPE: 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def product_of_two(word, scale, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two 4-bit integers of a word as it lies, in bits 0 and 16, times a scale, rounded to DTYPE: two float32.
+
+    They become 16-bit floats by what stands before them: 1024 + 8 + q, 128 + 8 + q; that is exact.
+    """
+    bits = scale.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    both = bits | (bits << 16)
+    signed: tl.constexpr = (LAYOUT == ROWS) | (LAYOUT == SM90)
+    if tl.bfloat16 == DTYPE:
+        low, high = tl.inline_asm_elementwise(
+            "{ .reg .b32 t, o, c, z; mov.b32 o, 0x3f803f80; mov.b32 c, 0xc308c308; mov.b32 z, 0x80008000;"
+            + (SIGNED_BFLOAT16 if signed else UNSIGNED_BFLOAT16)
+            + "fma.rn.bf16x2 t, t, o, c; fma.rn.bf16x2 t, t, $3, z; shl.b32 $0, t, 16; and.b32 $1, t, 0xffff0000; }",
+            "=r,=r,r,r",
+            [word, both],
+            dtype=(tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        low, high = tl.inline_asm_elementwise(
+            "{ .reg .b32 t, c; .reg .b16 l, h; .reg .f32 f, g; mov.b32 c, 0x64086408;"
+            + (SIGNED_FLOAT16 if signed else UNSIGNED_FLOAT16)
+            + "sub.rn.f16x2 t, t, c; mul.rn.f16x2 t, t, $3; mov.b32 {l, h}, t;"
+            + "cvt.f32.f16 f, l; cvt.f32.f16 g, h; mov.b32 $0, f; mov.b32 $1, g; }",
+            "=r,=r,r,r",
+            [word, both],
+            dtype=(tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def two(  # type: ignore[no-untyped-def]
+    word,
+    s,
+    z,
+    k: tl.constexpr,
+    ZERO: tl.constexpr,
+    TWICE: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    BITS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The dequantized weights of a word's integers k and k + 16 / BITS, counted from its lowest bits: two float32."""
+    if (BITS == 4) & (not ZERO) & (not INTERPRETS):
+        return product_of_two(word >> (4 * k), s, LAYOUT, DTYPE)
+    bits = unsigned(word, LAYOUT, BITS)
+    low = dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE)
+    return low, dequantized(at(bits, BITS * k + 16, BITS), s, z, ZERO, TWICE, DTYPE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def halves(pair, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Two neighbouring 16-bit floats, loaded as one int32, as float32."""
     if tl.bfloat16 == DTYPE:
@@ -123,7 +189,7 @@ def halves(pair, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     return low.to(tl.float16, bitcast=True).to(tl.float32), high.to(tl.float16, bitcast=True).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def joined(low, high):  # type: ignore[no-untyped-def]
     """Two 16-bit floats as one int32, the inverse of ``halves``."""
     low, high = low.to(tl.int16, bitcast=True), high.to(tl.int16, bitcast=True)
