@@ -14,6 +14,8 @@ from gpu_timing import floor, replayed, sets_of
 
 from enginesmith.plugins import (
     gated_activation,
+    gpt_attention,
+    gpt_attention_triton,
     layernorm_quantization,
     quantize_per_token,
     quantize_tensor,
@@ -134,7 +136,8 @@ def weight_row(tokens: int, out: int, channels: int, name: str, bits: int, layou
     sets = sets_of(size)
     packed = [torch.randint(-128, 128, (size,), dtype=torch.int8, device="cuda") for _ in range(sets)]
     x, groups = torch.randn(tokens, channels, device="cuda", dtype=torch.float16), channels // 128
-    scales = torch.rand(groups if name.startswith("AWQ") else 1, out, device="cuda", dtype=torch.float16) * 1e-2
+    grouped_by = groups if name.startswith("AWQ") else 1
+    scales = (torch.rand(out, grouped_by, device="cuda", dtype=torch.float16) * 1e-2).t()
     wide = torch.randn(2, out, channels, device="cuda", dtype=torch.float16)
 
     def ours(i: int) -> torch.Tensor:
@@ -155,7 +158,37 @@ def weight_row(tokens: int, out: int, channels: int, name: str, bits: int, layou
     }
 
 
-SECTIONS = {"gemm": gemm, "norms": norms, "activations": activations, "weights": weights}
+def attention() -> Iterator[Row]:
+    """Llama-3.1-8B's attention of single tokens: the cache is written, and read by 32 heads."""
+    heads = gpt_attention.Heads(32, 8, 128, 128**-0.5)
+    for kind, dtype in ((None, torch.float16), ("INT8", torch.int8), ("FP8", torch.float8_e4m3fn)):
+        for batch in (1, 16, 64):
+            for length in (128, 1024, 8192):
+                yield attention_row(heads, kind, dtype, batch, length)
+
+
+def attention_row(heads: gpt_attention.Heads, kind: str | None, dtype: torch.dtype, batch: int, length: int) -> Row:
+    bytes_read = 2 * batch * heads.kv_heads * length * heads.size * dtype.itemsize
+    sets = sets_of(bytes_read)
+    shape = (batch, heads.kv_heads, length, heads.size)
+    caches = [tuple(torch.randn(shape, device="cuda").to(dtype) for _ in range(2)) for _ in range(sets)]
+    qkv = torch.randn(batch, (heads.heads + 2 * heads.kv_heads) * heads.size, device="cuda", dtype=torch.float16)
+    table, scales = torch.randn(length, heads.size, device="cuda"), torch.tensor([0.02], device="cuda")
+    slots, places = torch.arange(batch, device="cuda"), torch.full((batch,), length - 1, device="cuda")
+
+    def store(i: int) -> torch.Tensor:
+        return gpt_attention_triton.store(qkv, table, table, places, slots, *caches[i % sets], heads, scales, kind)
+
+    q = store(0)
+
+    def decode(i: int) -> torch.Tensor:
+        return gpt_attention_triton.decode(q, *caches[i % sets], slots, places + 1, heads, scales, kind)
+
+    times = {"store": replayed(store, sets), "decode": replayed(decode, sets)}
+    return {"cache": str(kind), "batch": batch, "length": length, "floor": floor(bytes_read), **times}
+
+
+SECTIONS = {"gemm": gemm, "norms": norms, "activations": activations, "weights": weights, "attention": attention}
 
 
 def main() -> None:
