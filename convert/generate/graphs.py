@@ -40,7 +40,6 @@ class Graphs:
     def __init__(self, compute: Compute, cache: KeyValueCache, device: torch.device):
         self.compute, self.cache, self.device = compute, cache, device
         self.recordings: dict[int, Recording] = {}
-        self.pool = torch.cuda.graph_pool_handle()
 
     def takes(self, pieces: Sequence[Piece]) -> bool:
         """Whether a pass is one that can be recorded."""
@@ -71,6 +70,6 @@ class Graphs:
         if len(self.cache.kept) < len(self.cache.heads):  # emptied: the first pass makes its rooms
             self.compute(recording.now, recording.ids)
         recording.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recording.graph, pool=self.pool):
+        with torch.cuda.graph(recording.graph):
             recording.hidden = self.compute(recording.now, recording.ids)
         recording.moves = self.cache.moves
