@@ -34,8 +34,8 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any], int]]:
         how = {"per_token": True, "per_channel": True, "dtype": dtype}
         found += [("smooth_quant_gemm", inputs, how, most) for most in ((4, 300) if dtype == "float16" else (4,))]
         x, weight = (("tokens", IN), floats), ((IN,), floats)
-        found.append(("rmsnorm_quantization", [x, weight], {"eps": 1e-5}, 300))
-        found.append(("add_rmsnorm_quantization", [x, x, weight], {"eps": 1e-5}, 300))
+        found.append(("rmsnorm_quantization", [x, weight], {"eps": "1e-5"}, 300))
+        found.append(("add_rmsnorm_quantization", [x, x, weight], {"eps": "1e-5"}, 300))
         found.append(("quantize_per_token", [(("batch", "tokens", IN), floats)], {}, 300))
     return found
 

@@ -8,7 +8,8 @@ This module was never run with TensorRT, which was not at hand: what it says was
 ``tensorrt.plugin``, and the kernels were launched through the CUDA driver with what would be handed over.
 """
 
-# Annotations are read by TensorRT, which wants types and not their names.
+# Annotations are read by TensorRT, which wants types and not their names. ``eps`` is a decimal number in a string:
+# TensorRT 11.1 reads attributes that are floats or integers by a conversion that NumPy 2.4 refuses.
 from collections.abc import Iterable
 from functools import reduce
 from operator import mul
@@ -73,7 +74,7 @@ def smooth_quant_gemm_aot(
 
 @trtp.register("enginesmith::rmsnorm_quantization")  # type: ignore[untyped-decorator]
 def rmsnorm_quantization(
-    x: trtp.TensorDesc, weight: trtp.TensorDesc, eps: float
+    x: trtp.TensorDesc, weight: trtp.TensorDesc, eps: str
 ) -> tuple[trtp.TensorDesc, trtp.TensorDesc]:
     """Floats [..., channels] and [channels] -> int8 [..., channels], float32 [..., 1]."""
     return quantized(x)
@@ -90,16 +91,16 @@ def rmsnorm_quantization_autotune(
 def rmsnorm_quantization_aot(
     x: trtp.TensorDesc,
     weight: trtp.TensorDesc,
-    eps: float,
+    eps: str,
     outputs: tuple[trtp.TensorDesc, trtp.TensorDesc],
     tactic: int,
 ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-    return handed_over(launches.rmsnorm_quantization(size(x, -1), name_of(x), eps), x)
+    return handed_over(launches.rmsnorm_quantization(size(x, -1), name_of(x), float(eps)), x)
 
 
 @trtp.register("enginesmith::add_rmsnorm_quantization")  # type: ignore[untyped-decorator]
 def add_rmsnorm_quantization(
-    x: trtp.TensorDesc, residual: trtp.TensorDesc, weight: trtp.TensorDesc, eps: float
+    x: trtp.TensorDesc, residual: trtp.TensorDesc, weight: trtp.TensorDesc, eps: str
 ) -> tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
     """Floats [..., channels] twice and [channels] -> their sum, and it normalized: int8, float32 [..., 1]."""
     return (x.like(), *quantized(x))
@@ -120,11 +121,11 @@ def add_rmsnorm_quantization_aot(
     x: trtp.TensorDesc,
     residual: trtp.TensorDesc,
     weight: trtp.TensorDesc,
-    eps: float,
+    eps: str,
     outputs: tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc],
     tactic: int,
 ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-    return handed_over(launches.add_rmsnorm_quantization(size(x, -1), name_of(x), eps), x)
+    return handed_over(launches.add_rmsnorm_quantization(size(x, -1), name_of(x), float(eps)), x)
 
 
 @trtp.register("enginesmith::quantize_per_token")  # type: ignore[untyped-decorator]
