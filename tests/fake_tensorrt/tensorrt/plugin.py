@@ -7,7 +7,8 @@ import inspect
 import typing
 
 DEFINED = {}
-ATTRIBUTES = (int, float, str, bool, bytes)
+# TensorRT takes int, float and bytes too; see ``registration`` for why these are not used.
+ATTRIBUTES = (str, bool)
 
 
 class SymInt32:
