@@ -108,6 +108,17 @@ def test_ptx_says_how_it_rounds_and_not_where_it_was_written(layers: list[dict[s
         assert str(Path(__file__).parent.parent) not in layer["ptx"]
 
 
+def test_tiles_are_copied_by_whole_vectors(layers: list[dict[str, Any]]) -> None:
+    """As they are where pointers are known to be aligned."""
+    for layer in layers:
+        tiles = layer["plugin"] == "smooth_quant_gemm" and layer["tactic"] != launches.OF_FEW
+        assert ("cp.async.cg.shared.global" if tiles else ".v4.b32") in layer["ptx"]
+
+
+def test_the_first_tactic_is_for_few_tokens() -> None:
+    assert [launches.tactics(most) for most in (1, 4, 5, 300)] == [[1, 2], [1, 2], [2, 3, 4, 5], [2, 3, 4, 5]]
+
+
 def test_scratch_that_is_read_is_refused() -> None:
     ptx = (
         ".visible .entry k(\n\t.param .u64 k_param_0,\n\t.param .u64 k_param_1\n)\n{ ld.param.b64 %rd1, [k_param_0]; }"
