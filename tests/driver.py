@@ -12,8 +12,7 @@ from enginesmith.plugins.tensorrt.ahead import Kernel
 
 @cache
 def libcuda() -> ctypes.CDLL:
-    torch.cuda.init()
-    torch.cuda.current_stream().synchronize()  # a context is current from here on
+    torch.zeros(1, device="cuda")  # PyTorch's context is current from here on
     return ctypes.CDLL("libcuda.so.1")
 
 

@@ -220,25 +220,27 @@ def test_quantized_rows_are_equal_to_the_bit(tokens: int, channels: int, dtype: 
 
 @pytest.mark.gpu
 def test_a_norm_and_its_product_in_a_graph_serve_any_number_of_tokens() -> None:
-    """One kernel each for all token counts, captured in a CUDA graph as engines are."""
+    """One kernel each for all of them, captured in a CUDA graph as engines are."""
     channels, out, dtype = 2048, 3072, "float16"
     norm = launches.rmsnorm_quantization(channels, dtype, 1e-5)
     product = launches.smooth_quant_gemm(out, channels, dtype, per_token=True, per_channel=True, tactic=5)
-    weight, scale_b = of_int8(out, channels), drawn(1, out).abs() * 1e-2
-    gain = (1 + drawn(channels) / 8).half()
-    kernels = [kernel_of(one) for one in (norm, product)]
+    gain, weight, scale_b = (1 + drawn(channels) / 8).half(), of_int8(out, channels), drawn(1, out).abs() * 1e-2
     on_gpu = [one.cuda() for one in (gain, weight, scale_b)]
     for tokens in (1, 4, 5, 300, 2049):
         x = activations(tokens, channels, dtype)
         there, q = x.cuda(), torch.empty((tokens, channels), dtype=torch.int8, device="cuda")
-        scales, y = torch.empty((tokens, 1), device="cuda"), torch.zeros((tokens, out), device="cuda").half()
-        for kernel in kernels:
-            driver.function(kernel)
+        scales, y = torch.empty((tokens, 1), device="cuda"), torch.empty((tokens, out), device="cuda").half()
+
+        def both() -> None:
+            driver.launch(kernel_of(norm), norm.grid(tokens, triton.cdiv), there, on_gpu[0], q, scales)  # noqa: B023
+            grid = product.grid(tokens, triton.cdiv)  # noqa: B023
+            driver.launch(kernel_of(product), grid, q, on_gpu[1], scales, on_gpu[2], tokens, y)  # noqa: B023
+
+        both()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            driver.launch(kernels[0], norm.grid(tokens, triton.cdiv), there, on_gpu[0], q, scales)
-            grid = product.grid(tokens, triton.cdiv)
-            driver.launch(kernels[1], grid, q, on_gpu[1], scales, on_gpu[2], tokens, y)
+            both()
+        y.zero_()
         graph.replay()
         normed = rmsnorm_quantization.reference(x, gain, 1e-5, kind="int8")
         assert normed.scale is not None
