@@ -188,6 +188,7 @@ def test_products_are_equal_to_the_bit(tokens: int, out: int, channels: int, dty
             assert torch.equal(got, wanted), how
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which interprets
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_up_to_four_tokens_are_scaled_in_another_order(tokens: int) -> None:
     """0 is 0 where it is scaled twice, and not a number where the two scales are multiplied first."""

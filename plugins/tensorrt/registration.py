@@ -4,8 +4,9 @@ Each says what it returns, in which types it computes and with which tactics, an
 TensorRT a kernel for the GPU that is there, compiled ahead of time. The engine carries it: neither Python nor Triton
 runs it. Float inputs are float16 or bfloat16, formats linear, channels last and contiguous.
 
-This module was never run with TensorRT, which was not at hand: what it says was tested with a stand-in for
-``tensorrt.plugin``, and the kernels were launched through the CUDA driver with what would be handed over.
+This module never built an engine, for TensorRT was not at hand. It was tested with a stand-in for ``tensorrt.plugin``
+and run over the Python layer of TensorRT 11.1; the kernels were launched through the CUDA driver with what is handed
+over here.
 """
 
 # Annotations are read by TensorRT, which wants types and not their names. ``eps`` is a decimal number in a string:
