@@ -22,13 +22,14 @@ from .build.build_options import BuildOptions
 from .build.triton.options import TritonOptions
 from .convert.errors import InputError
 from .convert.evaluate.options import EvaluateOptions
-from .convert.generate.options import GenerateOptions
+from .convert.generate.options import BenchOptions, GenerateOptions
 from .convert.job.options import ConvertOptions
 from .convert.prove.options import VerifyOptions
 from .convert.readers.check import CheckedFolder
 from .jobs import (
     CheckedEngine,
     Verdict,
+    bench,
     check,
     check_engine,
     check_repository,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .jobs import build, convert, plugins
 
 __all__ = [
+    "BenchOptions",
     "BuildOptions",
     "CheckedEngine",
     "CheckedFolder",
@@ -58,6 +60,7 @@ __all__ = [
     "TritonOptions",
     "Verdict",
     "VerifyOptions",
+    "bench",
     "build",
     "check",
     "check_engine",

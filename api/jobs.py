@@ -13,7 +13,7 @@ from .build.triton.options import TritonOptions
 from .convert.errors import InputError, shown
 from .convert.evaluate.options import EvaluateOptions
 from .convert.files.bounds import path_of
-from .convert.generate.options import GenerateOptions
+from .convert.generate.options import BenchOptions, GenerateOptions
 from .convert.job.options import ConvertOptions
 from .convert.models.families import FAMILIES
 from .convert.models.family import Family
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .build.steps import Step
     from .build.triton.check import Findings
     from .convert.evaluate.job import Evaluated
+    from .convert.generate.bench import Measured
     from .convert.generate.job import Generated
     from .convert.generate.prompts import Prompt
     from .convert.job.compare import Comparison
@@ -174,6 +175,20 @@ def generate(
     asked = [Prompt("the prompt", one) if isinstance(one, str) else one for one in prompts]
     words, source = (None if one is None else path_of(one, "folder") for one in (tokenizer_dir, reference))
     return job(path_of(checkpoint_dir, "checkpoint_dir"), asked, options, words, source, on_piece or quiet)
+
+
+def bench(
+    checkpoint_dir: str | Path, options: BenchOptions | None = None, reference: str | Path | None = None
+) -> list[Measured]:
+    """Time how a checkpoint reads prompts and continues them, without TensorRT.
+
+    Args:
+        reference: the Hugging Face folder that it was made of, which transformers executes in the checkpoint's dtype.
+    """
+    from .convert.generate.bench import bench as job
+
+    source = None if reference is None else path_of(reference, "folder")
+    return job(path_of(checkpoint_dir, "checkpoint_dir"), kind(options or BenchOptions(), BenchOptions), source)
 
 
 def evaluate(

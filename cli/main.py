@@ -23,6 +23,7 @@ COMMANDS = {
     "families": "List the models that can be converted.",
     "verify": "Check a checkpoint's structure, and its accuracy by executing it.",
     "generate": "Continue prompts with a checkpoint, executed without TensorRT.",
+    "bench": "Time how a checkpoint reads prompts and continues them, its float source beside it.",
     "evaluate": "Have a checkpoint answer lm-evaluation-harness's tasks, and its source beside.",
     "compare": "Compare quantizations of a model, without writing any.",
     "plugins": "Show which TensorRT-LLM plugins a checkpoint's engine uses, and where.",

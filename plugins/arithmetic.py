@@ -58,9 +58,12 @@ def row_range(x: torch.Tensor) -> torch.Tensor:
 
 
 def reciprocal_root(x: torch.Tensor) -> torch.Tensor:
-    """1 / sqrt(x), the root and the quotient each rounded once, which no device's rsqrt promises."""
-    root = torch.sqrt(x)
-    return torch.ones_like(root) / root
+    """1 / sqrt(x) of float32, the root and the quotient each rounded once, which no device's rsqrt promises.
+
+    Nor does a CPU's sqrt: of a float32 it is off by one in the last bit in a root of eleven. A float64's may be too,
+    but no root of a float32 lies that near to the middle of two.
+    """
+    return x.double().sqrt_().float().reciprocal_()
 
 
 def sum_in_any_order(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
@@ -76,8 +79,8 @@ def sum_in_any_order(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     Returns:
         float64 [tokens, 1].
     """
-    bound = largest.double() * x.shape[-1]
-    return (x + bound).sub_(bound).sum(-1, keepdim=True)
+    bound, channels = largest.double(), x.shape[-1]
+    return torch.add(x, bound, alpha=channels).sub_(bound, alpha=channels).sum(-1, keepdim=True)
 
 
 def exp(x: torch.Tensor) -> torch.Tensor:

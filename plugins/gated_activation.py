@@ -16,16 +16,23 @@ from .quantized_rows import Rows, quantized, smoothed
 
 # gelu: x Phi(x) by its tanh approximation, x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3); here -2u / x.
 GELU_LINEAR, GELU_CUBIC = float.fromhex("-0x1.988454p+0"), float.fromhex("-0x1.2444f2p-4")
+# Exponents are kept within this, where e^t and its reciprocal are normal numbers of float32: 1 + e^86 is 2e37.
+LARGEST_EXPONENT = 86.0
+
+
+def weighed(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """x / (1 + e^t)."""
+    return x / (exp(t.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)) + 1)
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """x / (1 + e^-x)."""
-    return x / (exp(-x) + 1)
+    return weighed(x, -x)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """x / (1 + e^-2u)."""
-    return x / (exp(x * (x * x * GELU_CUBIC + GELU_LINEAR)) + 1)
+    return weighed(x, x * (x * x * GELU_CUBIC + GELU_LINEAR))
 
 
 def relu(x: torch.Tensor, squared: bool = False) -> torch.Tensor:

@@ -13,20 +13,22 @@ from .arithmetic_triton import (
     OPTIONS,
     bytes_of,
     converts_fp8,
-    exp,
     in_pieces,
     in_registers,
+    normal_exp,
+    normal_quotient,
     outputs,
     rounded,
     rows_of,
     smoothed,
     write_row,
 )
-from .gated_activation import GELU_CUBIC, GELU_LINEAR
+from .gated_activation import GELU_CUBIC, GELU_LINEAR, LARGEST_EXPONENT
 from .quantized_rows import Rows
 
 LINEAR: tl.constexpr = tl.constexpr(GELU_LINEAR)
 CUBIC: tl.constexpr = tl.constexpr(GELU_CUBIC)
+LARGEST: tl.constexpr = tl.constexpr(LARGEST_EXPONENT)
 
 
 def run(
@@ -49,14 +51,23 @@ def run(
     return Rows(y, scales)
 
 
+@triton.jit
+def weighed(x, t):  # type: ignore[no-untyped-def]
+    """x / (1 + e^t)."""
+    return normal_quotient(x, normal_exp(tl.minimum(tl.maximum(t, -LARGEST), LARGEST)) + 1.0)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     if ACTIVATION == "silu":
-        return tl.div_rn(x, exp(-x) + 1.0)
-    if ACTIVATION == "gelu":
-        return tl.div_rn(x, exp(x * (x * x * CUBIC + LINEAR)) + 1.0)
-    y = tl.where(x > 0.0, x, 0.0)
-    return y * y if ACTIVATION == "squared-relu" else y
+        y = weighed(x, -x)
+    elif ACTIVATION == "gelu":
+        y = weighed(x, x * (x * x * CUBIC + LINEAR))
+    else:
+        y = tl.where(x > 0.0, x, 0.0)
+        if ACTIVATION == "squared-relu":
+            y = y * y
+    return y
 
 
 @triton.jit  # type: ignore[untyped-decorator]

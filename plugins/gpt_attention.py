@@ -134,6 +134,11 @@ def stored(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
     return int8.saturate(x / scale) if kind == "INT8" else fp8.saturate(x / scale)
 
 
+def stored_dtype(kind: str) -> torch.dtype:
+    """Of what ``stored`` gives."""
+    return torch.int8 if kind == "INT8" else torch.float8_e4m3fn
+
+
 def restored(held: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """What the KV cache gives back, float32."""
     return held.float() * scale

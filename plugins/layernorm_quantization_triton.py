@@ -76,16 +76,15 @@ def read(x, residual, places, inside, DTYPE: tl.constexpr):  # type: ignore[no-u
     return y
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def halved(x):  # type: ignore[no-untyped-def]
     """[rows, lanes, 2] -> [rows, 2], as arithmetic.warp_sum along lanes: a sum of two has no order to choose."""
     rows: tl.constexpr = x.shape[0]
-    if x.shape[1] == 1:
-        return tl.reshape(x, (rows, 2))
-    return halved(tl.sum(tl.reshape(x, (rows, 2, x.shape[1] // 2, 2)), 1))
+    lanes: tl.constexpr = x.shape[1]
+    return tl.reshape(x, (rows, 2)) if lanes == 1 else halved(tl.sum(tl.reshape(x, (rows, 2, lanes // 2, 2)), 1))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def block_sums(first, second):  # type: ignore[no-untyped-def]
     """Two sums over the threads of a block, [threads] each, as layernorm_quantization.block_sum behind its strides."""
     warps: tl.constexpr = first.shape[0] // LANES

@@ -85,6 +85,7 @@ def kernel(  # type: ignore[no-untyped-def]
         tl.store(hidden + row * channels + columns, y.to(DTYPE), mask=inside)
     square = y * y
     total = sum_in_any_order(square, tl.max(square, 0), channels)
-    factor = reciprocal_root((total / channels).to(tl.float32) + eps)
+    mean = (total * (tl.full([], 1.0, tl.float64) / channels)).to(tl.float32)
+    factor = reciprocal_root(mean + eps)
     y = rounded(y * factor * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
     write_row(y, out, scales, static, row, channels, columns, DTYPE, KIND, CONVERTS)

@@ -24,15 +24,10 @@ from enginesmith.convert.models.dimensions import read_model
 from enginesmith.convert.models.shapes import hugging_face_shapes
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 
-from . import interpreting
 from .family_models import write_family
 from .recipes import RECIPE
 from .triton_folders import write_tokenizer
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are computed with NumPy
-    if importlib.util.find_spec("triton") is not None:
-        interpreting.mend()
 # Where kernels cannot even be interpreted.
 collect_ignore_glob = [] if importlib.util.find_spec("triton") is not None else ["test_kernels_*.py"]
 

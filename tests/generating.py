@@ -9,6 +9,7 @@ import torch
 
 from enginesmith.convert.generate.flight import Answer, Flight, Request
 from enginesmith.convert.generate.network import Network
+from enginesmith.convert.prove.layers import computed
 
 CPU = torch.device("cpu")
 # Prompts of different lengths, one of them longer than the answers of others.
@@ -44,7 +45,7 @@ def computed_anew(proven: Any, ids: list[int]) -> torch.Tensor:
     """Logits behind every token of a sequence, float32 [tokens, vocab_size]; by a pass over the whole of it."""
     runtime, hidden = proven.runtime(len(ids), CPU), proven.embedding()(torch.tensor([ids]))
     for index in range(proven.model.num_hidden_layers):
-        hidden = runtime.layer(index, proven.executed(index, CPU).prepared(), hidden)
+        hidden = computed(runtime, index, proven.executed(index, CPU).prepared(), hidden)
     return runtime.logits(hidden[0], proven.head(CPU).map(torch.Tensor.float))
 
 

@@ -24,8 +24,27 @@ def converted(values: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
     return numpy.frombuffer(held.view(torch.uint8).numpy().tobytes(), BITS[held.element_size()]).reshape(values.shape)
 
 
+def widened(builder: Any, operand: Any) -> Any:
+    """bfloat16 as float32; the interpreter multiplies its bits."""
+    return builder.cast_impl(operand, builder.get_float_ty()) if operand.dtype.scalar.name == "bf16" else operand
+
+
 def mend() -> None:
-    """Let the interpreter round."""
+    """Let the interpreter round, take bfloat16 in products for what it is, and count loops to numbers that a kernel
+    computes, which newer NumPy refuses."""
     from triton.runtime import interpreter
 
     interpreter._convert_float = converted
+    product = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return product(builder, *(widened(builder, x) for x in (a, b)), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched

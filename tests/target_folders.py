@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.prove.folder import QuantizedFolder
+from enginesmith.convert.prove.layers import computed
 
 TARGETS = Path(__file__).parent / "data" / "targets"
 BASE, CPU = TARGETS / "base", torch.device("cpu")
@@ -63,7 +64,7 @@ def logits(folder: Path, reader: str, dtype: torch.dtype = torch.float32) -> tor
     opened, ids = QuantizedFolder(folder, reader, dtype), IDS["token_ids"].long()
     runtime, hidden = opened.runtime(ids.shape[1], CPU), opened.embedding()(ids)
     for index in range(opened.model.num_hidden_layers):
-        hidden = runtime.layer(index, opened.executed(index, CPU), hidden)
+        hidden = computed(runtime, index, opened.executed(index, CPU), hidden)
     head = opened.head(CPU).map(torch.Tensor.float)
     return torch.stack([runtime.logits(one, head) for one in hidden])
 

@@ -58,7 +58,7 @@ def product_with_identity(form: Format, own: Tensors) -> torch.Tensor:
     """The plugin's weight: what it makes of the identity matrix, [out, in]."""
     every = torch.eye(own["weight"].shape[1])
     if form.scheme.activations and not form.scheme.static:
-        kept = form.quantized(every, None)
+        kept = form.rounding(None).of(every)
         ones = torch.ones(len(every), 1)
         every = every.to(kept.x.dtype)
         return form.product(alone(own), Activation(every, ones.to(kept.scale.dtype), ones.half())).t()

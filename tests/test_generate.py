@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.generate.cache import Piece
 from enginesmith.convert.generate.flight import Flight, Request
 from enginesmith.convert.generate.network import Network
+from enginesmith.convert.generate.passes import Piece
 from enginesmith.convert.models.ends import Embedding
 from enginesmith.convert.models.families import FAMILIES
 from enginesmith.convert.prove.folder import FloatFolder

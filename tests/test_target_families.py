@@ -20,6 +20,7 @@ from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.numbers.smoothing import of_rows, pooled
 from enginesmith.convert.prove.folder import QuantizedFolder
+from enginesmith.convert.prove.layers import computed
 from enginesmith.convert.quantize import groupwise, smoothquant
 from enginesmith.convert.quantize.layer import quantize_groups
 from enginesmith.convert.quantize.options import QuantizeOptions
@@ -110,7 +111,7 @@ def logits(folder: Path, of: torch.Tensor) -> torch.Tensor:
     opened = QuantizedFolder(folder, "transformers", torch.float32)
     runtime, hidden = opened.runtime(of.shape[1], CPU), opened.embedding()(of)
     for index in range(opened.model.num_hidden_layers):
-        hidden = runtime.layer(index, opened.executed(index, CPU), hidden)
+        hidden = computed(runtime, index, opened.executed(index, CPU), hidden)
     head = opened.head(CPU).map(torch.Tensor.float)
     return torch.stack([runtime.logits(one, head) for one in hidden])
 

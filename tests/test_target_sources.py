@@ -14,6 +14,7 @@ from enginesmith.convert.errors import InputError
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.prove.folder import QuantizedFolder
+from enginesmith.convert.prove.layers import computed
 from enginesmith.convert.prove.proven import ProvenCheckpoint, opened
 from enginesmith.convert.prove.verify import structure_problems
 from enginesmith.convert.targets.trtllm.formats.base import Activation
@@ -44,7 +45,7 @@ def hidden(of: QuantizedFolder | ProvenCheckpoint) -> torch.Tensor:
     ids = IDS["token_ids"].long()
     runtime, x = of.runtime(ids.shape[1], CPU), of.embedding()(ids)
     for index in range(of.model.num_hidden_layers):
-        x = runtime.layer(index, of.executed(index, CPU), x)
+        x = computed(runtime, index, of.executed(index, CPU), x)
     return x.float()
 
 
@@ -68,7 +69,7 @@ def test_integers_are_kept_to_the_bit(name: str, tmp_path: Path) -> None:
                 engine, theirs = checkpoint.executed(index, CPU), folder.executed(index, CPU)
                 wanted = theirs.product(linear, Activation(x := drawn(ours[f"{linear}.weight"].shape[1])))
                 divisor = engine.divisor(linear)
-                got = engine.product(linear, engine.quantized(group, x if divisor is None else x / divisor.half()))
+                got = engine.product(linear, engine.rounding(group).of(x, divisor))
                 assert (got - wanted).norm() < (0.03 if "FP8" in KEPT[name] else 0.01) * wanted.norm(), linear
 
 

@@ -1,102 +1,41 @@
 """The KV cache of sequences that are being generated, and attention over it.
 
-A pass brings some new tokens of each of several sequences, one sequence behind the other in one row of hidden states.
 Keys and values are held as the checkpoint says (INT8, FP8, or the runtime's dtype), and every one of them is read back
 from there, also by the token that brought it. Each sequence is attended to by itself, so that what is beside it changes
-nothing.
+nothing. ``kernel_cache`` does the same with kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-
 import torch
 
 from ...plugins import gpt_attention
-from ...plugins.gpt_attention import Heads
 from ..models.attention import heads_of
 from ..models.model import Model
 from ..models.rotary import Turns
+from .passes import Pass, Piece
 
 KvCache = tuple[str, torch.Tensor]
 # Room for tokens comes in steps of so many; for sequences in so many at most beyond those that need it.
 LEAST_TOKENS, MORE_SLOTS = 64, 8
 
 
-@dataclass(frozen=True)
-class Piece:
-    """New tokens of one sequence.
-
-    Attributes:
-        slot: of the sequence in the cache.
-        first: place of the first of them in the sequence.
-        count: of them.
-    """
-
-    slot: int
-    first: int
-    count: int
-
-    @property
-    def end(self) -> int:
-        """Tokens of the sequence with them."""
-        return self.first + self.count
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The pieces that go through the layers together."""
-
-    pieces: Sequence[Piece]
-    device: torch.device
-    turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    biases: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def places(self) -> torch.Tensor:
-        """Of every token in its sequence, [tokens]."""
-        places = [place for piece in self.pieces for place in range(piece.first, piece.end)]
-        return torch.tensor(places, device=self.device)
-
-    @cached_property
-    def slots(self) -> torch.Tensor:
-        """Of every token's sequence, [tokens]."""
-        return torch.tensor([p.slot for p in self.pieces for _ in range(p.count)], device=self.device)
-
-    def turned(self, tables: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of the pass's tokens; layers share their tables."""
-        cos, sin = tables
-        if id(cos) not in self.turns:
-            self.turns[id(cos)] = cos[self.places], sin[self.places]
-        return self.turns[id(cos)]
-
-    def bias(self, piece: Piece, heads: Heads) -> torch.Tensor:
-        """What is added to scores of a piece, [1 or heads, tokens, keys]; layers of one window share it."""
-        key = piece.slot, heads.window
-        if key not in self.biases:
-            places = torch.arange(piece.first, piece.end, device=self.device)[None]
-            self.biases[key] = heads.bias(places, piece.end)[0]
-        return self.biases[key]
-
-
 class KeyValueCache:
     """Keys and values of every layer, [slots, kv heads, tokens, head_size]; it grows as it is needed.
 
-    One that is not quantized holds the numbers of the runtime's dtype, on a CPU as float32, which it computes with.
-
     Args:
         turns: of the rotary embedding, for the longest sequence that may come.
-        dtype: the runtime's.
+        dtype: of keys and values that are not quantized; it holds the numbers of the runtime's.
+
+    Attributes:
+        moves: how often memory has moved; what was recorded of passes before is of no use.
     """
 
     def __init__(self, model: Model, turns: Turns, dtype: torch.dtype, device: torch.device):
-        self.model, self.turns, self.device = model, turns, device
-        self.dtype = torch.float32 if device.type == "cpu" else dtype
+        self.model, self.turns, self.dtype, self.device = model, turns, dtype, device
         self.heads = [heads_of(model, index) for index in range(model.num_hidden_layers)]
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.slots = self.tokens = 0
+        self.slots = self.tokens = self.moves = 0
         self.now: Pass
 
     def begin(self, now: Pass) -> None:
@@ -111,7 +50,7 @@ class KeyValueCache:
                 tokens = max(-(-tokens // LEAST_TOKENS) * LEAST_TOKENS, self.tokens * 3 // 2)
             slots, tokens = max(slots, self.slots), max(tokens, self.tokens)
             self.kept = [(self.larger(k, slots, tokens), self.larger(v, slots, tokens)) for k, v in self.kept]
-            self.slots, self.tokens = slots, tokens
+            self.slots, self.tokens, self.moves = slots, tokens, self.moves + 1
 
     def larger(self, held: torch.Tensor, slots: int, tokens: int) -> torch.Tensor:
         """A layer's keys or values, with more room."""
@@ -132,12 +71,20 @@ class KeyValueCache:
 
     def clear(self) -> None:
         """Forget every sequence, and give the memory back."""
-        self.kept, self.slots, self.tokens = [], 0, 0
+        self.kept, self.slots, self.tokens, self.moves = [], 0, 0, self.moves + 1
 
     @property
     def size(self) -> int:
         """Bytes."""
         return sum(held.nbytes for pair in self.kept for held in pair)
+
+    def layer(self, index: int, kv_cache: KvCache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values; its first pass makes their room."""
+        if len(self.kept) <= index:
+            dtype = self.dtype if kv_cache is None else gpt_attention.stored_dtype(kv_cache[0])
+            k_room, v_room = (self.room(dtype, self.slots, self.tokens) for _ in range(2))
+            self.kept.append((k_room, v_room))
+        return self.kept[index]
 
     def attend(self, index: int, qkv: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
         """Attention of the pass's tokens over their sequences; as ``Runtime.attend``, qkv [1, tokens, ...]."""
@@ -145,18 +92,16 @@ class KeyValueCache:
         cos, sin = now.turned(self.turns.of(index))
         q, k, v = gpt_attention.split(qkv, cos, sin, heads)
         self.keep(index, k, v, kv_cache)
-        keys, values = self.kept[index]
         done, start = [], 0
         for piece in now.pieces:
             own = q[0, :, start : start + piece.count]
             start += piece.count
-            k = self.read(keys[piece.slot, :, : piece.end], 0, kv_cache)
-            v = self.read(values[piece.slot, :, : piece.end], -1, kv_cache)
-            done.append(self.of_piece(piece, own, k, v, heads).transpose(0, 1).flatten(1))
+            done.append(self.of_piece(index, piece, own, kv_cache).transpose(0, 1).flatten(1))
         return torch.cat(done)[None].to(qkv.dtype)
 
-    def of_piece(self, piece: Piece, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
-        """Attention of some tokens of a sequence, [heads, tokens, d]; k, v: [kv heads, its tokens, d]."""
+    def of_piece(self, index: int, piece: Piece, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
+        """Attention of some tokens of a sequence, [heads, tokens, d] as q, in whose dtype it is computed."""
+        heads, (k, v) = self.heads[index], (x.to(q.dtype) for x in self.read(index, piece, kv_cache))
         if piece.first == 0:
             return gpt_attention.attend(q[None], k[None], v[None], heads)[0]
         if piece.count == 1 and heads.plain(piece.end):
@@ -165,19 +110,16 @@ class KeyValueCache:
 
     def keep(self, index: int, k: torch.Tensor, v: torch.Tensor, kv_cache: KvCache | None) -> None:
         """Write the pass's keys and values, float32 [1, kv heads, tokens, d]."""
-        made = [
-            x.to(self.dtype) if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
-            for x, which in ((k, 0), (v, -1))
-        ]
-        if len(self.kept) <= index:
-            k_room, v_room = (self.room(x.dtype, self.slots, self.tokens) for x in made)
-            self.kept.append((k_room, v_room))
-        for held, x in zip(self.kept[index], made, strict=True):
-            bytes_of(held)[self.now.slots, :, self.now.places] = bytes_of(x)[0].transpose(0, 1)
+        for held, x, which in zip(self.layer(index, kv_cache), (k, v), (0, -1), strict=True):
+            made = x.to(self.dtype) if kv_cache is None else gpt_attention.stored(x, kv_cache[1][which], kv_cache[0])
+            bytes_of(held)[self.now.slots, :, self.now.places] = bytes_of(made)[0].transpose(0, 1)
 
-    def read(self, held: torch.Tensor, which: int, kv_cache: KvCache | None) -> torch.Tensor:
-        """What the cache gives back, float32."""
-        return held.float() if kv_cache is None else gpt_attention.restored(held, kv_cache[1][which])
+    def read(self, index: int, piece: Piece, kv_cache: KvCache | None) -> list[torch.Tensor]:
+        """Keys and values of a piece's sequence as the cache gives them back, [kv heads, tokens, d]."""
+        both = [held[piece.slot, :, : piece.end] for held in self.kept[index]]
+        if kv_cache is None:
+            return both
+        return [gpt_attention.restored(held, kv_cache[1][which]) for held, which in zip(both, (0, -1), strict=True)]
 
 
 def bytes_of(held: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,8 @@ from itertools import count
 import torch
 
 from ..errors import InputError
-from .cache import Piece
 from .network import Network
+from .passes import Piece
 from .sampling import GREEDY, Chooser, Sampling, Words, ends_with
 
 # Tokens of prompts in one pass: answers in flight wait no longer than for so many.

@@ -1,4 +1,4 @@
-"""How text is generated."""
+"""How text is generated, and how the speed of that is measured."""
 
 from __future__ import annotations
 
@@ -65,3 +65,22 @@ class GenerateOptions(Options):
         """Raise InputError for what makes no sense together."""
         if self.temperature == 0 and (self.top_k not in (None, 1) or self.top_p is not None):
             raise InputError("--temperature 0 takes the most likely token; leave --top_k and --top_p out")
+
+
+@dataclass(frozen=True)
+class BenchOptions(Options):
+    """What is measured.
+
+    Attributes:
+        prompt_tokens: of each sequence.
+        new_tokens: that continue each, one after the other.
+        batch: sequences at once.
+        repeats: of reading the prompt, and of continuing it; the median counts.
+        device: "auto", or a torch device.
+    """
+
+    prompt_tokens: int = bounded(1024, least=1)
+    new_tokens: int = bounded(64, least=1)
+    batch: int = bounded(1, least=1, most=1024)
+    repeats: int = bounded(3, least=1, most=100)
+    device: str = "auto"

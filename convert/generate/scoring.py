@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .cache import Piece
 from .network import ROWS, Network
+from .passes import Piece
 
 # Tokens of the KV cache of the sequences that are scored at once.
 TOKENS = 4096

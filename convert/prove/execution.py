@@ -20,6 +20,7 @@ from ..sources.text import check_length, read_tokens
 from ..targets.trtllm.formats.base import Activation, Format
 from .encoders import EncoderAccuracy, compare_scores
 from .engine_layer import EngineLayer, ExecutedLayer, Tensors
+from .layers import computed
 from .proven import Proven
 from .runtime import Runtime
 
@@ -120,7 +121,7 @@ class Execution:
         for chunk in range(len(self.hidden)):
             piece = slice(chunk, chunk + 1)
             watched = self.watching(layer) if chunk == 0 else layer
-            self.hidden[piece] = self.runtime.layer(len(self.errors), watched, self.hidden[piece])
+            self.hidden[piece] = computed(self.runtime, len(self.errors), watched, self.hidden[piece])
             ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
             difference += float((ours - reference[piece]).square().sum())
             energy += float(reference[piece].square().sum())

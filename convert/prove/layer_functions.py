@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ...plugins.mixture_of_experts import Routed, route
@@ -12,9 +10,7 @@ from ..models.mixture import Gate
 from ..models.pieces import Group, Linear, Mlp, Norm
 from ..targets.trtllm.formats.base import Activation
 from .engine_layer import ExecutedLayer
-
-if TYPE_CHECKING:
-    from .runtime import Runtime
+from .runtime import Runtime
 
 
 class LayerFunctions:

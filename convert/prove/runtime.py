@@ -1,4 +1,4 @@
-"""The runtime: executes a quantized model layer by layer, as the one that reads it does."""
+"""The runtime: what the layers of a quantized model are executed with."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from ...plugins import gpt_attention, kernels
-from ..models import block
+from ...plugins import gpt_attention
 from ..models.attention import heads_of
 from ..models.ends import Head
 from ..models.forward import ACTIVATIONS, Function, gelu, squared_relu
 from ..models.model import Model
 from ..models.rotary import Turns
 from ..numbers.finite import all_finite
-from .engine_layer import ExecutedLayer
-from .fused import FusedFunctions
-from .layer_functions import LayerFunctions
 
 # What plugins call an activation, by TensorRT-LLM's names, who approximates every GELU, and by transformers'.
 NAMES = {
@@ -41,7 +37,7 @@ class Attend(Protocol):
 
 
 class Runtime:
-    """Executes the layers of a quantized model, on whole sequences unless ``attend`` is exchanged.
+    """What ``computed`` executes layers of a quantized model with, on whole sequences unless ``attend`` is exchanged.
 
     Hidden states are in the runtime's dtype between operations. Plugins see all tokens at once; of no more than four
     they compute what an engine does while it generates.
@@ -81,11 +77,6 @@ class Runtime:
     def attend_whole(self, index: int, qkv: torch.Tensor, kv_cache: tuple[str, torch.Tensor] | None) -> torch.Tensor:
         """Attention over whole sequences."""
         return gpt_attention.reference(qkv, *self.turns.of(index), heads_of(self.model, index), kv_cache)
-
-    def layer(self, index: int, layer: ExecutedLayer, hidden: torch.Tensor) -> torch.Tensor:
-        """One decoder layer: hidden states [batch, tokens, hidden_size] before it and behind it."""
-        functions = LayerFunctions if self.checks or not kernels.behind(hidden) else FusedFunctions
-        return block.finished(block.steps(self.model.family, functions(self, index, layer, hidden.shape), hidden))
 
     def held(self, what: str, x: torch.Tensor) -> torch.Tensor:
         """A value as the engine keeps it; whether its dtype can hold it is seen by ``beyond``."""

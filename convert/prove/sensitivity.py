@@ -35,6 +35,7 @@ from ..targets.trtllm.formats.base import modules_of
 from ..targets.trtllm.target import TensorRTLLM
 from .engine_layer import EngineLayer, ExecutedLayer
 from .folder import FolderLayer
+from .layers import computed
 from .runtime import Runtime
 
 # Calibration sequences that are looked at: parts differ by factors, texts by little.
@@ -113,7 +114,7 @@ class Sensitivity:
         quantizer, target = Quantizer(replace(self.how, precision=precision)), self.target.having(precision)
         made = quantizer.quantize(index, quantizer.float_layer(source), statistics, target.computed)
         layer = executed(target, index, made, self.runtime.device)
-        return torch.cat([self.runtime.layer(index, layer, one) for one in self.hidden.split(1)])
+        return torch.cat([computed(self.runtime, index, layer, one) for one in self.hidden.split(1)])
 
 
 def executed(target: Target, index: int, made: QuantizedLayer, device: torch.device) -> ExecutedLayer:

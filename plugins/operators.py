@@ -1,0 +1,174 @@
+"""What plugins compute, as PyTorch operators: importing this module registers ``torch.ops.enginesmith.*``.
+
+A kernel computes them on a GPU, the plugin's reference elsewhere, with the same integers. They can be compiled,
+exported and captured in CUDA graphs; nothing is differentiated. Matrices are [tokens, channels] in float16 or bfloat16,
+``kind`` is "int8" or "fp8" (e4m3), scales are float32: one a token [tokens, 1] where they are found at run time, [1]
+where they are static (INT8: 127 / range, by which values are multiplied; FP8: range / 448, by which they are divided).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import (
+    fp8_rowwise_gemm,
+    gated_activation,
+    layernorm_quantization,
+    quantize_per_token,
+    quantize_tensor,
+    rmsnorm_quantization,
+    smooth_quant_gemm,
+)
+
+DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function; fake makes what it returns, without numbers, of the same arguments."""
+
+    def register(function: Callable[..., Any]) -> Any:
+        made = torch.library.custom_op(f"enginesmith::{name}", function, mutates_args=())
+        made.register_fake(fake)
+        return made
+
+    return register
+
+
+def product(x: Tensor, weight: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype, *_: Any) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
+
+
+def as_read(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def quantized(x: Tensor, kind: str) -> Tensor:
+    return x.new_empty(x.shape, dtype=DTYPES[kind])
+
+
+def scaled(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    return quantized(x, kind), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+
+
+@operator("smooth_quant_gemm", product)
+def _smooth_quant_gemm(
+    x: Tensor, weight: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """(x @ weight.T) * scale_a * scale_b + bias of int8 [tokens, in] and [out, in]: see ``smooth_quant_gemm``."""
+    return smooth_quant_gemm.run(x, weight, scale_a, scale_b, dtype, bias)
+
+
+@operator("fp8_gemm", product)
+def _fp8_gemm(x: Tensor, weight: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype) -> Tensor:
+    """(x @ weight.T) * scale_a * scale_b of e4m3 [tokens, in] and [out, in], scales per row or of one element."""
+    return fp8_rowwise_gemm.run(x, weight, scale_a, scale_b, dtype)
+
+
+@operator("quantize_per_token", lambda x, smoother=None, kind="int8": scaled(x, kind))
+def _quantize_per_token(x: Tensor, smoother: Tensor | None = None, kind: str = "int8") -> tuple[Tensor, Tensor]:
+    """x / smoother, quantized: the integers and their scales."""
+    return quantize_per_token.run(x, smoother, kind=kind)
+
+
+@operator("quantize_static", lambda x, scale, smoother=None, kind="int8": quantized(x, kind))
+def _quantize_static(x: Tensor, scale: Tensor, smoother: Tensor | None = None, kind: str = "int8") -> Tensor:
+    """x / smoother, quantized with a scale."""
+    return quantize_tensor.run(x, scale, smoother, kind=kind)
+
+
+@operator("rms_norm", as_read)
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight."""
+    return rmsnorm_quantization.run(x, weight, eps).y_or_q
+
+
+@operator("rms_norm_quantize_per_token", lambda x, weight, eps, kind="int8": scaled(x, kind))
+def _rms_norm_quantize_per_token(x: Tensor, weight: Tensor, eps: float, kind: str = "int8") -> tuple[Tensor, Tensor]:
+    """``rms_norm``, quantized: the integers and their scales."""
+    made = rmsnorm_quantization.run(x, weight, eps, kind=kind)
+    return made.y_or_q, made.scale
+
+
+@operator("rms_norm_quantize_static", lambda x, weight, scale, eps, kind="int8": quantized(x, kind))
+def _rms_norm_quantize_static(x: Tensor, weight: Tensor, scale: Tensor, eps: float, kind: str = "int8") -> Tensor:
+    """``rms_norm``, quantized with a scale."""
+    return rmsnorm_quantization.run(x, weight, eps, kind=kind, scale=scale).y_or_q
+
+
+@operator(
+    "add_rms_norm_quantize_per_token",
+    lambda x, residual, weight, eps, kind="int8": (as_read(x), *scaled(x, kind)),
+)
+def _add_rms_norm_quantize_per_token(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, kind: str = "int8"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + residual, and its ``rms_norm_quantize_per_token``."""
+    hidden, q, scale = rmsnorm_quantization.run(x, weight, eps, residual=residual, kind=kind)
+    return hidden, q, scale
+
+
+@operator(
+    "add_rms_norm_quantize_static",
+    lambda x, residual, weight, scale, eps, kind="int8": (as_read(x), quantized(x, kind)),
+)
+def _add_rms_norm_quantize_static(
+    x: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, eps: float, kind: str = "int8"
+) -> tuple[Tensor, Tensor]:
+    """x + residual, and its ``rms_norm_quantize_static``."""
+    made = rmsnorm_quantization.run(x, weight, eps, residual=residual, kind=kind, scale=scale)
+    return made.hidden, made.y_or_q
+
+
+@operator("layer_norm_quantize_per_token", lambda x, weight, bias, eps, kind="int8": scaled(x, kind))
+def _layer_norm_quantize_per_token(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "int8"
+) -> tuple[Tensor, Tensor]:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, quantized: the integers and their scales."""
+    made = layernorm_quantization.run(x, weight, bias, eps, kind=kind)
+    return made.y_or_q, made.scale
+
+
+@operator("layer_norm_quantize_static", lambda x, weight, bias, scale, eps, kind="int8": quantized(x, kind))
+def _layer_norm_quantize_static(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, eps: float, kind: str = "int8"
+) -> Tensor:
+    """The same, quantized with a scale."""
+    return layernorm_quantization.run(x, weight, bias, eps, kind=kind, scale=scale).y_or_q
+
+
+@operator("gated_activation", lambda gate, up, activation="silu": as_read(gate))
+def _gated_activation(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """act(gate) * up; activation: "silu", "gelu" (by tanh), "relu" or "squared-relu"."""
+    return gated_activation.run(gate, up, activation=activation).y_or_q
+
+
+@operator(
+    "gated_activation_quantize_per_token",
+    lambda gate, up, smoother=None, activation="silu", kind="int8": scaled(gate, kind),
+)
+def _gated_activation_quantize_per_token(
+    gate: Tensor, up: Tensor, smoother: Tensor | None = None, activation: str = "silu", kind: str = "int8"
+) -> tuple[Tensor, Tensor]:
+    """act(gate) * up / smoother, quantized: the integers and their scales."""
+    q, scale = gated_activation.run(gate, up, smoother, activation=activation, kind=kind)
+    return q, scale
+
+
+@operator(
+    "gated_activation_quantize_static",
+    lambda gate, up, scale, smoother=None, activation="silu", kind="int8": quantized(gate, kind),
+)
+def _gated_activation_quantize_static(
+    gate: Tensor,
+    up: Tensor,
+    scale: Tensor,
+    smoother: Tensor | None = None,
+    activation: str = "silu",
+    kind: str = "int8",
+) -> Tensor:
+    """The same, quantized with a scale."""
+    return gated_activation.run(gate, up, smoother, activation=activation, kind=kind, scale=scale).y_or_q

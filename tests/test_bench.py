@@ -1,0 +1,44 @@
+"""The bench: figures of a checkpoint and of its source, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import enginesmith as es
+from enginesmith.convert.prove.proven import ProvenCheckpoint
+
+from .command import run
+
+Tiny = Callable[..., Path]
+Converted = Callable[..., ProvenCheckpoint]
+
+
+def test_both_are_measured(tiny: Tiny, converted: Converted) -> None:
+    model = tiny(num_hidden_layers=2)
+    folder = converted(model, quant="W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN").folder
+    words = ("--prompt_tokens", 8, "--new_tokens", 3, "--batch", 2, "--repeats", 1, "--device", "cpu")
+    ours, theirs = json.loads(run("bench", folder, "--reference", model, *words, "--json").stdout)
+    assert (ours["name"], theirs["name"]) == ("checkpoint", "transformers, float16")
+    for one in (ours, theirs):
+        assert min(one["prefill"], one["decode"], one["load"]) > 0
+        assert one["memory"] is None
+    table = run("bench", folder, *words).stdout.splitlines()
+    assert len(table) == 2
+    assert table[1].startswith("checkpoint")
+
+
+def test_more_tokens_than_positions_are_refused(tiny: Tiny, converted: Converted) -> None:
+    model = tiny(num_hidden_layers=2)
+    folder = converted(model, quant="W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN").folder
+    with pytest.raises(es.InputError, match="more than the 64 positions of the model; give less"):
+        es.bench(folder, es.BenchOptions(prompt_tokens=64, new_tokens=1))
+
+
+def test_another_models_reference_is_refused(tiny: Tiny, converted: Converted) -> None:
+    folder = converted(tiny(num_hidden_layers=2), quant="W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN").folder
+    with pytest.raises(es.InputError, match="num_hidden_layers is 3, the checkpoint's is 2"):
+        es.bench(folder, es.BenchOptions(prompt_tokens=4, new_tokens=1, repeats=1), tiny(num_hidden_layers=3))
