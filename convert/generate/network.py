@@ -49,6 +49,11 @@ class Network:
         recorded = device.type == "cuda" and isinstance(self.cache, KernelCache) and model.family.mixture is None
         self.graphs = Graphs(self.passed, self.cache, device) if recorded else None
 
+    def reserve(self, sequences: int, tokens: int) -> None:
+        """Let the cache have room for what is to come where passes are recorded: they are of no use when it moves."""
+        if self.graphs is not None:
+            self.cache.make_room(sequences, tokens)
+
     @torch.inference_mode()
     def __call__(self, pieces: Sequence[Piece], ids: Sequence[int]) -> torch.Tensor:
         """Hidden states behind the last layer, [tokens, hidden_size].

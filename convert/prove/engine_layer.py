@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -47,13 +47,66 @@ class ExecutedLayer(Protocol):
 
 
 @dataclass(frozen=True)
+class PreparedLayer:
+    """A layer for many passes: nothing is computed or searched for that could be before.
+
+    Attributes:
+        products: of linears, with their biases.
+        roundings: of what groups of linears read, by group.
+        divisors: of what linears read, by linear.
+        norms, gates: by name; norms by suffix then.
+        kept: as ``cache``.
+    """
+
+    products: Mapping[str, Product]
+    roundings: Mapping[str, Rounding]
+    divisors: Mapping[str, torch.Tensor | None]
+    norms: Mapping[str, Tensors]
+    gates: Mapping[str, torch.Tensor]
+    kept: tuple[str, torch.Tensor] | None
+
+    @staticmethod
+    def of(layer: ExecutedLayer, model: Model, products: Mapping[str, Product]) -> PreparedLayer:
+        """A layer whose linears compute these."""
+        family = model.family
+        return PreparedLayer(
+            products,
+            {group.name: layer.rounding(group) for group in family.groups},
+            {linear.name: layer.divisor(linear.name) for linear in family.linears},
+            {norm.name: {name: one.float() for name, one in layer.norm(norm).items()} for norm in family.all_norms},
+            {gate.name: layer.gate(gate) for gate in family.gates},
+            layer.cache(),
+        )
+
+    def norm(self, norm: Norm) -> Tensors:
+        return self.norms[norm.name]
+
+    def gate(self, gate: Gate) -> torch.Tensor:
+        return self.gates[gate.name]
+
+    def rounding(self, group: Group) -> Rounding:
+        return self.roundings[group.name]
+
+    def divisor(self, linear: str) -> torch.Tensor | None:
+        return self.divisors[linear]
+
+    def product(self, linear: str, read: Activation) -> torch.Tensor:
+        return self.products[linear](read)
+
+    def prepared(self) -> PreparedLayer:
+        return self
+
+    def cache(self) -> tuple[str, torch.Tensor] | None:
+        return self.kept
+
+
+@dataclass(frozen=True)
 class EngineLayer:
     """A layer of a checkpoint, executed by plugins.
 
     Attributes:
         tensors: by name inside the layer, as ``Checkpoint.layer`` gives them; integers are logical [out, in].
         kv_cache: "INT8", "FP8", or None.
-        products: what linears compute, where they were prepared; then their integers are not among the tensors.
     """
 
     model: Model
@@ -62,7 +115,6 @@ class EngineLayer:
     schemes: LayerSchemes
     kv_cache: str | None = None
     watch: Watch | None = None
-    products: dict[str, Product] | None = None
 
     def norm(self, norm: Norm) -> Tensors:
         return {suffix: self.tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
@@ -79,21 +131,15 @@ class EngineLayer:
         return self.form(linear).divisor(self.own(linear))
 
     def product(self, linear: str, read: Activation) -> torch.Tensor:
-        if self.products is not None:
-            return self.products[linear](read)
         own, form = self.own(linear), self.form(linear)
         if self.watch is not None:
             self.watch(linear, own, form, read)
         y = form.product(own, read)
         return y if "bias" not in own or form.adds_bias else y + own["bias"]
 
-    def prepared(self) -> EngineLayer:
-        names = [linear.name for linear in self.model.family.linears]
-        held = {f"{name}.weight" for name in names}
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in held}
-        for norm in self.model.family.all_norms:
-            tensors |= {f"{norm.name}.{suffix}": tensors[f"{norm.name}.{suffix}"].float() for suffix in norm.suffixes}
-        return replace(self, tensors=tensors, products={name: self.prepared_product(name) for name in names})
+    def prepared(self) -> PreparedLayer:
+        linears = self.model.family.linears
+        return PreparedLayer.of(self, self.model, {one.name: self.prepared_product(one.name) for one in linears})
 
     def prepared_product(self, linear: str) -> Product:
         """``product`` of one linear, for many calls."""
