@@ -16,9 +16,11 @@ from .kernels import INTERPRETED, compute_capability
 OPTIONS = {"enable_fp_fusion": False}
 # The first generation that converts to e4m3.
 CONVERTS_FP8 = 89
-# Of a row, that a thread holds: two loads of 16 bytes.
-PER_THREAD, WARP, MOST_WARPS = 16, 32, 32
+# Channels that a thread loads at once, 16 bytes of them; those that a thread holds of a row that is in registers.
+AT_ONCE, HELD, WARP, MOST_WARPS = 8, 16, 32, 16
 MOST_IN_PIECE = 4096
+# The first generation whose kernels may start before the one that makes their input has ended.
+STARTS_EARLY = 90
 
 INTERPRETS: tl.constexpr = tl.constexpr(INTERPRETED)
 LEAST_RANGE: tl.constexpr = tl.constexpr(arithmetic.LEAST_RANGE)
@@ -42,16 +44,24 @@ def converts_fp8(x: torch.Tensor) -> bool:
     return not INTERPRETED and compute_capability(x.device.index or 0) >= CONVERTS_FP8
 
 
+def starts_early(x: torch.Tensor) -> dict[str, bool]:
+    """How a kernel is launched that calls ``wait``: on Hopper, while the one before it ends."""
+    early = not INTERPRETED and compute_capability(x.device.index or 0) >= STARTS_EARLY
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
 def in_registers(channels: int) -> dict[str, int]:
-    """The schedule of a kernel whose program holds one row: a power of two of places, and warps for them."""
-    block = triton.next_power_of_2(channels)
-    return {"BLOCK": block, "num_warps": min(max(block // (PER_THREAD * WARP), 1), MOST_WARPS)}
+    """The schedule of a kernel whose program holds one row: so many pieces of a power of two of places, and warps."""
+    warps = min(max(triton.next_power_of_2(triton.cdiv(channels, HELD * WARP)), 1), MOST_WARPS)
+    piece = AT_ONCE * WARP * warps
+    return {"PIECE": piece, "PIECES": triton.cdiv(channels, piece), "num_warps": warps}
 
 
 def in_pieces(x: torch.Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid and schedule of a kernel whose program computes a piece of one row."""
-    schedule = in_registers(min(x.shape[1], MOST_IN_PIECE))
-    return (len(x), triton.cdiv(x.shape[1], schedule["BLOCK"])), schedule
+    piece = min(triton.next_power_of_2(max(x.shape[1], AT_ONCE * WARP)), MOST_IN_PIECE)
+    schedule = {"PIECE": piece, "PIECES": 1, "num_warps": max(piece // (2 * AT_ONCE * WARP), 1)}
+    return (len(x), triton.cdiv(x.shape[1], piece)), schedule
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:
@@ -84,19 +94,29 @@ def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def normal_quotient(x, d):  # type: ignore[no-untyped-def]
-    """x / d, rounded once, where d and both reciprocal and quotient are normal numbers: no case is set apart.
+def negated(x):  # type: ignore[no-untyped-def]
+    """-x as the sign of an operand, for nothing; Triton's own is a difference, 0 - x."""
+    return (x.to(tl.int32, bitcast=True) ^ -0x80000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def normal_quotient(x, d, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x / d, rounded once, where d > 0 and both reciprocal and quotient are normal numbers: no case is set apart.
 
     The device's estimate of 1 / d and the quotient are each mended by what they leave of 1 and of x, exact in an fma.
+    Nothing left is +0, of which the product with -r leaves a quotient of -0 its sign. For quotients that are rounded
+    to DTYPE, of float16 or bfloat16, next: the estimate, and a quotient that is mended once, are near enough.
     """
     if INTERPRETS:
         q = tl.div_rn(x, d)
     else:
         r = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [d], tl.float32, True, 1)
-        r = tl.fma(tl.fma(-d, r, 1.0), r, r)
+        if not (DTYPE.is_fp16() or DTYPE.is_bf16()):
+            r = tl.fma(tl.fma(negated(d), r, 1.0), r, r)
         q = x * r
-        q = tl.fma(tl.fma(-d, q, x), r, q)
-        q = tl.fma(tl.fma(-d, q, x), r, q)
+        q = tl.fma(tl.fma(d, q, negated(x)), negated(r), q)
+        if not (DTYPE.is_fp16() or DTYPE.is_bf16()):
+            q = tl.fma(tl.fma(d, q, negated(x)), negated(r), q)
     return q
 
 
@@ -104,8 +124,13 @@ def normal_quotient(x, d):  # type: ignore[no-untyped-def]
 def smoothed(y, smoother, columns, inside, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """As ``quantized_rows.smoothed``, y of DTYPE's values."""
     divisor = rounded(tl.load(smoother + columns, mask=inside, other=1.0).to(tl.float32), DTYPE)
-    # Quotients of float16 numbers are normal numbers of float32 all.
-    y = normal_quotient(y, divisor) if DTYPE.is_fp16() else tl.div_rn(y, divisor)
+    if DTYPE.is_fp16():
+        # Quotients of float16 numbers are normal numbers of float32 all. That of two of 11 bits each is 2^-23 of
+        # itself away from the middle of two of 11, or just there, and then a number of float32.
+        sign = divisor.to(tl.int32, bitcast=True) & -0x80000000
+        y = normal_quotient((y.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True), tl.abs(divisor), DTYPE)
+    else:
+        y = tl.div_rn(y, divisor)
     return rounded(y, DTYPE)
 
 
@@ -122,10 +147,25 @@ def reciprocal_root(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def sum_in_any_order(x, largest, channels):  # type: ignore[no-untyped-def]
-    """[BLOCK] -> float64, as ``arithmetic.sum_in_any_order`` of one row; places beyond it hold 0."""
-    bound = largest.to(tl.float64) * channels
-    return tl.sum((x.to(tl.float64) + bound) - bound, 0)
+def sums_of_eight(x):  # type: ignore[no-untyped-def]
+    """[n] -> [n / 8], as ``arithmetic.sums_of_eight``; within one thread, which has loaded eight neighbours."""
+    for _ in tl.static_range(3):
+        first, second = tl.split(tl.reshape(x, (x.shape[0] // 2, 2)))
+        x = first + second
+    return x
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def sum_in_any_order(sums, channels, PIECES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float64, as ``arithmetic.sum_in_any_order`` of one row, of the sums of eight of its pieces, 0 beyond it."""
+    largest = tl.abs(sums[0])
+    for i in tl.static_range(1, PIECES):
+        largest = tl.maximum(largest, tl.abs(sums[i]))
+    bound = tl.max(largest, 0).to(tl.float64) * ((channels + 7) // 8)
+    total = (sums[0].to(tl.float64) + bound) - bound
+    for i in tl.static_range(1, PIECES):
+        total += (sums[i].to(tl.float64) + bound) - bound
+    return tl.sum(total, 0)
 
 
 @triton.jit
@@ -158,11 +198,12 @@ def normal_exp(x):  # type: ignore[no-untyped-def]
     return (y.to(tl.int32, bitcast=True) + (exponent << 23)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def to_int8(x):  # type: ignore[no-untyped-def]
-    """Half to even, saturated: the integer is in the last bits of the sum."""
-    x = tl.minimum(tl.maximum(x, -128.0), 127.0) + NO_FRACTION
-    return x.to(tl.int32, bitcast=True).to(tl.int8)
+@triton.jit  # type: ignore[untyped-decorator]
+def to_int8(x, SATURATES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Half to even, saturated unless x is known to be in range: the integer is in the last bits of the sum."""
+    if SATURATES:
+        x = tl.minimum(tl.maximum(x, -128.0), 127.0)
+    return (x + NO_FRACTION).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -192,7 +233,7 @@ def fp8_scaled(y, s, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
         if (s > 2.0**-60) & (s < 2.0**60):
             r = tl.div_rn(1.0, s)
             q = tl.minimum(tl.maximum(y * r, -2 * FP8_MAX), 2 * FP8_MAX)
-            q = tl.fma(tl.fma(-q, s, y), r, q)
+            q = tl.fma(tl.fma(q, s, negated(y)), negated(r), q)
         else:
             q = tl.div_rn(y, s)
     else:
@@ -201,33 +242,52 @@ def fp8_scaled(y, s, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def write_row(  # type: ignore[no-untyped-def]
-    y, out, scales, static, row, channels, columns, DTYPE: tl.constexpr, KIND: tl.constexpr, CONVERTS: tl.constexpr
-):
-    """Quantize one row, or a part of one with a static scale, as ``quantized_rows.quantized``; and store it.
+def wait(EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """For the kernel before; the one behind may be launched meanwhile, and waits here for the end of this one."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def write_static(y, places, static, inside, DTYPE: tl.constexpr, KIND: tl.constexpr, CONVERTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A piece of a row as ``quantized_rows.static`` has it, or as it is.
 
     Args:
-        y: [BLOCK] values of DTYPE, 0 beyond the row.
-        out: [tokens, channels]; scales: float32 [tokens] or None; static: float32 [1] or None.
-        columns: [BLOCK], where in the row y lies.
+        y: [PIECE] values of DTYPE.
+        places: [PIECE], where they go.
+        static: float32 [1], or None where KIND is None.
     """
-    inside, places = columns < channels, out + row * channels + columns
     if KIND is None:
         tl.store(places, y.to(DTYPE), mask=inside)
     elif KIND == "int8":
-        if static is None:
-            largest = tl.maximum(tl.max(tl.abs(y), 0), rounded(tl.full([], LEAST_RANGE, tl.float32), DTYPE))
-            factor = tl.div_rn(127.0, largest)
-            tl.store(scales + row, tl.div_rn(largest, 127.0))
-        else:
-            factor = tl.load(static)
-        tl.store(places, to_int8(y * factor), mask=inside)
+        tl.store(places, to_int8(y * tl.load(static), True), mask=inside)
     else:
-        if static is None:
-            largest = tl.maximum(tl.max(tl.abs(y), 0), rounded(tl.full([], LEAST_RANGE, tl.float32), DTYPE))
-            factor = tl.minimum(tl.div_rn(FP8_MAX, largest), FP8_LARGEST_FACTOR)
-            tl.store(scales + row, tl.maximum(tl.div_rn(largest, FP8_MAX), FP8_LEAST_SCALE))
-            scaled = rounded(y * factor, tl.bfloat16)
-        else:
-            scaled = fp8_scaled(y, rounded(tl.load(static), DTYPE), DTYPE)
+        scaled = fp8_scaled(y, rounded(tl.load(static), DTYPE), DTYPE)
         tl.store(places, to_fp8(scaled, CONVERTS), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def write_per_token(  # type: ignore[no-untyped-def]
+    held, out, scale, channels, DTYPE: tl.constexpr, KIND: tl.constexpr, CONVERTS: tl.constexpr, PIECES: tl.constexpr
+):
+    """A row as ``quantized_rows.per_token`` has it.
+
+    Args:
+        held: its pieces, [PIECE] each, of DTYPE; 0 beyond the row.
+        out: where the row goes; scale: where its float32 scale goes.
+    """
+    largest = tl.abs(held[0].to(tl.float32))
+    for i in tl.static_range(1, PIECES):
+        largest = tl.maximum(largest, tl.abs(held[i].to(tl.float32)))
+    largest = tl.maximum(tl.max(largest, 0), rounded(tl.full([], LEAST_RANGE, tl.float32), DTYPE))
+    limit: tl.constexpr = 127.0 if KIND == "int8" else FP8_MAX
+    factor, step = tl.div_rn(limit, largest), tl.div_rn(largest, limit)
+    if KIND == "fp8":
+        factor, step = tl.minimum(factor, FP8_LARGEST_FACTOR), tl.maximum(step, FP8_LEAST_SCALE)
+    tl.store(scale, step)
+    for i in tl.static_range(PIECES):
+        columns = i * held[0].shape[0] + tl.arange(0, held[0].shape[0])
+        scaled = held[i].to(tl.float32) * factor
+        q = to_int8(scaled, False) if KIND == "int8" else to_fp8(rounded(scaled, tl.bfloat16), CONVERTS)
+        tl.store(out + columns, q, mask=columns < channels)

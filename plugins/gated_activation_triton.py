@@ -15,13 +15,17 @@ from .arithmetic_triton import (
     converts_fp8,
     in_pieces,
     in_registers,
+    negated,
     normal_exp,
     normal_quotient,
     outputs,
     rounded,
     rows_of,
     smoothed,
-    write_row,
+    starts_early,
+    wait,
+    write_per_token,
+    write_static,
 )
 from .gated_activation import GELU_CUBIC, GELU_LINEAR, LARGEST_EXPONENT
 from .quantized_rows import Rows
@@ -46,23 +50,23 @@ def run(
     grid, schedule = in_pieces(gate) if scales is None else ((len(gate), 1), in_registers(gate.shape[1]))
     pointers = gate, up, smoother, bytes_of(y), scales, scale
     numbers = gate.stride(0), 0 if up is None else up.stride(0), gate.shape[1]
-    meta = {"ACTIVATION": activation, "KIND": kind, "CONVERTS": converts_fp8(gate), **schedule, **OPTIONS}
-    kernel[grid](*pointers, *numbers, **meta)
+    meta = {"ACTIVATION": activation, "KIND": kind, "CONVERTS": converts_fp8(gate), **schedule}
+    kernel[grid](*pointers, *numbers, **meta, **starts_early(gate), **OPTIONS)
     return Rows(y, scales)
 
 
-@triton.jit
-def weighed(x, t):  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]
+def weighed(x, t, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """x / (1 + e^t)."""
-    return normal_quotient(x, normal_exp(tl.minimum(tl.maximum(t, -LARGEST), LARGEST)) + 1.0)
+    return normal_quotient(x, normal_exp(tl.minimum(tl.maximum(t, -LARGEST), LARGEST)) + 1.0, DTYPE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+def activated(x, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     if ACTIVATION == "silu":
-        y = weighed(x, -x)
+        y = weighed(x, negated(x), DTYPE)
     elif ACTIVATION == "gelu":
-        y = weighed(x, x * (x * x * CUBIC + LINEAR))
+        y = weighed(x, x * (x * x * CUBIC + LINEAR), DTYPE)
     else:
         y = tl.where(x > 0.0, x, 0.0)
         if ACTIVATION == "squared-relu":
@@ -84,16 +88,28 @@ def kernel(  # type: ignore[no-untyped-def]
     ACTIVATION: tl.constexpr,
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = gate.dtype.element_ty
-    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < channels
-    y = tl.load(gate + row * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    y = rounded(activated(y, ACTIVATION), DTYPE)
-    if up is not None:
-        factor = tl.load(up + row * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        y = rounded(y * factor, DTYPE)
-    if smoother is not None:
-        y = smoothed(y, smoother, columns, inside, DTYPE)
-    write_row(y, out, scales, static, row, channels, columns, DTYPE, KIND, CONVERTS)
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * PIECE
+    out += row * channels
+    wait(EARLY)
+    held = ()
+    for i in tl.static_range(PIECES):
+        columns = first + i * PIECE + tl.arange(0, PIECE)
+        inside = columns < channels
+        y = tl.load(gate + row * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        y = rounded(activated(y, ACTIVATION, DTYPE), DTYPE)
+        if up is not None:
+            factor = tl.load(up + row * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
+            y = rounded(y * factor, DTYPE)
+        if smoother is not None:
+            y = smoothed(y, smoother, columns, inside, DTYPE)
+        if scales is None:
+            write_static(y, out + columns, static, inside, DTYPE, KIND, CONVERTS)
+        else:
+            held += (y.to(DTYPE),)
+    if scales is not None:
+        write_per_token(held, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

@@ -1,7 +1,7 @@
-"""layernorm_quantization.reference, one row a program: sums in the order of a thread block, then the row in registers.
+"""layernorm_quantization.reference, one row a program, held in registers from its one read to its one write.
 
-Sums read pairs of channels and what follows reads the row, so that the second finds it in the cache. Integers, scales
-and floats are equal to the bit: the order of every sum is written out.
+Its pieces are what the reference's thread block reads at a stride. Integers, scales and floats are equal to the bit:
+the order of every sum is written out.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import (
+    AT_ONCE,
     OPTIONS,
     bytes_of,
     converts_fp8,
     fma,
-    in_registers,
     outputs,
     reciprocal_root,
     rounded,
     rows_of,
-    write_row,
+    starts_early,
+    wait,
+    write_per_token,
+    write_static,
 )
 from .layernorm_quantization import WARP, thread_count
 from .rmsnorm_quantization import Normed
@@ -44,7 +47,6 @@ def run(
     hidden = x if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     strides = x.stride(0), 0 if residual is None else residual.stride(0)
     channels = x.shape[1]
-    threads = thread_count(channels)
     kernel[(len(x),)](
         x,
         residual,
@@ -57,23 +59,21 @@ def run(
         *strides,
         channels,
         eps,
-        THREADS=threads,
-        PLACES=triton.next_power_of_2(threads),
-        STRIDES=triton.cdiv(channels // 2, threads),
         KIND=kind,
         CONVERTS=converts_fp8(x),
-        **in_registers(channels),
+        **schedule(channels),
+        **starts_early(x),
         **OPTIONS,
     )
     return Normed(hidden, y, scales)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def read(x, residual, places, inside, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    y = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
-    if residual is not None:
-        y = rounded(y + tl.load(residual + places, mask=inside, other=0.0).to(tl.float32), DTYPE)
-    return y
+def schedule(channels: int) -> dict[str, int]:
+    """A piece is two channels for every thread of the reference's block."""
+    threads = thread_count(channels)
+    piece = 2 * triton.next_power_of_2(threads)
+    warps = max(piece // (AT_ONCE * WARP), 1)
+    return {"PIECE": piece, "PIECES": triton.cdiv(channels, 2 * threads), "num_warps": warps}
 
 
 @triton.jit
@@ -106,40 +106,48 @@ def kernel(  # type: ignore[no-untyped-def]
     residual_stride,
     channels,
     eps,
-    THREADS: tl.constexpr,
-    PLACES: tl.constexpr,
-    STRIDES: tl.constexpr,
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
-    x += row * x_stride
+    x, out, hidden = x + row * x_stride, out + row * channels, hidden + row * channels
     if residual is not None:
         residual += row * residual_stride
-
-    pairs = tl.arange(0, 2 * PLACES)
-    sums, squares = tl.zeros((PLACES,), tl.float32), tl.zeros((PLACES,), tl.float32)
-    for i in tl.static_range(STRIDES):
-        places = i * 2 * THREADS + pairs
-        inside = (pairs < 2 * THREADS) & (places < channels)
-        y = tl.reshape(read(x, residual, places, inside, DTYPE), (PLACES, 2))
-        first, second = tl.split(y)
+    wait(EARLY)
+    held = ()
+    sums, squares = tl.zeros((PIECE // 2,), tl.float32), tl.zeros((PIECE // 2,), tl.float32)
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        inside = columns < channels
+        y = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
+        if residual is not None:
+            y = rounded(y + tl.load(residual + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
+            tl.store(hidden + columns, y.to(DTYPE), mask=inside)
+        held += (y.to(DTYPE),)
+        first, second = tl.split(tl.reshape(y, (PIECE // 2, 2)))
         sums += first + second
         squares += fma(first, first, second * second)
     total, total_square = block_sums(sums, squares)
     count = tl.full([], 1.0, tl.float32) * channels
     mean, mean_square = tl.div_rn(total, count), tl.div_rn(total_square, count)
     factor = reciprocal_root(fma(-mean, mean, mean_square) + eps)
-
-    columns = tl.arange(0, BLOCK)
-    inside = columns < channels
-    y = read(x, residual, columns, inside, DTYPE)
-    if residual is not None:
-        tl.store(hidden + row * channels + columns, y.to(DTYPE), mask=inside)
-    added = tl.zeros((BLOCK,), tl.float32)
-    if bias is not None:
-        added = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    y = fma((y - mean) * factor, tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32), added)
-    write_row(rounded(y, DTYPE), out, scales, static, row, channels, columns, DTYPE, KIND, CONVERTS)
+    normed = ()
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        inside = columns < channels
+        weighed = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        added = tl.zeros((PIECE,), tl.float32)
+        if bias is not None:
+            added = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+        # Beyond the row weight and bias are 0.
+        y = rounded(fma((held[i].to(tl.float32) - mean) * factor, weighed, added), DTYPE)
+        if scales is None:
+            write_static(y, out + columns, static, inside, DTYPE, KIND, CONVERTS)
+        else:
+            normed += (y.to(DTYPE),)
+    if scales is not None:
+        write_per_token(normed, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

@@ -19,8 +19,12 @@ from .arithmetic_triton import (
     reciprocal_root,
     rounded,
     rows_of,
+    starts_early,
     sum_in_any_order,
-    write_row,
+    sums_of_eight,
+    wait,
+    write_per_token,
+    write_static,
 )
 from .rmsnorm_quantization import Normed
 
@@ -53,6 +57,7 @@ def run(
         KIND=kind,
         CONVERTS=converts_fp8(x),
         **in_registers(x.shape[1]),
+        **starts_early(x),
         **OPTIONS,
     )
     return Normed(hidden, y, scales)
@@ -73,19 +78,38 @@ def kernel(  # type: ignore[no-untyped-def]
     eps,
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x.dtype.element_ty
-    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = columns < channels
-    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    row = tl.program_id(0).to(tl.int64)
+    x, out, hidden = x + row * x_stride, out + row * channels, hidden + row * channels
     if residual is not None:
-        y += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        y = rounded(y, DTYPE)
-        tl.store(hidden + row * channels + columns, y.to(DTYPE), mask=inside)
-    square = y * y
-    total = sum_in_any_order(square, tl.max(square, 0), channels)
+        residual += row * residual_stride
+    wait(EARLY)
+    held, squares = (), ()
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        inside = columns < channels
+        y = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
+        if residual is not None:
+            y = rounded(y + tl.load(residual + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
+            tl.store(hidden + columns, y.to(DTYPE), mask=inside)
+        held += (y.to(DTYPE),)
+        squares += (sums_of_eight(y * y),)
+    total = sum_in_any_order(squares, channels, PIECES)
     mean = (total * (tl.full([], 1.0, tl.float64) / channels)).to(tl.float32)
     factor = reciprocal_root(mean + eps)
-    y = rounded(y * factor * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
-    write_row(y, out, scales, static, row, channels, columns, DTYPE, KIND, CONVERTS)
+    normed = ()
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        inside = columns < channels
+        weighed = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        y = rounded(held[i].to(tl.float32) * factor * weighed, DTYPE)
+        if scales is None:
+            write_static(y, out + columns, static, inside, DTYPE, KIND, CONVERTS)
+        else:
+            normed += (y.to(DTYPE),)
+    if scales is not None:
+        write_per_token(normed, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

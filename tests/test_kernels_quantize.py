@@ -139,7 +139,7 @@ def each(x, y, n, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[
     if FUNCTION == "exp":
         made = arithmetic_triton.exp(value)
     elif FUNCTION == "int8":
-        made = arithmetic_triton.to_int8(value)
+        made = arithmetic_triton.to_int8(value, True)
     else:
         made = arithmetic_triton.to_fp8(value, FUNCTION == "fp8 by the device")
     tl.store(y + places, made, mask=places < n)
@@ -213,27 +213,34 @@ def test_every_number_is_activated(activation: str, dtype: torch.dtype) -> None:
 @triton.jit  # type: ignore[untyped-decorator]
 def row_sum(x, y, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     value = tl.load(x + tl.arange(0, BLOCK), mask=tl.arange(0, BLOCK) < n, other=0.0)
-    tl.store(y, arithmetic_triton.sum_in_any_order(value, tl.max(tl.abs(value), 0), n))
+    tl.store(y, arithmetic_triton.sum_in_any_order((arithmetic_triton.sums_of_eight(value),), n, 1))
 
 
 def test_kernels_sum_the_same() -> None:
     for row in rows(4, 5000, torch.float32):
         y = torch.empty(1, dtype=torch.float64, device=DEVICE)
         row_sum[(1,)](row.to(DEVICE), y, 5000, BLOCK=8192, **arithmetic_triton.OPTIONS)
-        assert y.item() == arithmetic.sum_in_any_order(row[None], row.abs().max().view(1, 1)).item()
+        assert y.item() == arithmetic.sum_in_any_order(row[None]).item()
 
 
 def test_sums_do_not_depend_on_an_order() -> None:
     x = rows(8, 30_000, torch.float16).float()
-    largest = x.abs().amax(-1, keepdim=True)
-    total = arithmetic.sum_in_any_order(x, largest)
-    shuffled = torch.randperm(30_000, generator=torch.Generator().manual_seed(2))
-    for changed in (x[:, shuffled], x.flip(1)):
-        assert torch.equal(arithmetic.sum_in_any_order(changed, largest), total)
-        one_by_one = (x.double() + 30_000 * largest.double() - 30_000 * largest.double()).cumsum(-1)[:, -1:]
-        assert torch.equal(one_by_one, total)
-    exact = x.double().sum(-1, keepdim=True)
-    assert float(((total - exact) / largest).abs().nan_to_num().max()) < 2.0**-53 * 30_000**2
+    sums = arithmetic.sums_of_eight(x)
+    largest, total = sums.abs().amax(-1, keepdim=True), arithmetic.sum_in_any_order(x)
+    shuffled = torch.randperm(sums.shape[1], generator=torch.Generator().manual_seed(2))
+    for order in (shuffled, shuffled.flip(0)):
+        assert torch.equal(arithmetic.sum_in_any_order(x.unflatten(1, (-1, 8))[:, order].flatten(1)), total)
+    bound = len(shuffled) * largest.double()
+    assert torch.equal((sums.double() + bound - bound).cumsum(-1)[:, -1:], total)
+    lost = (total - sums.double().sum(-1, keepdim=True)) / largest
+    assert float(lost.abs().nan_to_num().max()) < 2.0**-53 * len(shuffled) ** 2
+
+
+@pytest.mark.parametrize("channels", [1, 7, 96, 4099])
+def test_sums_are_as_near_as_float32(channels: int) -> None:
+    x = rows(4, channels, torch.float32)
+    exact, sizes = x.double().sum(-1, keepdim=True), x.double().abs().sum(-1, keepdim=True)
+    assert float(((arithmetic.sum_in_any_order(x) - exact).abs() / sizes).max()) < 3 * 2.0**-24
 
 
 def test_gelu_and_silu_are_pytorchs_but_for_last_bits() -> None:
