@@ -16,9 +16,15 @@ from .kernels import INTERPRETED, compute_capability
 OPTIONS = {"enable_fp_fusion": False}
 # The first generation that converts to e4m3.
 CONVERTS_FP8 = 89
-# Channels that a thread loads at once, 16 bytes of them; those that a thread holds of a row that is in registers.
-AT_ONCE, HELD, WARP, MOST_WARPS = 8, 16, 32, 16
+# Channels that a thread loads at once, 16 bytes of them.
+AT_ONCE, WARP = 8, 32
+# Of a row in registers a thread holds four times as many, and, lest a row take a whole multiprocessor, eight times with
+# that many warps. Of few rows: twice as many.
+HELD, MOST_HELD, FEW_WARPS = 32, 64, 8
+HELD_OF_FEW, MOST_WARPS = 16, 16
 MOST_IN_PIECE = 4096
+# So few rows have a multiprocessor each.
+FEW_ROWS = 64
 # The first generation whose kernels may start before the one that makes their input has ended.
 STARTS_EARLY = 90
 
@@ -31,6 +37,8 @@ FP8_LEAST_SCALE: tl.constexpr = tl.constexpr(fp8.LEAST_SCALE)
 FP8_LARGEST_FACTOR: tl.constexpr = tl.constexpr(1 / fp8.LEAST_SCALE)
 # To add this to a number below 2^-6 leaves its multiple of 2^-9, the step of e4m3 there, in the last bits.
 FP8_SUBNORMAL: tl.constexpr = tl.constexpr(2.0**14)
+# A number divided by this is 0 in float16, as if divided by infinity.
+BEYOND_FP16: tl.constexpr = tl.constexpr(2.0**60)
 LOWEST_X: tl.constexpr = tl.constexpr(arithmetic.EXP_RANGE[0])
 HIGHEST_X: tl.constexpr = tl.constexpr(arithmetic.EXP_RANGE[1])
 INVERSE_LN2: tl.constexpr = tl.constexpr(arithmetic.INVERSE_LN2)
@@ -50,11 +58,25 @@ def starts_early(x: torch.Tensor) -> dict[str, bool]:
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
-def in_registers(channels: int) -> dict[str, int]:
+def few(x: torch.Tensor) -> bool:
+    """Whether rows are so few that a kernel is a matter of latency: warps are many, weights are loaded before x is."""
+    return len(x) <= FEW_ROWS
+
+
+def in_registers(x: torch.Tensor) -> dict[str, int]:
     """The schedule of a kernel whose program holds one row: so many pieces of a power of two of places, and warps."""
-    warps = min(max(triton.next_power_of_2(triton.cdiv(channels, HELD * WARP)), 1), MOST_WARPS)
+    channels = x.shape[1]
+    if few(x):
+        warps = min(warps_for(channels, HELD_OF_FEW), MOST_WARPS)
+    else:
+        warps = max(min(warps_for(channels, HELD), FEW_WARPS), warps_for(channels, MOST_HELD))
     piece = AT_ONCE * WARP * warps
     return {"PIECE": piece, "PIECES": triton.cdiv(channels, piece), "num_warps": warps}
+
+
+def warps_for(channels: int, held: int) -> int:
+    """The power of two of them whose threads hold no more channels than that."""
+    return int(triton.next_power_of_2(triton.cdiv(channels, held * WARP)))
 
 
 def in_pieces(x: torch.Tensor) -> tuple[tuple[int, int], dict[str, int]]:
@@ -121,14 +143,32 @@ def normal_quotient(x, d, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def smoothed(y, smoother, columns, inside, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """As ``quantized_rows.smoothed``, y of DTYPE's values."""
-    divisor = rounded(tl.load(smoother + columns, mask=inside, other=1.0).to(tl.float32), DTYPE)
+def piece_of(row, first, channels, beyond, PIECE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[PIECE] channels of a row, from ``first`` on, as they lie there; beyond the row, a number."""
+    columns = first + tl.arange(0, PIECE)
+    return tl.load(row + columns, mask=columns < channels, other=beyond)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def weights_of(weight, channels, PIECE: tl.constexpr, PIECES: tl.constexpr, WANTED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """All pieces of a weight, before ``wait``, if it is wanted that early."""
+    pieces = ()
+    if WANTED:
+        for i in tl.static_range(PIECES):
+            pieces += (piece_of(weight, i * PIECE, channels, 0.0, PIECE),)
+    return pieces
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def smoothed(y, smoother, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """As ``quantized_rows.smoothed``: y of DTYPE's values, by a smoother of its size, none of it 0."""
+    divisor = rounded(smoother.to(tl.float32), DTYPE)
     if DTYPE.is_fp16():
         # Quotients of float16 numbers are normal numbers of float32 all. That of two of 11 bits each is 2^-23 of
         # itself away from the middle of two of 11, or just there, and then a number of float32.
         sign = divisor.to(tl.int32, bitcast=True) & -0x80000000
-        y = normal_quotient((y.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True), tl.abs(divisor), DTYPE)
+        y = (y.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+        y = normal_quotient(y, tl.minimum(tl.abs(divisor), BEYOND_FP16), DTYPE)
     else:
         y = tl.div_rn(y, divisor)
     return rounded(y, DTYPE)

@@ -19,6 +19,7 @@ from .arithmetic_triton import (
     normal_exp,
     normal_quotient,
     outputs,
+    piece_of,
     rounded,
     rows_of,
     smoothed,
@@ -47,10 +48,15 @@ def run(
     """As gated_activation.reference, on a GPU."""
     gate, up = rows_of(gate), None if up is None else rows_of(up)
     y, scales = outputs(gate, kind, scale is None)
-    grid, schedule = in_pieces(gate) if scales is None else ((len(gate), 1), in_registers(gate.shape[1]))
+    grid, schedule = in_pieces(gate) if scales is None else ((len(gate), 1), in_registers(gate))
     pointers = gate, up, smoother, bytes_of(y), scales, scale
     numbers = gate.stride(0), 0 if up is None else up.stride(0), gate.shape[1]
-    meta = {"ACTIVATION": activation, "KIND": kind, "CONVERTS": converts_fp8(gate), **schedule}
+    meta = {
+        "ACTIVATION": activation,
+        "KIND": kind,
+        "CONVERTS": converts_fp8(gate),
+        **schedule,
+    }
     kernel[grid](*pointers, *numbers, **meta, **starts_early(gate), **OPTIONS)
     return Rows(y, scales)
 
@@ -98,17 +104,16 @@ def kernel(  # type: ignore[no-untyped-def]
     wait(EARLY)
     held = ()
     for i in tl.static_range(PIECES):
-        columns = first + i * PIECE + tl.arange(0, PIECE)
-        inside = columns < channels
-        y = tl.load(gate + row * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        start = first + i * PIECE
+        y = piece_of(gate + row * gate_stride, start, channels, 0.0, PIECE).to(tl.float32)
         y = rounded(activated(y, ACTIVATION, DTYPE), DTYPE)
         if up is not None:
-            factor = tl.load(up + row * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
-            y = rounded(y * factor, DTYPE)
+            y = rounded(y * piece_of(up + row * up_stride, start, channels, 0.0, PIECE).to(tl.float32), DTYPE)
         if smoother is not None:
-            y = smoothed(y, smoother, columns, inside, DTYPE)
+            y = smoothed(y, piece_of(smoother, start, channels, 1.0, PIECE), DTYPE)
         if scales is None:
-            write_static(y, out + columns, static, inside, DTYPE, KIND, CONVERTS)
+            columns = start + tl.arange(0, PIECE)
+            write_static(y, out + columns, static, columns < channels, DTYPE, KIND, CONVERTS)
         else:
             held += (y.to(DTYPE),)
     if scales is not None:

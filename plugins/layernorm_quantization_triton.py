@@ -15,19 +15,25 @@ from .arithmetic_triton import (
     OPTIONS,
     bytes_of,
     converts_fp8,
+    few,
     fma,
     outputs,
+    piece_of,
     reciprocal_root,
     rounded,
     rows_of,
     starts_early,
     wait,
+    weights_of,
     write_per_token,
     write_static,
 )
 from .layernorm_quantization import WARP, thread_count
 from .rmsnorm_quantization import Normed
 
+FEW_CHANNELS = 4096
+# Of more channels registers do not hold weights beside the row.
+MOST_HELD_TWICE = 14336
 LANES: tl.constexpr = tl.constexpr(WARP)
 
 
@@ -62,6 +68,7 @@ def run(
         KIND=kind,
         CONVERTS=converts_fp8(x),
         **schedule(channels),
+        FIRST=few(x) and channels <= MOST_HELD_TWICE,
         **starts_early(x),
         **OPTIONS,
     )
@@ -69,10 +76,10 @@ def run(
 
 
 def schedule(channels: int) -> dict[str, int]:
-    """A piece is two channels for every thread of the reference's block."""
+    """A piece is two channels for every thread of the reference's block: 8 for a thread here, 16 if pieces are few."""
     threads = thread_count(channels)
     piece = 2 * triton.next_power_of_2(threads)
-    warps = max(piece // (AT_ONCE * WARP), 1)
+    warps = max(piece // ((2 if channels <= FEW_CHANNELS else 1) * AT_ONCE * WARP), 1)
     return {"PIECE": piece, "PIECES": triton.cdiv(channels, 2 * threads), "num_warps": warps}
 
 
@@ -109,6 +116,7 @@ def kernel(  # type: ignore[no-untyped-def]
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
     EARLY: tl.constexpr,
+    FIRST: tl.constexpr,
     PIECE: tl.constexpr,
     PIECES: tl.constexpr,
 ):
@@ -117,6 +125,8 @@ def kernel(  # type: ignore[no-untyped-def]
     x, out, hidden = x + row * x_stride, out + row * channels, hidden + row * channels
     if residual is not None:
         residual += row * residual_stride
+    weights = weights_of(weight, channels, PIECE, PIECES, FIRST)
+    biases = weights_of(bias, channels, PIECE, PIECES, FIRST and bias is not None)
     wait(EARLY)
     held = ()
     sums, squares = tl.zeros((PIECE // 2,), tl.float32), tl.zeros((PIECE // 2,), tl.float32)
@@ -138,15 +148,13 @@ def kernel(  # type: ignore[no-untyped-def]
     normed = ()
     for i in tl.static_range(PIECES):
         columns = i * PIECE + tl.arange(0, PIECE)
-        inside = columns < channels
-        weighed = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        weighed = weights[i] if FIRST else piece_of(weight, i * PIECE, channels, 0.0, PIECE)
         added = tl.zeros((PIECE,), tl.float32)
         if bias is not None:
-            added = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-        # Beyond the row weight and bias are 0.
-        y = rounded(fma((held[i].to(tl.float32) - mean) * factor, weighed, added), DTYPE)
+            added = (biases[i] if FIRST else piece_of(bias, i * PIECE, channels, 0.0, PIECE)).to(tl.float32)
+        y = rounded(fma((held[i].to(tl.float32) - mean) * factor, weighed.to(tl.float32), added), DTYPE)
         if scales is None:
-            write_static(y, out + columns, static, inside, DTYPE, KIND, CONVERTS)
+            write_static(y, out + columns, static, columns < channels, DTYPE, KIND, CONVERTS)
         else:
             normed += (y.to(DTYPE),)
     if scales is not None:

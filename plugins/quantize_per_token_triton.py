@@ -15,6 +15,7 @@ from .arithmetic_triton import (
     converts_fp8,
     in_registers,
     outputs,
+    piece_of,
     rows_of,
     smoothed,
     starts_early,
@@ -48,7 +49,7 @@ def launch(
     q, scales = outputs(x, kind, True)
     assert scales is not None
     pointers = x, smoother, bytes_of(q), scales, total
-    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **in_registers(x.shape[1])}
+    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **in_registers(x)}
     kernel[(len(x),)](*pointers, x.stride(0), x.shape[1], **meta, **starts_early(x), **OPTIONS)
     return q, scales
 
@@ -73,11 +74,9 @@ def kernel(  # type: ignore[no-untyped-def]
     wait(EARLY)
     held, sums = (), ()
     for i in tl.static_range(PIECES):
-        columns = i * PIECE + tl.arange(0, PIECE)
-        inside = columns < channels
-        y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        y = piece_of(x + row * x_stride, i * PIECE, channels, 0.0, PIECE).to(tl.float32)
         if smoother is not None:
-            y = smoothed(y, smoother, columns, inside, DTYPE)
+            y = smoothed(y, piece_of(smoother, i * PIECE, channels, 1.0, PIECE), DTYPE)
         held += (y.to(DTYPE),)
         if totals is not None:
             sums += (sums_of_eight(y),)

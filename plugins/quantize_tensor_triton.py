@@ -15,6 +15,7 @@ from .arithmetic_triton import (
     converts_fp8,
     in_pieces,
     outputs,
+    piece_of,
     rows_of,
     smoothed,
     starts_early,
@@ -51,10 +52,10 @@ def kernel(  # type: ignore[no-untyped-def]
     PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x.dtype.element_ty
-    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * PIECE + tl.arange(0, PIECE)
-    inside = columns < channels
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * PIECE
     wait(EARLY)
-    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    y = piece_of(x + row * x_stride, first, channels, 0.0, PIECE).to(tl.float32)
     if smoother is not None:
-        y = smoothed(y, smoother, columns, inside, DTYPE)
-    write_static(y, out + row * channels + columns, static, inside, DTYPE, KIND, CONVERTS)
+        y = smoothed(y, piece_of(smoother, first, channels, 1.0, PIECE), DTYPE)
+    columns = first + tl.arange(0, PIECE)
+    write_static(y, out + row * channels + columns, static, columns < channels, DTYPE, KIND, CONVERTS)

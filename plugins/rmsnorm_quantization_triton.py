@@ -14,8 +14,10 @@ from .arithmetic_triton import (
     OPTIONS,
     bytes_of,
     converts_fp8,
+    few,
     in_registers,
     outputs,
+    piece_of,
     reciprocal_root,
     rounded,
     rows_of,
@@ -23,6 +25,7 @@ from .arithmetic_triton import (
     sum_in_any_order,
     sums_of_eight,
     wait,
+    weights_of,
     write_per_token,
     write_static,
 )
@@ -56,7 +59,8 @@ def run(
         eps,
         KIND=kind,
         CONVERTS=converts_fp8(x),
-        **in_registers(x.shape[1]),
+        **in_registers(x),
+        FIRST=few(x),
         **starts_early(x),
         **OPTIONS,
     )
@@ -79,6 +83,7 @@ def kernel(  # type: ignore[no-untyped-def]
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
     EARLY: tl.constexpr,
+    FIRST: tl.constexpr,
     PIECE: tl.constexpr,
     PIECES: tl.constexpr,
 ):
@@ -87,6 +92,7 @@ def kernel(  # type: ignore[no-untyped-def]
     x, out, hidden = x + row * x_stride, out + row * channels, hidden + row * channels
     if residual is not None:
         residual += row * residual_stride
+    weights = weights_of(weight, channels, PIECE, PIECES, FIRST)
     wait(EARLY)
     held, squares = (), ()
     for i in tl.static_range(PIECES):
@@ -104,11 +110,10 @@ def kernel(  # type: ignore[no-untyped-def]
     normed = ()
     for i in tl.static_range(PIECES):
         columns = i * PIECE + tl.arange(0, PIECE)
-        inside = columns < channels
-        weighed = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-        y = rounded(held[i].to(tl.float32) * factor * weighed, DTYPE)
+        weighed = weights[i] if FIRST else piece_of(weight, i * PIECE, channels, 0.0, PIECE)
+        y = rounded(held[i].to(tl.float32) * factor * weighed.to(tl.float32), DTYPE)
         if scales is None:
-            write_static(y, out + columns, static, inside, DTYPE, KIND, CONVERTS)
+            write_static(y, out + columns, static, columns < channels, DTYPE, KIND, CONVERTS)
         else:
             normed += (y.to(DTYPE),)
     if scales is not None:
