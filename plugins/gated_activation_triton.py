@@ -9,18 +9,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
-    OPTIONS,
+from .arithmetic_triton import OPTIONS, negated, normal_exp, normal_quotient, rounded
+from .gated_activation import GELU_CUBIC, GELU_LINEAR, LARGEST_EXPONENT
+from .quantized_rows import Rows
+from .quantized_rows_triton import (
     bytes_of,
     converts_fp8,
     in_pieces,
     in_registers,
-    negated,
-    normal_exp,
-    normal_quotient,
     outputs,
     piece_of,
-    rounded,
     rows_of,
     smoothed,
     starts_early,
@@ -28,8 +26,6 @@ from .arithmetic_triton import (
     write_per_token,
     write_static,
 )
-from .gated_activation import GELU_CUBIC, GELU_LINEAR, LARGEST_EXPONENT
-from .quantized_rows import Rows
 
 LINEAR: tl.constexpr = tl.constexpr(GELU_LINEAR)
 CUBIC: tl.constexpr = tl.constexpr(GELU_CUBIC)
@@ -115,6 +111,6 @@ def kernel(  # type: ignore[no-untyped-def]
             columns = start + tl.arange(0, PIECE)
             write_static(y, out + columns, static, columns < channels, DTYPE, KIND, CONVERTS)
         else:
-            held += (y.to(DTYPE),)
+            held += (y.to(DTYPE),)  # type: ignore[assignment]
     if scales is not None:
         write_per_token(held, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

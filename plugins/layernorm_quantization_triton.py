@@ -10,17 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
+from .arithmetic_triton import OPTIONS, fma, reciprocal_root, rounded
+from .layernorm_quantization import WARP, thread_count
+from .quantized_rows_triton import (
     AT_ONCE,
-    OPTIONS,
     bytes_of,
     converts_fp8,
     few,
-    fma,
     outputs,
     piece_of,
-    reciprocal_root,
-    rounded,
     rows_of,
     starts_early,
     wait,
@@ -28,7 +26,6 @@ from .arithmetic_triton import (
     write_per_token,
     write_static,
 )
-from .layernorm_quantization import WARP, thread_count
 from .rmsnorm_quantization import Normed
 
 FEW_CHANNELS = 4096
@@ -137,7 +134,7 @@ def kernel(  # type: ignore[no-untyped-def]
         if residual is not None:
             y = rounded(y + tl.load(residual + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
             tl.store(hidden + columns, y.to(DTYPE), mask=inside)
-        held += (y.to(DTYPE),)
+        held += (y.to(DTYPE),)  # type: ignore[assignment]
         first, second = tl.split(tl.reshape(y, (PIECE // 2, 2)))
         sums += first + second
         squares += fma(first, first, second * second)

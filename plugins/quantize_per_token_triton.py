@@ -9,8 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
-    OPTIONS,
+from .arithmetic_triton import OPTIONS, sum_in_any_order, sums_of_eight
+from .quantized_rows import INT8
+from .quantized_rows_triton import (
     bytes_of,
     converts_fp8,
     in_registers,
@@ -19,12 +20,9 @@ from .arithmetic_triton import (
     rows_of,
     smoothed,
     starts_early,
-    sum_in_any_order,
-    sums_of_eight,
     wait,
     write_per_token,
 )
-from .quantized_rows import INT8
 
 
 def run(
@@ -77,9 +75,9 @@ def kernel(  # type: ignore[no-untyped-def]
         y = piece_of(x + row * x_stride, i * PIECE, channels, 0.0, PIECE).to(tl.float32)
         if smoother is not None:
             y = smoothed(y, piece_of(smoother, i * PIECE, channels, 1.0, PIECE), DTYPE)
-        held += (y.to(DTYPE),)
+        held += (y.to(DTYPE),)  # type: ignore[assignment]
         if totals is not None:
-            sums += (sums_of_eight(y),)
+            sums += (sums_of_eight(y),)  # type: ignore[assignment]
     if totals is not None:
         tl.store(totals + row, sum_in_any_order(sums, channels, PIECES).to(tl.float32).to(tl.float16))
     write_per_token(held, out + row * channels, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

@@ -9,8 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
-    OPTIONS,
+from .arithmetic_triton import OPTIONS
+from .quantized_rows import INT8
+from .quantized_rows_triton import (
     bytes_of,
     converts_fp8,
     in_pieces,
@@ -22,7 +23,6 @@ from .arithmetic_triton import (
     wait,
     write_static,
 )
-from .quantized_rows import INT8
 
 
 def run(

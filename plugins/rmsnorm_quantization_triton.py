@@ -10,20 +10,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
-    OPTIONS,
+from .arithmetic_triton import OPTIONS, reciprocal_root, rounded, sum_in_any_order, sums_of_eight
+from .quantized_rows_triton import (
     bytes_of,
     converts_fp8,
     few,
     in_registers,
     outputs,
     piece_of,
-    reciprocal_root,
-    rounded,
     rows_of,
     starts_early,
-    sum_in_any_order,
-    sums_of_eight,
     wait,
     weights_of,
     write_per_token,
@@ -102,8 +98,8 @@ def kernel(  # type: ignore[no-untyped-def]
         if residual is not None:
             y = rounded(y + tl.load(residual + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
             tl.store(hidden + columns, y.to(DTYPE), mask=inside)
-        held += (y.to(DTYPE),)
-        squares += (sums_of_eight(y * y),)
+        held += (y.to(DTYPE),)  # type: ignore[assignment]
+        squares += (sums_of_eight(y * y),)  # type: ignore[assignment]
     total = sum_in_any_order(squares, channels, PIECES)
     mean = (total * (tl.full([], 1.0, tl.float64) / channels)).to(tl.float32)
     factor = reciprocal_root(mean + eps)

@@ -20,6 +20,7 @@ from enginesmith.plugins import (
     layernorm_quantization,
     quantize_per_token,
     quantize_tensor,
+    quantized_rows_triton,
     rmsnorm_quantization,
 )
 from enginesmith.plugins import gated_activation_triton as gated_triton
@@ -175,7 +176,7 @@ def test_exponentials_are_the_same_and_near() -> None:
 def test_integers_and_fp8_round_half_to_even_and_saturate() -> None:
     x = some_of_every_size(12)
     np.testing.assert_array_equal(on_device("int8", x, torch.int8), int8.saturate(x))
-    ways = ["fp8"] + ["fp8 by the device"] * arithmetic_triton.converts_fp8(torch.empty(0, device=DEVICE))
+    ways = ["fp8"] + ["fp8 by the device"] * quantized_rows_triton.converts_fp8(torch.empty(0, device=DEVICE))
     for way in ways:
         np.testing.assert_array_equal(on_device(way, x, torch.uint8), fp8.saturate(x).view(torch.uint8))
 
@@ -267,6 +268,18 @@ def test_rows_of_any_stride_are_read() -> None:
     assert_equal(layernorm_triton.run, layernorm_quantization.reference, x, weight, None, 1e-6, residual=residual)
     assert_equal(per_token_triton.run, quantize_per_token.reference, x.t()[:, :50])
     assert_equal(tensor_triton.run, quantize_tensor.reference, x, static("fp8", True), kind="fp8")
+
+
+@pytest.mark.parametrize("shape", [(3, 100), (2, 5120)])
+def test_schedules_of_many_rows(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized_rows_triton, "FEW_ROWS", 0)
+    x, weight, bias = rows(*shape, torch.float16), draw(shape[1], seed=1).half(), draw(shape[1], seed=2).half()
+    for kind, given in WAYS:
+        options = {"kind": kind, "scale": static(kind, given)}
+        assert_equal(rmsnorm_triton.run, rmsnorm_quantization.reference, x, weight, 1e-5, **options)
+        assert_equal(layernorm_triton.run, layernorm_quantization.reference, x, weight, bias, 1e-5, **options)
+        assert_equal(gated_triton.run, gated_activation.reference, x / 256, x / 512, **options)
+    assert_equal(per_token_triton.run_with_sums, quantize_per_token.reference_with_sums, x)
 
 
 @pytest.mark.gpu
