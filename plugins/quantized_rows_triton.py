@@ -18,9 +18,8 @@ CONVERTS_FP8 = 89
 # Channels that a thread loads at once, 16 bytes of them.
 AT_ONCE, WARP = 8, 32
 # Of a row in registers a thread holds four times as many, and, lest a row take a whole multiprocessor, eight times with
-# that many warps. Of few rows: twice as many.
-HELD, MOST_HELD, FEW_WARPS = 32, 64, 8
-HELD_OF_FEW, MOST_WARPS = 16, 16
+# that many warps. Where rows are few they have up to MOST_WARPS.
+HELD, MOST_HELD, FEW_WARPS, MOST_WARPS = 32, 64, 8, 16
 MOST_IN_PIECE = 4096
 # So few rows have a multiprocessor each.
 FEW_ROWS = 64
@@ -50,11 +49,15 @@ def few(x: torch.Tensor) -> bool:
     return len(x) <= FEW_ROWS
 
 
-def in_registers(x: torch.Tensor) -> dict[str, int]:
-    """The schedule of a kernel whose program holds one row: so many pieces of a power of two of places, and warps."""
+def in_registers(x: torch.Tensor, of_few: int = AT_ONCE) -> dict[str, int]:
+    """The schedule of a kernel whose program holds one row: so many pieces of a power of two of places, and warps.
+
+    Args:
+        of_few: channels that a thread holds where rows are few; every reduction is a reason for more.
+    """
     channels = x.shape[1]
     if few(x):
-        warps = min(warps_for(channels, HELD_OF_FEW), MOST_WARPS)
+        warps = min(warps_for(channels, of_few), MOST_WARPS)
     else:
         warps = max(min(warps_for(channels, HELD), FEW_WARPS), warps_for(channels, MOST_HELD))
     piece = AT_ONCE * WARP * warps

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, reciprocal_root, rounded, sum_in_any_order, sums_of_eight
 from .quantized_rows_triton import (
+    AT_ONCE,
     bytes_of,
     converts_fp8,
     few,
@@ -55,7 +56,7 @@ def run(
         eps,
         KIND=kind,
         CONVERTS=converts_fp8(x),
-        **in_registers(x),
+        **in_registers(x, 2 * AT_ONCE),
         FIRST=few(x),
         **starts_early(x),
         **OPTIONS,
