@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .gpt_attention import Heads
+from .kernels import cdiv, power_of_two
 
 # Channels of heads in one program of ``store``.
 STORED = 1024
@@ -56,9 +57,9 @@ def store(
     """
     tokens, all_heads = len(qkv), of.heads + 2 * of.kv_heads
     q = qkv.new_empty(tokens, of.heads, of.size)
-    columns = triton.next_power_of_2(of.size)
+    columns = power_of_two(of.size)
     block = max(STORED // columns, 1)
-    store_kernel[(tokens, triton.cdiv(all_heads, block))](
+    store_kernel[(tokens, cdiv(all_heads, block))](
         qkv, cos, sin, places, slots, q, raw(keys), raw(values), scales, keys.shape[2], qkv.stride(0),
         HEADS=of.heads, KV_HEADS=of.kv_heads, SIZE=of.size, ROTATED=cos.shape[1], INTERLEAVED=of.interleaved,
         KIND=KINDS[kind], LAST=last(scales), BLOCK=block, COLUMNS=columns, enable_fp_fusion=False,
@@ -88,14 +89,14 @@ def decode(
     tokens, room, group = len(q), keys.shape[2], of.heads // of.kv_heads
     window = room if of.window is None else min(of.window, room)
     rows = 32 if group > 16 and q.element_size() == 2 else 16
-    columns = max(triton.next_power_of_2(of.size), 16)
+    columns = max(power_of_two(of.size), 16)
     block = min(max(BLOCK_BYTES // (columns * q.element_size()), 16), 64)
-    chunks = min(triton.cdiv(window, CHUNK.value), CHUNKS.value)
+    chunks = min(cdiv(window, CHUNK.value), CHUNKS.value)
     partial = q.new_empty((tokens, of.heads, chunks, of.size), dtype=torch.float32)
     best, total = q.new_empty((2, tokens, of.heads, chunks), dtype=torch.float32)
     out = q.new_empty(tokens, of.heads * of.size)
     shape = {"HEADS": of.heads, "SIZE": of.size, "COLUMNS": columns}
-    chunk_kernel[(tokens, of.kv_heads * triton.cdiv(group, rows), chunks)](
+    chunk_kernel[(tokens, of.kv_heads * cdiv(group, rows), chunks)](
         q, raw(keys), raw(values), slots, lengths, scales, of.slopes, partial, best, total, room, window, of.scale,
         of.cap or 0.0, KV_HEADS=of.kv_heads, ROWS=rows, BLOCK=block, KIND=KINDS[kind], LAST=last(scales),
         CAPPED=of.cap is not None, SLOPED=of.slopes is not None, num_warps=4, num_stages=2, **shape,

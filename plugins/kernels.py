@@ -67,6 +67,16 @@ def behind(x: torch.Tensor) -> bool:
     return x.is_cuda and available(x.device.index or 0)
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; Triton's own function takes as long as a launch."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is n or more."""
+    return 1 << (n - 1).bit_length()
+
+
 Prune = Callable[..., list[Any]]
 
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, fma, reciprocal_root, rounded
+from .kernels import cdiv, power_of_two
 from .layernorm_quantization import WARP, thread_count
 from .quantized_rows_triton import (
     AT_ONCE,
@@ -75,9 +76,9 @@ def run(
 def schedule(channels: int) -> dict[str, int]:
     """A piece is two channels for every thread of the reference's block: 8 for a thread here, 16 if pieces are few."""
     threads = thread_count(channels)
-    piece = 2 * triton.next_power_of_2(threads)
+    piece = 2 * power_of_two(threads)
     warps = max(piece // ((2 if channels <= FEW_CHANNELS else 1) * AT_ONCE * WARP), 1)
-    return {"PIECE": piece, "PIECES": triton.cdiv(channels, 2 * threads), "num_warps": warps}
+    return {"PIECE": piece, "PIECES": cdiv(channels, 2 * threads), "num_warps": warps}
 
 
 @triton.jit

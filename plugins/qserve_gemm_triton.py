@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .kernels import INTERPRETED
+from .kernels import INTERPRETED, cdiv, power_of_two
 
 # Tokens of one program at most.
 MOST_TOKENS = 64
@@ -70,9 +70,9 @@ def product(
 ) -> torch.Tensor:
     """Per group with what is ``second``, per channel with zeros and sums."""
     (tokens, channels), out = x.shape, packed.shape[0]
-    block = min(max(16, triton.next_power_of_2(tokens)), MOST_TOKENS)
+    block = min(max(16, power_of_two(tokens)), MOST_TOKENS)
     y = x.new_empty((tokens, out), dtype=torch.float16)
-    grid = (out // (2 * HALF.value), triton.cdiv(tokens, block))
+    grid = (out // (2 * HALF.value), cdiv(tokens, block))
     s2, z2 = (packed, packed) if second is None else second
     szeros, sums = (s1_scales, act_scales) if zeros is None else zeros
     gemm[grid](

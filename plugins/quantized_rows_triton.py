@@ -5,13 +5,15 @@ Integers, e4m3 values and scales equal those of the references to the bit.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from . import arithmetic, fp8
 from .arithmetic_triton import FP8_MAX, fp8_scaled, normal_quotient, rounded, to_fp8, to_int8
-from .kernels import INTERPRETED, compute_capability
+from .kernels import INTERPRETED, cdiv, compute_capability, power_of_two
 
 # The first generation that converts to e4m3.
 CONVERTS_FP8 = 89
@@ -55,25 +57,30 @@ def in_registers(x: torch.Tensor, of_few: int = AT_ONCE) -> dict[str, int]:
     Args:
         of_few: channels that a thread holds where rows are few; every reduction is a reason for more.
     """
-    channels = x.shape[1]
-    if few(x):
+    return row_schedule(x.shape[1], few(x), of_few)
+
+
+@cache
+def row_schedule(channels: int, rows_are_few: bool, of_few: int) -> dict[str, int]:
+    """``in_registers``."""
+    if rows_are_few:
         warps = min(warps_for(channels, of_few), MOST_WARPS)
     else:
         warps = max(min(warps_for(channels, HELD), FEW_WARPS), warps_for(channels, MOST_HELD))
     piece = AT_ONCE * WARP * warps
-    return {"PIECE": piece, "PIECES": triton.cdiv(channels, piece), "num_warps": warps}
+    return {"PIECE": piece, "PIECES": cdiv(channels, piece), "num_warps": warps}
 
 
 def warps_for(channels: int, held: int) -> int:
     """The power of two of them whose threads hold no more channels than that."""
-    return int(triton.next_power_of_2(triton.cdiv(channels, held * WARP)))
+    return power_of_two(cdiv(channels, held * WARP))
 
 
 def in_pieces(x: torch.Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid and schedule of a kernel whose program computes a piece of one row."""
-    piece = min(triton.next_power_of_2(max(x.shape[1], AT_ONCE * WARP)), MOST_IN_PIECE)
+    piece = min(power_of_two(max(x.shape[1], AT_ONCE * WARP)), MOST_IN_PIECE)
     schedule = {"PIECE": piece, "PIECES": 1, "num_warps": max(piece // (2 * AT_ONCE * WARP), 1)}
-    return (len(x), triton.cdiv(x.shape[1], piece)), schedule
+    return (len(x), cdiv(x.shape[1], piece)), schedule
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:

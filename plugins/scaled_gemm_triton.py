@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import fp8_rowwise_gemm
-from .kernels import INTERPRETED, compute_capability, tuned
+from .kernels import INTERPRETED, cdiv, compute_capability, power_of_two, tuned
 from .smooth_quant_gemm import MOST_FEW_TOKENS
 
 # GPU generations that multiply e4m3, and that have a copy engine.
@@ -72,7 +72,7 @@ def run(
     kind = (*numbers[1:], x.dtype, dtype, *how.values())
 
     def across(meta: dict[str, int]) -> tuple[int]:
-        return (triton.cdiv(len(weight), meta["BN"]),)
+        return (cdiv(len(weight), meta["BN"]),)
 
     copies = INTERPRETED or sm >= HOPPER
     early = {"EARLY": True, "launch_pdl": True} if sm >= HOPPER else {"EARLY": False}
@@ -90,12 +90,12 @@ def run(
 
 def bucket(tokens: int) -> int:
     """Numbers of tokens that share a schedule."""
-    return min(triton.next_power_of_2(tokens), 4096)
+    return min(power_of_two(tokens), 4096)
 
 
 def grid(tokens: int, out: int) -> Any:
     """One program a tile of the product."""
-    return lambda meta: (triton.cdiv(tokens, meta["BM"]) * triton.cdiv(out, meta["BN"]),)
+    return lambda meta: (cdiv(tokens, meta["BM"]) * cdiv(out, meta["BN"]),)
 
 
 def shape_tiles(arguments: dict[str, Any]) -> None:

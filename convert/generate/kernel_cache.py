@@ -64,8 +64,7 @@ class KernelCache(KeyValueCache):
         if heads.cap is not None or not heads.plain(piece.end):
             return super().of_piece(index, piece, q.float(), kv_cache)
         k, v = (x.to(q.dtype)[None] for x in self.read(index, piece, kv_cache))
-        causal, grouped = causal_lower_right(piece.count, piece.end), heads.heads != heads.kv_heads
-        attended: torch.Tensor = scaled_dot_product_attention(
-            q[None], k, v, causal, scale=heads.scale, enable_gqa=grouped
-        )
-        return attended[0]
+        how = {"scale": heads.scale, "enable_gqa": heads.heads != heads.kv_heads}
+        if piece.first == 0:
+            return scaled_dot_product_attention(q[None], k, v, is_causal=True, **how)[0]
+        return scaled_dot_product_attention(q[None], k, v, causal_lower_right(piece.count, piece.end), **how)[0]
