@@ -110,6 +110,7 @@ def verify(
         reference: the Hugging Face folder that it was made of; None checks the structure alone.
         on_progress: called with (layer, phase).
     """
+    from .convert.peers import started
     from .convert.prove.proven import opened
     from .convert.prove.verify import (
         accuracy_failures,
@@ -123,7 +124,7 @@ def verify(
     options = kind(options or VerifyOptions(), VerifyOptions)
     how = options.text, options.chunks, options.seq_len, options.device
     reference = None if reference is None else path_of(reference, "reference")
-    checkpoint, accuracy = opened(path_of(checkpoint_dir, "checkpoint_dir"), options.reader), None
+    checkpoint, accuracy = opened(path_of(checkpoint_dir, "checkpoint_dir"), options.reader, peers=started()), None
     check_gate(checkpoint.model, options.max_ppl_increase)
     source = None
     with ThreadPoolExecutor(1) as beside:

@@ -40,7 +40,7 @@ class Network:
         self.embedding = proven.embedding().to(device)
         head = proven.head(device)
         self.head = replace(head.map(lambda tensor: tensor.to(device)), weight=head.weight.to(device).float())
-        self.cache = cache_of(model, self.runtime.turns, self.runtime.dtype, device)
+        self.cache = cache_of(self.runtime.model, self.runtime.turns, self.runtime.dtype, device)
         self.runtime.attend = self.cache.attend
 
     @torch.inference_mode()
@@ -60,5 +60,6 @@ class Network:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [tokens, vocab_size] of some hidden states."""
-        return torch.cat([self.head.logits(self.head.normed(rows)) for rows in hidden.split(ROWS)])
+        """float32 [tokens, vocab_size] of some hidden states; the same to the bit in all processes that execute it."""
+        logits = torch.cat([self.head.logits(self.head.normed(rows)) for rows in hidden.split(ROWS)])
+        return self.runtime.peers.same(logits)

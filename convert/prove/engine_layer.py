@@ -10,7 +10,8 @@ import torch
 
 from ..models.mixture import Gate
 from ..models.model import Model
-from ..models.pieces import Group, Norm
+from ..models.pieces import COLUMNS, Group, Norm
+from ..peers import ALONE, Peers
 from ..quantize.scheme import LayerSchemes
 from ..targets.trtllm.formats import format_of
 from ..targets.trtllm.formats.base import Activation, Engine, Format, Product, Rounding
@@ -54,6 +55,7 @@ class EngineLayer:
         tensors: by name inside the layer, as ``Checkpoint.layer`` gives them; integers are logical [out, in].
         kv_cache: "INT8", "FP8", or None.
         products: what linears compute, where they were prepared; then their integers are not among the tensors.
+        peers: who executes the other ranks, where this is what one rank has of the layer.
     """
 
     model: Model
@@ -63,6 +65,7 @@ class EngineLayer:
     kv_cache: str | None = None
     watch: Watch | None = None
     products: dict[str, Product] | None = None
+    peers: Peers = ALONE
 
     def norm(self, norm: Norm) -> Tensors:
         return {suffix: self.tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
@@ -84,8 +87,19 @@ class EngineLayer:
         own, form = self.own(linear), self.form(linear)
         if self.watch is not None:
             self.watch(linear, own, form, read)
-        y = form.product(own, read)
-        return y if "bias" not in own or form.adds_bias else y + own["bias"]
+        return self.finished(linear, form.product(own, read), None if form.adds_bias else own.get("bias"))
+
+    def finished(self, linear: str, y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """A product with its bias; of a linear that is cut along its input, the sum of all ranks' products.
+
+        Where ranks hold a bias that sums to the whole one, it is added before; else all have the whole one.
+        """
+        family = self.model.family
+        partial = self.peers.size > 1 and family.linear(linear).cut == COLUMNS
+        if partial and not family.one_all_reduce:
+            y, partial = self.peers.sum(y), False
+        y = y if bias is None else y + bias
+        return self.peers.sum(y) if partial else y
 
     def prepared(self) -> EngineLayer:
         names = [linear.name for linear in self.model.family.linears]
@@ -98,11 +112,8 @@ class EngineLayer:
     def prepared_product(self, linear: str) -> Product:
         """``product`` of one linear, for many calls."""
         own, form = self.own(linear), self.form(linear)
-        run = form.prepared(own)
-        if "bias" not in own or form.adds_bias:
-            return run
-        bias = own["bias"]
-        return lambda read: run(read) + bias
+        run, bias = form.prepared(own), None if form.adds_bias else own.get("bias")
+        return lambda read: self.finished(linear, run(read), bias)
 
     def cache(self) -> tuple[str, torch.Tensor] | None:
         return None if self.kv_cache is None else (self.kv_cache, self.tensors[CACHE_SCALE])

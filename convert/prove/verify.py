@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..device import check_device, pick_device
+from ..device import check_device
 from ..errors import InputError
 from ..files.disk import sha256
 from ..models.model import Model
@@ -109,7 +109,7 @@ def measure_beside(
     from .execution import held_out, side_by_side
 
     ids = held_out(source, text, chunks, length)
-    return side_by_side(checkpoint, source, ids, pick_device(device), on_progress)
+    return side_by_side(checkpoint, source, ids, checkpoint.peers.device(device), on_progress)
 
 
 def summary(accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) -> dict[str, Any]:
