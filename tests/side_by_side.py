@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -26,7 +26,7 @@ class Table:
 class Threads(Peers):
     """As ``Peers``."""
 
-    table: Table = Table(1)
+    table: Table = field(default_factory=lambda: Table(1))
 
     def device(self, name: str) -> torch.device:
         return torch.device(name)

@@ -99,10 +99,10 @@ class ProvenCheckpoint(Checkpoint):
             what = "ranks with experts" if self.model.num_experts else f"the stages of pp_size {mapping.pp_size}"
             raise InputError(f"{shown_path(self.folder)}: {what} are not executed by a process each; {alone}")
         if mapping.tp_size != size:
-            fitting = f"torchrun --nproc_per_node {mapping.tp_size}, or " if mapping.tp_size > 1 else ""
+            fitting = f"use torchrun --nproc_per_node {mapping.tp_size}, or " if mapping.tp_size > 1 else ""
             raise InputError(
                 f"{shown_path(self.folder)}: tp_size is {mapping.tp_size}, but there are {size} processes "
-                f"(WORLD_SIZE); use {fitting}{alone}"
+                f"(WORLD_SIZE); {fitting}{alone}"
             )
 
     @property
