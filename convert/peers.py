@@ -9,14 +9,11 @@ import gc
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..plugins.lazy import torch
 from .device import pick_device
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,11 @@ def started() -> Peers:
 
 
 @cache
-def store() -> Store:
+def store() -> Any:
     """What all of them can write to and read, before they are connected too."""
     peers = started()
-    found: Store
-    found, _, _ = next(iter(torch.distributed.rendezvous("env://", peers.rank, peers.size)))
-    return found
+    found = torch.distributed.rendezvous("env://", peers.rank, peers.size)  # type: ignore[attr-defined]
+    return next(iter(found))[0]
 
 
 def fails_first() -> bool:
