@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ..plugins.lazy import torch
 from .device import pick_device
-from .errors import InputError
+from .errors import InputError, reason
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,31 @@ class Peers:
         """The sum of what all have as x, in its dtype; all get the same bits. x may be overwritten."""
         if self.size > 1:
             x = x.contiguous()
-            torch.distributed.all_reduce(x)
+            with self.reaching():
+                torch.distributed.all_reduce(x)
         return x
 
     def same(self, x: torch.Tensor) -> torch.Tensor:
         """What the first has as x, so that all go on alike. x may be overwritten."""
         if self.size > 1:
             x = x.contiguous()
-            torch.distributed.broadcast(x, 0)
+            with self.reaching():
+                torch.distributed.broadcast(x, 0)
         return x
 
     def all(self, flags: torch.Tensor) -> torch.Tensor:
         """Which of some flags are true everywhere."""
         return flags if self.size == 1 else self.sum(flags.int()) == self.size
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Say what it means where others are not reached."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"another of {self.size} processes has ended, or is not reached ({reason(error)})"
+            ) from error
 
 
 ALONE = Peers()

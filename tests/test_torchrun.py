@@ -78,7 +78,7 @@ def test_verify_under_torchrun(folder: Path, tmp_path: Path) -> None:
     words = ("verify", folder / "ck", "--reference", folder / "hf", "--text", folder / "ids.safetensors", *MEASURED)
     program = tmp_path / "start.py"
     program.write_text(MAIN)
-    typed = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", program]
+    typed = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
     done = subprocess.run(
         [*typed, *map(str, words), "--json"], capture_output=True, text=True, timeout=120, env=environment()
     )
@@ -90,8 +90,8 @@ def test_verify_under_torchrun(folder: Path, tmp_path: Path) -> None:
 
 
 def test_generate(folder: Path) -> None:
-    words = ("generate", folder / "ck", "--reference", folder / "hf", "--prompt", "Hello", "--max_tokens", 8)
-    words = (*words, "--dtype", "float32", "--device", "cpu")
+    how = ("--prompt", "Hello", "--max_tokens", 8, "--dtype", "float32", "--device", "cpu")
+    words = ("generate", folder / "ck", "--reference", folder / "hf", *how)
     first, second = ranks(*words)
     assert (first.code, second.code) == (0, 0)
     assert first.stdout == run(*words).stdout
