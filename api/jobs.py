@@ -114,8 +114,10 @@ def verify(
     from .convert.prove.proven import opened
     from .convert.prove.verify import (
         accuracy_failures,
+        both,
         check_gate,
         check_same_files,
+        idle_beside,
         measure_beside,
         reference_of,
         structure_problems,
@@ -124,10 +126,10 @@ def verify(
     options = kind(options or VerifyOptions(), VerifyOptions)
     how = options.text, options.chunks, options.seq_len, options.device
     reference = None if reference is None else path_of(reference, "reference")
-    checkpoint, accuracy = opened(path_of(checkpoint_dir, "checkpoint_dir"), options.reader, peers=started()), None
+    checkpoint = opened(path_of(checkpoint_dir, "checkpoint_dir"), options.reader, peers=started())
     check_gate(checkpoint.model, options.max_ppl_increase)
     source = None
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(2) as beside:
         if reference is not None:
             try:
                 source = reference_of(checkpoint, reference, *how)
@@ -135,11 +137,20 @@ def verify(
                 if not structure_problems(checkpoint, values=False):
                     raise
         changed = beside.submit(checkpoint.manifest.problems)
-        if source is not None:
-            check_same_files(checkpoint, source)
-        problems = structure_problems(checkpoint, changed=changed.result)
-    if source is not None and not problems:
-        accuracy = measure_beside(checkpoint, source, *how, on_progress)
+
+        def wrong() -> list[str]:
+            if source is not None:
+                check_same_files(checkpoint, source)
+            return structure_problems(checkpoint, changed=changed.result)
+
+        def measured() -> Accuracy | EncoderAccuracy | None:
+            return None if source is None else measure_beside(checkpoint, source, *how, on_progress)
+
+        if idle_beside(options.device) and not structure_problems(checkpoint, values=False):
+            problems, accuracy = both(beside, wrong, measured)
+        else:
+            problems = wrong()
+            accuracy = None if problems else measured()
     limits = options.max_ppl_increase, options.max_distance
     return Verdict(problems, accuracy, problems + accuracy_failures(accuracy, *limits))
 

@@ -27,6 +27,20 @@ def of_few_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.mm(weight, wide.t())[:, :rows].t().contiguous()
 
 
+@cache
+def sums_wide() -> bool:
+    """Whether this PyTorch gives float32 for a product of narrower matrices on a GPU."""
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 8)
+
+
+def summed_wide(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T of one dtype on a GPU, in float32, whatever they are held in."""
+    if x.dtype == torch.float32:
+        return x @ weight.t()
+    return torch.mm(x, weight.t(), out_dtype=torch.float32)
+
+
 def prepare(weight: torch.Tensor, bias: torch.Tensor | None = None) -> FloatProduct:
     """What makes x @ weight.T + bias of x, [tokens, in] in the weight's dtype -> [tokens, out].
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import few_tokens, fp8
+from . import few_tokens, float_product, fp8, kernels
+from .float_product import FloatProduct
 from .identity import INTEGER, Plugin
 from .lazy import torch
 
@@ -90,3 +91,40 @@ def reference(
     else:
         y = alpha * fp8.matmul(fp8.saturate(scaled.float()), fp8.saturate(dequantized(weight, scale, zero, sm).float()))
     return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def prepare(
+    weight: torch.Tensor,
+    weights_scaling_factor: torch.Tensor,
+    prequant_scaling_factor: torch.Tensor | None = None,
+    zero: torch.Tensor | None = None,
+    alpha: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    bits: int,
+    sm: int,
+) -> FloatProduct:
+    """``reference`` for many calls, however few tokens come as the kernel for many of them computes it.
+
+    On a GPU the integers stay packed, in the order of SM 90's stream, unless they pass through FP8; elsewhere the
+    weight is dequantized.
+    """
+    prequant = None if prequant_scaling_factor is None else prequant_scaling_factor.view(1, -1)
+    if kernels.behind(weight) and alpha is None:
+        from .packed_weight_triton import stream
+        from .weight_only_groupwise_quant_matmul_triton import run
+
+        packed = stream(weight, bits)
+        scale, zeros = (None if t is None else t.t().contiguous().t() for t in (weights_scaling_factor, zero))
+        return lambda x: run(x, packed, scale, prequant, zeros, bias=bias, bits=bits, layout="sm90", sm=sm)
+    held = dequantized(weight, weights_scaling_factor, zero, sm)
+    if alpha is None:
+        run_float = float_product.prepare(held, bias)
+        return run_float if prequant is None else lambda x: run_float(x * prequant)
+    rounded, added = fp8.saturate(held.float()).float(), 0.0 if bias is None else bias.float()
+
+    def through_fp8(x: torch.Tensor) -> torch.Tensor:
+        read = fp8.saturate((x if prequant is None else x * prequant).float())
+        return (alpha * fp8.matmul(read, rounded) + added).to(x.dtype)
+
+    return through_fp8

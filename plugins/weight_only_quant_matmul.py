@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import few_tokens
+from . import few_tokens, float_product, kernels
+from .float_product import FloatProduct
 from .identity import INTEGER, Plugin
 from .lazy import torch
 
@@ -15,7 +16,6 @@ PLUGIN = Plugin(
     in_multiple=64,
     out_multiple=32,
 )
-# weight_type_id by bits.
 
 
 def dequantized(weight: torch.Tensor, per_channel_scale: torch.Tensor) -> torch.Tensor:
@@ -44,3 +44,17 @@ def reference(
     if len(x) <= few_tokens.MOST_TOKENS:
         return few_tokens.product(x, w, few_tokens.Threads.of(bits, sm)).to(x.dtype)
     return (x.float() @ w.float().t()).to(x.dtype)
+
+
+def prepare(weight: torch.Tensor, per_channel_scale: torch.Tensor, bits: int) -> FloatProduct:
+    """``reference`` for many calls, however few tokens come as the kernel for many of them computes it.
+
+    On a GPU the integers stay packed, in the order of SM 90's stream; elsewhere the weight is dequantized.
+    """
+    if not kernels.behind(weight):
+        return float_product.prepare(dequantized(weight, per_channel_scale))
+    from .packed_weight_triton import stream
+    from .weight_only_quant_matmul_triton import run
+
+    packed = stream(weight, bits)
+    return lambda x: run(x, packed, per_channel_scale, bits=bits, layout="sm90")

@@ -55,11 +55,10 @@ class Checkpoint:
     """What this project executes."""
 
     def __init__(self, proven: Executable, longest: int, device: torch.device):
-        self.network = Network(proven, device, longest)
-        self.seen = 0
+        self.network, self.longest, self.seen = Network(proven, device, longest), longest, 0
 
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
-        self.network.cache.clear()
+        self.network.reserve(len(ids), self.longest)
         self.seen = 0
         return self.passed(ids)
 

@@ -41,8 +41,10 @@ class KeyValueCache:
     def begin(self, now: Pass) -> None:
         """The pass that layers are about to compute."""
         self.now = now
-        slots = max(piece.slot for piece in now.pieces) + 1
-        tokens = max(piece.end for piece in now.pieces)
+        self.make_room(max(piece.slot for piece in now.pieces) + 1, max(piece.end for piece in now.pieces))
+
+    def make_room(self, slots: int, tokens: int) -> None:
+        """For so many sequences, of so many tokens, and some beyond."""
         if slots > self.slots or tokens > self.tokens:
             if slots > self.slots:
                 slots = max(slots, min(2 * self.slots, slots + MORE_SLOTS))

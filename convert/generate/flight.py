@@ -74,6 +74,11 @@ class Answer:
     logits: list[torch.Tensor] = field(default_factory=list)
     prompt_logits: list[torch.Tensor] = field(default_factory=list)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and answer at most."""
+        return len(self.request.ids) + self.request.max_tokens
+
     def take(self, token: int, log_prob: float) -> None:
         """The next token; it may be the last."""
         request = self.request
@@ -147,6 +152,7 @@ class Flight:
         """One pass; the answers that it brought a token, or their end."""
         while self.waiting and len(self.aboard) < self.most:
             self.aboard.append(self.waiting.popleft())
+        self.network.reserve(len(self.aboard), max(answer.longest for answer in self.aboard))
         pieces = self.pieces()
         ids = [token for piece in pieces for token in self.tokens(piece)]
         hidden = self.network(pieces, ids)

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import torch
 
+from ...plugins.float_product import sums_wide
 from ..errors import InputError
 from ..prove.layers import computed
 from ..prove.proven import Executable
-from .kernel_cache import cache_of
+from .graphs import Graphs
+from .kernel_cache import KernelCache, cache_of
 from .passes import Pass, Piece
 
 # Positions whose logits are made at once.
@@ -39,9 +41,18 @@ class Network:
         self.layers = [proven.executed(index, device).prepared() for index in range(model.num_hidden_layers)]
         self.embedding = proven.embedding().to(device)
         head = proven.head(device)
-        self.head = replace(head.map(lambda tensor: tensor.to(device)), weight=head.weight.to(device).float())
+        weight = head.weight.to(device)
+        narrow = device.type == "cuda" and weight.dtype == self.runtime.dtype and sums_wide()
+        self.head = replace(head.map(lambda tensor: tensor.to(device)), weight=weight if narrow else weight.float())
         self.cache = cache_of(self.runtime.model, self.runtime.turns, self.runtime.dtype, device)
         self.runtime.attend = self.cache.attend
+        recorded = device.type == "cuda" and isinstance(self.cache, KernelCache) and model.family.mixture is None
+        self.graphs = Graphs(self.passed, self.cache, device) if recorded else None
+
+    def reserve(self, sequences: int, tokens: int) -> None:
+        """Let the cache have room for what is to come where passes are recorded: they are of no use when it moves."""
+        if self.graphs is not None:
+            self.cache.make_room(sequences, tokens)
 
     @torch.inference_mode()
     def __call__(self, pieces: Sequence[Piece], ids: Sequence[int]) -> torch.Tensor:
@@ -51,12 +62,18 @@ class Network:
             pieces: of sequences.
             ids: their tokens, one piece behind the other.
         """
+        if self.graphs is not None and self.graphs.takes(pieces):
+            return self.graphs(pieces, ids)
         now = Pass(pieces, self.device)
         self.cache.begin(now)
-        hidden = self.embedding(torch.tensor([list(ids)], device=self.device), now.places[None])
+        return self.passed(now, torch.tensor([list(ids)], device=self.device))[0]
+
+    def passed(self, now: Pass, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states [1, tokens, hidden_size] of a pass that the cache has begun; ids: [1, tokens]."""
+        hidden = self.embedding(ids, now.places[None])
         for index, layer in enumerate(self.layers):
             hidden = computed(self.runtime, index, layer, hidden)
-        return hidden[0]
+        return hidden
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

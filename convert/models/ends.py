@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ...plugins import layernorm_quantization, rmsnorm_quantization
-from ...plugins.float_product import of_few_rows
+from ...plugins.float_product import of_few_rows, summed_wide
 from ...plugins.lazy import torch
 from ...plugins.rmsnorm_quantization import Normed
 from .model import Model
@@ -86,13 +86,18 @@ class Head:
         return engine_norm(self.model.family.last_norm, hidden, own, self.model.norm_epsilon)
 
     def logits(self, normed: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """[tokens, hidden_size] behind the last norm -> [tokens, vocab_size] in the weight's dtype.
+        """[tokens, hidden_size] behind the last norm -> [tokens, vocab_size], float32 on a GPU, else of the weight.
 
         Args:
             out: where they are put, if not in memory of their own.
         """
         normed = normed.to(self.weight.dtype)
-        logits = of_few_rows(normed, self.weight) if out is None else torch.mm(normed, self.weight.t(), out=out)
+        if out is not None:
+            logits = torch.mm(normed, self.weight.t(), out=out)
+        elif normed.is_cuda:
+            logits = summed_wide(normed, self.weight)
+        else:
+            logits = of_few_rows(normed, self.weight)
         if self.bias is not None:
             logits += self.bias
         if self.model.logit_scale != 1:

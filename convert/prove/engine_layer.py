@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -48,13 +48,66 @@ class ExecutedLayer(Protocol):
 
 
 @dataclass(frozen=True)
+class PreparedLayer:
+    """A layer for many passes: nothing is computed or searched for that could be before.
+
+    Attributes:
+        products: of linears, with their biases.
+        roundings: of what groups of linears read, by group.
+        divisors: of what linears read, by linear.
+        norms, gates: by name; norms by suffix then.
+        kept: as ``cache``.
+    """
+
+    products: Mapping[str, Product]
+    roundings: Mapping[str, Rounding]
+    divisors: Mapping[str, torch.Tensor | None]
+    norms: Mapping[str, Tensors]
+    gates: Mapping[str, torch.Tensor]
+    kept: tuple[str, torch.Tensor] | None
+
+    @staticmethod
+    def of(layer: ExecutedLayer, model: Model, products: Mapping[str, Product]) -> PreparedLayer:
+        """A layer whose linears compute these."""
+        family = model.family
+        return PreparedLayer(
+            products,
+            {group.name: layer.rounding(group) for group in family.groups},
+            {linear.name: layer.divisor(linear.name) for linear in family.linears},
+            {norm.name: {name: one.float() for name, one in layer.norm(norm).items()} for norm in family.all_norms},
+            {gate.name: layer.gate(gate) for gate in family.gates},
+            layer.cache(),
+        )
+
+    def norm(self, norm: Norm) -> Tensors:
+        return self.norms[norm.name]
+
+    def gate(self, gate: Gate) -> torch.Tensor:
+        return self.gates[gate.name]
+
+    def rounding(self, group: Group) -> Rounding:
+        return self.roundings[group.name]
+
+    def divisor(self, linear: str) -> torch.Tensor | None:
+        return self.divisors[linear]
+
+    def product(self, linear: str, read: Activation) -> torch.Tensor:
+        return self.products[linear](read)
+
+    def prepared(self) -> PreparedLayer:
+        return self
+
+    def cache(self) -> tuple[str, torch.Tensor] | None:
+        return self.kept
+
+
+@dataclass(frozen=True)
 class EngineLayer:
     """A layer of a checkpoint, executed by plugins.
 
     Attributes:
         tensors: by name inside the layer, as ``Checkpoint.layer`` gives them; integers are logical [out, in].
         kv_cache: "INT8", "FP8", or None.
-        products: what linears compute, where they were prepared; then their integers are not among the tensors.
         peers: who executes the other ranks, where this is what one rank has of the layer.
     """
 
@@ -64,7 +117,6 @@ class EngineLayer:
     schemes: LayerSchemes
     kv_cache: str | None = None
     watch: Watch | None = None
-    products: dict[str, Product] | None = None
     peers: Peers = ALONE
 
     def norm(self, norm: Norm) -> Tensors:
@@ -82,38 +134,34 @@ class EngineLayer:
         return self.form(linear).divisor(self.own(linear))
 
     def product(self, linear: str, read: Activation) -> torch.Tensor:
-        if self.products is not None:
-            return self.products[linear](read)
         own, form = self.own(linear), self.form(linear)
         if self.watch is not None:
             self.watch(linear, own, form, read)
-        return self.finished(linear, form.product(own, read), None if form.adds_bias else own.get("bias"))
+        return self.behind(linear)(form.product(own, read))
 
-    def finished(self, linear: str, y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """A product with its bias; of a linear that is cut along its input, the sum of all ranks' products.
+    def behind(self, linear: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What follows a product: its bias, and of a linear that is cut along its input the sum of all ranks' products.
 
-        Where ranks hold a bias that sums to the whole one, it is added before; else all have the whole one.
+        Ranks hold a bias that sums to the whole one where it is added before, and all the whole one where behind.
         """
-        family = self.model.family
-        partial = self.peers.size > 1 and family.linear(linear).cut == COLUMNS
-        if partial and not family.one_all_reduce:
-            y, partial = self.peers.sum(y), False
-        y = y if bias is None else y + bias
-        return self.peers.sum(y) if partial else y
+        family, peers = self.model.family, self.peers if self.model.family.linear(linear).cut == COLUMNS else ALONE
+        bias, before = None if self.form(linear).adds_bias else self.own(linear).get("bias"), family.one_all_reduce
 
-    def prepared(self) -> EngineLayer:
-        names = [linear.name for linear in self.model.family.linears]
-        held = {f"{name}.weight" for name in names}
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in held}
-        for norm in self.model.family.all_norms:
-            tensors |= {f"{norm.name}.{suffix}": tensors[f"{norm.name}.{suffix}"].float() for suffix in norm.suffixes}
-        return replace(self, tensors=tensors, products={name: self.prepared_product(name) for name in names})
+        def whole(y: torch.Tensor) -> torch.Tensor:
+            if bias is None:
+                return peers.sum(y)
+            return peers.sum(y + bias) if before else peers.sum(y) + bias
+
+        return whole
+
+    def prepared(self) -> PreparedLayer:
+        linears = self.model.family.linears
+        return PreparedLayer.of(self, self.model, {one.name: self.prepared_product(one.name) for one in linears})
 
     def prepared_product(self, linear: str) -> Product:
         """``product`` of one linear, for many calls."""
-        own, form = self.own(linear), self.form(linear)
-        run, bias = form.prepared(own), None if form.adds_bias else own.get("bias")
-        return lambda read: self.finished(linear, run(read), bias)
+        run, whole = self.form(linear).prepared(self.own(linear)), self.behind(linear)
+        return lambda read: whole(run(read))
 
     def cache(self) -> tuple[str, torch.Tensor] | None:
         return None if self.kv_cache is None else (self.kv_cache, self.tensors[CACHE_SCALE])

@@ -27,6 +27,8 @@ from .runtime import Runtime
 Scores = Callable[[torch.Tensor], torch.Tensor]
 # Tokens whose logits are compared at once: what is made of them on the way is as large as they are.
 COMPARED = 128
+# Tokens that go through a layer at once on a GPU; a CPU takes one sequence after the other.
+TOKENS = 4096
 # Output rows of a linear that its rounding error is measured on, at most.
 SAMPLED_ROWS = 256
 
@@ -70,6 +72,11 @@ class Accuracy:
         }
 
 
+def at_once(hidden: torch.Tensor) -> int:
+    """Sequences of [sequences, tokens, hidden_size] that go through a layer together."""
+    return 1 if hidden.device.type == "cpu" else max(TOKENS // hidden.shape[1], 1)
+
+
 class Reference:
     """The source model in float32.
 
@@ -86,8 +93,8 @@ class Reference:
     def layer(self, index: int, tensors: Tensors) -> None:
         """Advance by one layer, of which these are the Hugging Face tensors."""
         self.forward.load(index, tensors)
-        for chunk in range(len(self.ids)):
-            self.hidden[chunk : chunk + 1] = self.forward(self.hidden[chunk : chunk + 1])
+        for piece in self.hidden.split(at_once(self.hidden)):
+            piece.copy_(self.forward(piece))
 
     def head(self) -> Head:
         """What stands behind the last layer, in float32."""
@@ -117,15 +124,15 @@ class Execution:
 
     def layer(self, layer: ExecutedLayer, reference: torch.Tensor) -> None:
         """Advance by one layer, on the runtime's device; reference: the source's hidden states behind it."""
-        difference = energy = 0.0
-        for chunk in range(len(self.hidden)):
-            piece = slice(chunk, chunk + 1)
-            watched = self.watching(layer) if chunk == 0 else layer
-            self.hidden[piece] = computed(self.runtime, len(self.errors), watched, self.hidden[piece])
-            ours = self.hidden[piece].float() if self.rotation is None else self.rotation.restore(self.hidden[piece])
-            difference += float((ours - reference[piece]).square().sum())
-            energy += float(reference[piece].square().sum())
+        sums, watched = list[torch.Tensor](), self.watching(layer)
+        pieces = (hidden.split(at_once(self.hidden)) for hidden in (self.hidden, reference))
+        for own, wanted in zip(*pieces, strict=True):
+            own.copy_(computed(self.runtime, len(self.errors), watched, own))
+            ours = own.float() if self.rotation is None else self.rotation.restore(own)
+            sums.append(torch.stack([(ours - wanted).square().sum(), wanted.square().sum()]).double())
+            watched = layer
         self.look_for_overflow(f"layer {len(self.errors)}")
+        difference, energy = torch.stack(sums).sum(0).tolist()
         self.errors.append(math.sqrt(difference / energy) if energy else 0.0)
 
     def look_for_overflow(self, where: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from ..sources.folder import Source
 from ..sources.readymade.compressed import COMPRESSED
 from ..sources.readymade.kinds import FP8, Inputs
 from ..targets.huggingface.linear import READERS, FolderLinear
-from ..targets.trtllm.formats.base import Activation, Rounding
+from ..targets.trtllm.formats.base import Activation, Product, Rounding
 from ..targets.trtllm.manifest import Manifest, read_manifest
-from .engine_layer import Tensors
+from .engine_layer import PreparedLayer, Tensors
 from .runtime import Runtime
 
 
@@ -40,7 +40,6 @@ class FolderLayer:
         dtype: the runtime's.
         common: norms and biases by the family's names, in that.
         linears: by logical linear.
-        products: what logical linears compute, where they were prepared.
         scales: of keys and values in the cache, float32 [2]; None for a cache in the runtime's dtype.
     """
 
@@ -49,7 +48,6 @@ class FolderLayer:
     common: Tensors
     linears: Mapping[str, FolderLinear]
     scales: torch.Tensor | None
-    products: Mapping[str, FloatProduct] | None = None
 
     def norm(self, norm: Norm) -> Tensors:
         return {suffix: self.common[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
@@ -64,15 +62,26 @@ class FolderLayer:
         return None
 
     def product(self, linear: str, read: Activation) -> torch.Tensor:
-        parts = self.model.family.linear(linear).parts
-        products = self.products or {part: self.linears[part].product for part in parts}
-        made = [products[part](read.x) for part in parts]
-        y = made[0] if len(made) == 1 else torch.cat(made, 1)
-        return y + self.common[f"{linear}.bias"] if f"{linear}.bias" in self.common else y
+        return self.joined(linear, [one.product for one in self.parts(linear)])(read)
 
-    def prepared(self) -> FolderLayer:
-        products = {part: linear.prepared(self.dtype) for part, linear in self.linears.items()}
-        return replace(self, linears={}, products=products)
+    def parts(self, linear: str) -> list[FolderLinear]:
+        return [self.linears[part] for part in self.model.family.linear(linear).parts]
+
+    def joined(self, linear: str, products: Sequence[FloatProduct]) -> Product:
+        """What a linear computes whose logical ones compute these: side by side, its bias added."""
+        bias = self.common.get(f"{linear}.bias")
+
+        def product(read: Activation) -> torch.Tensor:
+            made = [one(read.x) for one in products]
+            y = made[0] if len(made) == 1 else torch.cat(made, 1)
+            return y if bias is None else y + bias
+
+        return product
+
+    def prepared(self) -> PreparedLayer:
+        names = [linear.name for linear in self.model.family.linears]
+        made = {name: self.joined(name, [one.prepared(self.dtype) for one in self.parts(name)]) for name in names}
+        return PreparedLayer.of(self, self.model, made)
 
     def cache(self) -> tuple[str, torch.Tensor] | None:
         return None if self.scales is None else ("FP8", self.scales)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..device import check_device
+from ..device import check_device, pick_device
 from ..errors import InputError
 from ..files.disk import sha256
 from ..models.model import Model
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .execution import Accuracy
     from .proven import Proven
 
+Measured = TypeVar("Measured")
 # (layer, phase)
 OnProgress = Callable[[int, str], None]
 
@@ -36,6 +37,31 @@ def structure_problems(
     """
     problems = checkpoint.problems(values)
     return problems + (changed or checkpoint.manifest.problems)() if values else problems
+
+
+def idle_beside(device: str) -> bool:
+    """Whether the CPU has nothing to do while a checkpoint is executed."""
+    return pick_device(device).type != "cpu"
+
+
+def both(
+    pool: ThreadPoolExecutor, wrong: Callable[[], list[str]], measured: Callable[[], Measured]
+) -> tuple[list[str], Measured | None]:
+    """What is wrong with files, found while they are executed; and what that measured, unless something is.
+
+    Raises:
+        InputError: of the first, else of the second where nothing is wrong.
+    """
+    found = pool.submit(wrong)
+    try:
+        accuracy = measured()
+    except Exception:
+        problems = found.result()
+        if not problems:
+            raise
+        return problems, None
+    problems = found.result()
+    return problems, None if problems else accuracy
 
 
 class Sized(Protocol):

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ....plugins.lazy import torch
+from ....plugins.nibbles import pack_nibbles, unpack_nibbles
 from ...errors import InputError
-from ...numbers.nibbles import check_multiple, pack_nibbles, unpack_nibbles
+from ...numbers.nibbles import check_multiple
 
 
 @dataclass(frozen=True)

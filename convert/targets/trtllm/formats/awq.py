@@ -8,9 +8,9 @@ to FP8, and the product of the two as alpha.
 
 from __future__ import annotations
 
-from .....plugins import float_product, fp8
+from .....plugins import fp8
 from .....plugins.lazy import torch
-from .....plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale, reference
+from .....plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale, prepare, reference
 from ....models.pieces import Group, Linear
 from ....numbers.fp8 import range_scale
 from ....numbers.quantized import QuantizedLinear
@@ -90,17 +90,9 @@ class Awq(Groupwise):
 
     def prepared(self, own: Tensors) -> Product:
         scale, prequant, alpha = self.factors(own)
-        weight, bias = dequantized(own["weight"], scale, sm=self.engine.sm), own.get("bias")
-        if alpha is None:
-            run = float_product.prepare(weight, bias)
-            return lambda read: run(read.x * prequant)
-        held, added = fp8.saturate(weight.float()).float(), 0.0 if bias is None else bias.float()
-
-        def product(read: Activation) -> torch.Tensor:
-            rounded = fp8.saturate((read.x * prequant).float())
-            return (alpha * fp8.matmul(rounded, held) + added).to(read.x.dtype)
-
-        return product
+        how = {"alpha": alpha, "bias": own.get("bias"), "bits": self.scheme.bits, "sm": self.engine.sm}
+        run = prepare(own["weight"], scale, prequant, **how)
+        return lambda read: run(read.x)
 
     def factors(self, own: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Weight scales, what multiplies the input, and alpha, as the loader hands them to the plugin."""

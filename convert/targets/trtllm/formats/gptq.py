@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .....plugins import float_product
 from .....plugins.lazy import torch
-from .....plugins.weight_only_groupwise_quant_matmul import dequantized, reference
+from .....plugins.weight_only_groupwise_quant_matmul import dequantized, prepare, reference
 from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import GPTQ, GROUP, INTEGERS, Scheme
@@ -68,8 +67,8 @@ class Gptq(Groupwise):
         return dequantized(own["weight"], scale, zero, self.engine.sm).float()
 
     def prepared(self, own: Tensors) -> Product:
-        weight = dequantized(own["weight"], own["weights_scaling_factor"], own["zero"], self.engine.sm)
-        run = float_product.prepare(weight, own.get("bias"))
+        how = {"zero": own["zero"], "bias": own.get("bias"), "bits": self.scheme.bits, "sm": self.engine.sm}
+        run = prepare(own["weight"], own["weights_scaling_factor"], **how)
         return lambda read: run(read.x)
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:

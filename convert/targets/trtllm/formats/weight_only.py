@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .....plugins import float_product, weight_only_quant_matmul
+from .....plugins import weight_only_quant_matmul
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
 from ....models.pieces import Group, Linear
@@ -70,7 +70,7 @@ class WeightOnly(Format):
         return weight_only_quant_matmul.dequantized(own["weight"], own["per_channel_scale"]).float()
 
     def prepared(self, own: Tensors) -> Product:
-        run = float_product.prepare(weight_only_quant_matmul.dequantized(own["weight"], own["per_channel_scale"]))
+        run = weight_only_quant_matmul.prepare(own["weight"], own["per_channel_scale"], self.scheme.bits)
         return lambda read: run(read.x)
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:

@@ -1,0 +1,75 @@
+"""Passes of one token of each sequence, which a GPU records once and then repeats without being told what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .cache import KeyValueCache
+from .passes import Pass, Piece, SingleTokens
+
+# Hidden states behind the last layer, [1, tokens, hidden_size], of a pass and its ids [1, tokens].
+Compute = Callable[[Pass, torch.Tensor], torch.Tensor]
+# So many rows are recorded at most.
+MOST_ROWS = 256
+
+
+@dataclass
+class Recording:
+    """A pass of some rows.
+
+    Attributes:
+        ids: int64 [1, rows]; these and the pass's tensors are overwritten before it is repeated.
+        graph: None until the pass has been computed once, and where the cache's memory has moved since.
+        hidden: what it makes.
+        moves: of the cache, when it was recorded.
+    """
+
+    now: SingleTokens
+    ids: torch.Tensor
+    graph: torch.cuda.CUDAGraph | None = None
+    hidden: torch.Tensor | None = None
+    moves: int = -1
+
+
+class Graphs:
+    """The recordings of one network, by their number of rows: a power of two, of which some may belong to nobody."""
+
+    def __init__(self, compute: Compute, cache: KeyValueCache, device: torch.device):
+        self.compute, self.cache, self.device = compute, cache, device
+        self.recordings: dict[int, Recording] = {}
+
+    def takes(self, pieces: Sequence[Piece]) -> bool:
+        """Whether a pass is one that can be recorded."""
+        return len(pieces) <= MOST_ROWS and all(piece.count == 1 for piece in pieces)
+
+    def __call__(self, pieces: Sequence[Piece], ids: Sequence[int]) -> torch.Tensor:
+        """Hidden states [tokens, hidden_size], valid until the next pass."""
+        rows = 1 << (len(pieces) - 1).bit_length()
+        known = rows in self.recordings
+        if not known:
+            blank = torch.zeros(1, rows, dtype=torch.long, device=self.device)
+            self.recordings[rows] = Recording(SingleTokens(rows, self.device), blank)
+        recording = self.recordings[rows]
+        recording.now.take(pieces)
+        recording.ids[0, : len(ids)].copy_(torch.tensor(ids))
+        self.cache.begin(recording.now)
+        if not known:
+            return self.compute(recording.now, recording.ids)[0, : len(ids)]
+        if recording.moves != self.cache.moves:
+            self.record(recording)
+        assert recording.graph is not None
+        assert recording.hidden is not None
+        recording.graph.replay()
+        return recording.hidden[0, : len(ids)]
+
+    def record(self, recording: Recording) -> None:
+        """Have the GPU note what a pass launches, over the cache as it lies now."""
+        if len(self.cache.kept) < len(self.cache.heads):  # emptied: the first pass makes its rooms
+            self.compute(recording.now, recording.ids)
+        recording.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recording.graph):
+            recording.hidden = self.compute(recording.now, recording.ids)
+        recording.moves = self.cache.moves
