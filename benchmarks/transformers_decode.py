@@ -37,15 +37,14 @@ def main() -> None:
     ids = torch.randint(1000, (1, args.prompt_tokens), device="cuda")
     read = median(seconds(lambda: model(ids, use_cache=True, logits_to_keep=1)) for _ in range(5))
     print(f"eager: prompt {args.prompt_tokens / read:,.0f} tokens/s", flush=True)
-    longest = args.prompt_tokens + args.new_tokens
+    longest = args.prompt_tokens + 4 * args.new_tokens
     cache = StaticCache(config=model.config, max_cache_len=longest)
     step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
 
     def decode(tokens: int) -> None:
         following = ids[:, :1]
-        for place in range(tokens):
-            where = torch.tensor([args.prompt_tokens - 8 + place % 8], device="cuda")
-            made = step(following.clone(), past_key_values=cache, cache_position=where, use_cache=True)
+        for _ in range(tokens):
+            made = step(following.clone(), past_key_values=cache, use_cache=True)
             following = made.logits[:, -1].argmax(-1, keepdim=True)
             following.tolist()
 

@@ -66,21 +66,31 @@ def reciprocal_root(x: torch.Tensor) -> torch.Tensor:
     return x.double().sqrt_().float().reciprocal_()
 
 
-def sum_in_any_order(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """The sum of every row, the same in whatever order a device adds.
+def sums_of_eight(x: torch.Tensor) -> torch.Tensor:
+    """Of eight neighbours, added in pairs three times: float32 [tokens, channels] -> [tokens, ceil(channels / 8)]."""
+    if x.shape[-1] % 8:
+        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % 8))
+    for _ in range(3):
+        x = x[:, 0::2] + x[:, 1::2]
+    return x
 
-    Values are rounded to the last place of channels * largest in float64; whole multiples of one step that never need
-    more than 53 bits are added without error. What rounding loses is below 2^-53 channels^2 largest.
+
+def sum_in_any_order(x: torch.Tensor) -> torch.Tensor:
+    """The sum of every row, the same in whatever order a device adds the sums of eight neighbours.
+
+    n of those, the largest of them s, are rounded to the last place of n s in float64; whole multiples of one step that
+    never need more than 53 bits are added without error. What rounding loses is below 2^-53 n^2 s; the sums of eight
+    are float32's, each within 3 * 2^-24 of the sum of its magnitudes.
 
     Args:
         x: float32 [tokens, channels].
-        largest: float32 [tokens, 1], no less than any |x| of the row.
 
     Returns:
         float64 [tokens, 1].
     """
-    bound, channels = largest.double(), x.shape[-1]
-    return torch.add(x, bound, alpha=channels).sub_(bound, alpha=channels).sum(-1, keepdim=True)
+    sums = sums_of_eight(x)
+    bound, count = sums.abs().amax(-1, keepdim=True).double(), sums.shape[-1]
+    return torch.add(sums, bound, alpha=count).sub_(bound, alpha=count).sum(-1, keepdim=True)
 
 
 def exp(x: torch.Tensor) -> torch.Tensor:

@@ -1,32 +1,22 @@
-"""What kernels that quantize rows share: rounding, ranges, sums that no order changes, e^x, and rows on their way out.
+"""What kernels that quantize compute with: rounding, quotients, sums that no order changes, e^x, int8 and e4m3.
 
-Functions on a device are given float32 unless they say otherwise; they equal those of ``arithmetic``, ``int8`` and
-``fp8`` to the bit. Kernels that call them are launched with ``OPTIONS``: a contraction into fma would round otherwise.
+Functions are given float32 unless they say otherwise; they equal those of ``arithmetic``, ``int8`` and ``fp8`` to the
+bit. Kernels that call them are launched with ``OPTIONS``: a contraction into fma would round otherwise.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
 from . import arithmetic, fp8
-from .kernels import INTERPRETED, compute_capability
+from .kernels import INTERPRETED
 
 OPTIONS = {"enable_fp_fusion": False}
-# The first generation that converts to e4m3.
-CONVERTS_FP8 = 89
-# Of a row, that a thread holds: two loads of 16 bytes.
-PER_THREAD, WARP, MOST_WARPS = 16, 32, 32
-MOST_IN_PIECE = 4096
-
 INTERPRETS: tl.constexpr = tl.constexpr(INTERPRETED)
-LEAST_RANGE: tl.constexpr = tl.constexpr(arithmetic.LEAST_RANGE)
 NO_FRACTION: tl.constexpr = tl.constexpr(arithmetic.NO_FRACTION)
 NO_FRACTION_BITS: tl.constexpr = tl.constexpr(0x4B400000)
 FP8_MAX: tl.constexpr = tl.constexpr(fp8.MAX)
-FP8_LEAST_SCALE: tl.constexpr = tl.constexpr(fp8.LEAST_SCALE)
-FP8_LARGEST_FACTOR: tl.constexpr = tl.constexpr(1 / fp8.LEAST_SCALE)
 # To add this to a number below 2^-6 leaves its multiple of 2^-9, the step of e4m3 there, in the last bits.
 FP8_SUBNORMAL: tl.constexpr = tl.constexpr(2.0**14)
 LOWEST_X: tl.constexpr = tl.constexpr(arithmetic.EXP_RANGE[0])
@@ -35,40 +25,6 @@ INVERSE_LN2: tl.constexpr = tl.constexpr(arithmetic.INVERSE_LN2)
 LN2_UPPER: tl.constexpr = tl.constexpr(arithmetic.LN2_UPPER)
 LN2_LOWER: tl.constexpr = tl.constexpr(arithmetic.LN2_LOWER)
 P4, P3, P2, P1, P0 = (tl.constexpr(coefficient) for coefficient in arithmetic.EXP_POLYNOMIAL)
-
-
-def converts_fp8(x: torch.Tensor) -> bool:
-    """Whether a tensor's device has an instruction that rounds to e4m3."""
-    return not INTERPRETED and compute_capability(x.device.index or 0) >= CONVERTS_FP8
-
-
-def in_registers(channels: int) -> dict[str, int]:
-    """The schedule of a kernel whose program holds one row: a power of two of places, and warps for them."""
-    block = triton.next_power_of_2(channels)
-    return {"BLOCK": block, "num_warps": min(max(block // (PER_THREAD * WARP), 1), MOST_WARPS)}
-
-
-def in_pieces(x: torch.Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid and schedule of a kernel whose program computes a piece of one row."""
-    schedule = in_registers(min(x.shape[1], MOST_IN_PIECE))
-    return (len(x), triton.cdiv(x.shape[1], schedule["BLOCK"])), schedule
-
-
-def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """A matrix whose rows lie in one piece each, at any stride: x itself if it does."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def outputs(x: torch.Tensor, kind: str | None, per_token: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Memory for rows like x's as they leave, and for float32 [tokens, 1] scales where they have such."""
-    dtype = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, None: x.dtype}[kind]
-    scales = x.new_empty((len(x), 1), dtype=torch.float32) if kind is not None and per_token else None
-    return torch.empty(x.shape, dtype=dtype, device=x.device), scales
-
-
-def bytes_of(q: torch.Tensor) -> torch.Tensor:
-    """What a kernel writes: e4m3 as bytes, for generations whose Triton does not know the dtype."""
-    return q.view(torch.uint8) if q.dtype == torch.float8_e4m3fn else q
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -84,29 +40,30 @@ def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def normal_quotient(x, d):  # type: ignore[no-untyped-def]
-    """x / d, rounded once, where d and both reciprocal and quotient are normal numbers: no case is set apart.
+def negated(x):  # type: ignore[no-untyped-def]
+    """-x as the sign of an operand, for nothing; Triton's own is a difference, 0 - x."""
+    return (x.to(tl.int32, bitcast=True) ^ -0x80000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def normal_quotient(x, d, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x / d, rounded once, where d > 0 and both reciprocal and quotient are normal numbers: no case is set apart.
 
     The device's estimate of 1 / d and the quotient are each mended by what they leave of 1 and of x, exact in an fma.
+    Nothing left is +0, of which the product with -r leaves a quotient of -0 its sign. For quotients that are rounded
+    to DTYPE, of float16 or bfloat16, next: the estimate, and a quotient that is mended once, are near enough.
     """
     if INTERPRETS:
         q = tl.div_rn(x, d)
     else:
         r = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [d], tl.float32, True, 1)
-        r = tl.fma(tl.fma(-d, r, 1.0), r, r)
+        if not (DTYPE.is_fp16() or DTYPE.is_bf16()):
+            r = tl.fma(tl.fma(negated(d), r, 1.0), r, r)
         q = x * r
-        q = tl.fma(tl.fma(-d, q, x), r, q)
-        q = tl.fma(tl.fma(-d, q, x), r, q)
+        q = tl.fma(tl.fma(d, q, negated(x)), negated(r), q)
+        if not (DTYPE.is_fp16() or DTYPE.is_bf16()):
+            q = tl.fma(tl.fma(d, q, negated(x)), negated(r), q)
     return q
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def smoothed(y, smoother, columns, inside, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """As ``quantized_rows.smoothed``, y of DTYPE's values."""
-    divisor = rounded(tl.load(smoother + columns, mask=inside, other=1.0).to(tl.float32), DTYPE)
-    # Quotients of float16 numbers are normal numbers of float32 all.
-    y = normal_quotient(y, divisor) if DTYPE.is_fp16() else tl.div_rn(y, divisor)
-    return rounded(y, DTYPE)
 
 
 @triton.jit
@@ -122,10 +79,25 @@ def reciprocal_root(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def sum_in_any_order(x, largest, channels):  # type: ignore[no-untyped-def]
-    """[BLOCK] -> float64, as ``arithmetic.sum_in_any_order`` of one row; places beyond it hold 0."""
-    bound = largest.to(tl.float64) * channels
-    return tl.sum((x.to(tl.float64) + bound) - bound, 0)
+def sums_of_eight(x):  # type: ignore[no-untyped-def]
+    """[n] -> [n / 8], as ``arithmetic.sums_of_eight``; within one thread, which has loaded eight neighbours."""
+    for _ in tl.static_range(3):
+        first, second = tl.split(tl.reshape(x, (x.shape[0] // 2, 2)))
+        x = first + second
+    return x
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def sum_in_any_order(sums, channels, PIECES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float64, as ``arithmetic.sum_in_any_order`` of one row, of the sums of eight of its pieces, 0 beyond it."""
+    largest = tl.abs(sums[0])
+    for i in tl.static_range(1, PIECES):
+        largest = tl.maximum(largest, tl.abs(sums[i]))
+    bound = tl.max(largest, 0).to(tl.float64) * ((channels + 7) // 8)
+    total = (sums[0].to(tl.float64) + bound) - bound
+    for i in tl.static_range(1, PIECES):
+        total += (sums[i].to(tl.float64) + bound) - bound
+    return tl.sum(total, 0)
 
 
 @triton.jit
@@ -158,11 +130,12 @@ def normal_exp(x):  # type: ignore[no-untyped-def]
     return (y.to(tl.int32, bitcast=True) + (exponent << 23)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def to_int8(x):  # type: ignore[no-untyped-def]
-    """Half to even, saturated: the integer is in the last bits of the sum."""
-    x = tl.minimum(tl.maximum(x, -128.0), 127.0) + NO_FRACTION
-    return x.to(tl.int32, bitcast=True).to(tl.int8)
+@triton.jit  # type: ignore[untyped-decorator]
+def to_int8(x, SATURATES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Half to even, saturated unless x is known to be in range: the integer is in the last bits of the sum."""
+    if SATURATES:
+        x = tl.minimum(tl.maximum(x, -128.0), 127.0)
+    return (x + NO_FRACTION).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -192,42 +165,9 @@ def fp8_scaled(y, s, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
         if (s > 2.0**-60) & (s < 2.0**60):
             r = tl.div_rn(1.0, s)
             q = tl.minimum(tl.maximum(y * r, -2 * FP8_MAX), 2 * FP8_MAX)
-            q = tl.fma(tl.fma(-q, s, y), r, q)
+            q = tl.fma(tl.fma(q, s, negated(y)), negated(r), q)
         else:
             q = tl.div_rn(y, s)
     else:
         q = tl.div_rn(y, s)
     return q
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def write_row(  # type: ignore[no-untyped-def]
-    y, out, scales, static, row, channels, columns, DTYPE: tl.constexpr, KIND: tl.constexpr, CONVERTS: tl.constexpr
-):
-    """Quantize one row, or a part of one with a static scale, as ``quantized_rows.quantized``; and store it.
-
-    Args:
-        y: [BLOCK] values of DTYPE, 0 beyond the row.
-        out: [tokens, channels]; scales: float32 [tokens] or None; static: float32 [1] or None.
-        columns: [BLOCK], where in the row y lies.
-    """
-    inside, places = columns < channels, out + row * channels + columns
-    if KIND is None:
-        tl.store(places, y.to(DTYPE), mask=inside)
-    elif KIND == "int8":
-        if static is None:
-            largest = tl.maximum(tl.max(tl.abs(y), 0), rounded(tl.full([], LEAST_RANGE, tl.float32), DTYPE))
-            factor = tl.div_rn(127.0, largest)
-            tl.store(scales + row, tl.div_rn(largest, 127.0))
-        else:
-            factor = tl.load(static)
-        tl.store(places, to_int8(y * factor), mask=inside)
-    else:
-        if static is None:
-            largest = tl.maximum(tl.max(tl.abs(y), 0), rounded(tl.full([], LEAST_RANGE, tl.float32), DTYPE))
-            factor = tl.minimum(tl.div_rn(FP8_MAX, largest), FP8_LARGEST_FACTOR)
-            tl.store(scales + row, tl.maximum(tl.div_rn(largest, FP8_MAX), FP8_LEAST_SCALE))
-            scaled = rounded(y * factor, tl.bfloat16)
-        else:
-            scaled = fp8_scaled(y, rounded(tl.load(static), DTYPE), DTYPE)
-        tl.store(places, to_fp8(scaled, CONVERTS), mask=inside)

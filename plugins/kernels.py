@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, wraps
 from importlib import import_module
 from statistics import median
@@ -70,20 +70,43 @@ def behind(x: torch.Tensor) -> bool:
 Prune = Callable[..., list[Any]]
 
 
-def tuned(configs: Sequence[Any], key: Sequence[str], fitting: Prune | None = None) -> Callable[[Any], Any]:
-    """``triton.autotune``: the fastest of a few schedules for each value of ``key``, remembered on disk.
+class Tuned:
+    """A kernel with a few schedules: the fastest is found once for every kind of arguments, and remembered on disk.
 
     Args:
+        kernel: of ``triton.jit``.
+        configs: the schedules; the last one where kernels are interpreted.
+        key: arguments whose values make a kind, as ``triton.autotune`` has it.
         fitting: those of the schedules that are worth a trial for some arguments.
-    """
-    import triton
 
-    few = list(configs[-1:] if INTERPRETED else configs)
-    prune = None if fitting is None or INTERPRETED else {"early_config_prune": fitting}
-    tune: Callable[[Any], Any] = triton.autotune(
-        few, list(key), prune_configs_by=prune, do_bench=milliseconds, cache_results=True
-    )
-    return tune
+    Attributes:
+        fn: the kernel.
+    """
+
+    def __init__(self, kernel: Any, configs: Sequence[Any], key: Sequence[str], fitting: Prune | None):
+        import triton
+
+        prune = None if fitting is None or INTERPRETED else {"early_config_prune": fitting}
+        few = list(configs[-1:] if INTERPRETED else configs)
+        tune = triton.autotune(few, list(key), prune_configs_by=prune, do_bench=milliseconds, cache_results=True)
+        self.tuner, self.fn = tune(kernel), kernel
+        self.found: dict[Hashable, Any] = {}
+
+    def launch(self, kind: Hashable, grid: Any, *arguments: Any, **meta: Any) -> None:
+        """Launch it; kind: says as much as the key and the dtypes, for whoever finds it again."""
+        config = self.found.get(kind)
+        if config is None:
+            self.tuner[grid](*arguments, **meta)
+            self.found[kind] = self.tuner.best_config
+            return
+        if config.pre_hook is not None:
+            config.pre_hook(dict(zip(self.tuner.arg_names, arguments, strict=False)) | config.kwargs)
+        self.fn[grid](*arguments, **meta, **config.all_kwargs())
+
+
+def tuned(configs: Sequence[Any], key: Sequence[str], fitting: Prune | None = None) -> Callable[[Any], Tuned]:
+    """Make a kernel ``Tuned``."""
+    return lambda kernel: Tuned(kernel, configs, key, fitting)
 
 
 def milliseconds(call: Callable[[], object], quantiles: Sequence[float] = (0.5,)) -> list[float]:

@@ -1,7 +1,7 @@
-"""layernorm_quantization.reference, one row a program: sums in the order of a thread block, then the row in registers.
+"""layernorm_quantization.reference, one row a program, held in registers from its one read to its one write.
 
-Sums read pairs of channels and what follows reads the row, so that the second finds it in the cache. Integers, scales
-and floats are equal to the bit: the order of every sum is written out.
+Its pieces are what the reference's thread block reads at a stride. Integers, scales and floats are equal to the bit:
+the order of every sum is written out.
 """
 
 from __future__ import annotations
@@ -10,21 +10,27 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
-    OPTIONS,
+from .arithmetic_triton import OPTIONS, fma, reciprocal_root, rounded
+from .layernorm_quantization import WARP, thread_count
+from .quantized_rows_triton import (
+    AT_ONCE,
     bytes_of,
     converts_fp8,
-    fma,
-    in_registers,
+    few,
     outputs,
-    reciprocal_root,
-    rounded,
+    piece_of,
     rows_of,
-    write_row,
+    starts_early,
+    wait,
+    weights_of,
+    write_per_token,
+    write_static,
 )
-from .layernorm_quantization import WARP, thread_count
 from .rmsnorm_quantization import Normed
 
+FEW_CHANNELS = 4096
+# Of more channels registers do not hold weights beside the row.
+MOST_HELD_TWICE = 14336
 LANES: tl.constexpr = tl.constexpr(WARP)
 
 
@@ -44,7 +50,6 @@ def run(
     hidden = x if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     strides = x.stride(0), 0 if residual is None else residual.stride(0)
     channels = x.shape[1]
-    threads = thread_count(channels)
     kernel[(len(x),)](
         x,
         residual,
@@ -57,23 +62,22 @@ def run(
         *strides,
         channels,
         eps,
-        THREADS=threads,
-        PLACES=triton.next_power_of_2(threads),
-        STRIDES=triton.cdiv(channels // 2, threads),
         KIND=kind,
         CONVERTS=converts_fp8(x),
-        **in_registers(channels),
+        **schedule(channels),
+        FIRST=few(x) and channels <= MOST_HELD_TWICE,
+        **starts_early(x),
         **OPTIONS,
     )
     return Normed(hidden, y, scales)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def read(x, residual, places, inside, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    y = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
-    if residual is not None:
-        y = rounded(y + tl.load(residual + places, mask=inside, other=0.0).to(tl.float32), DTYPE)
-    return y
+def schedule(channels: int) -> dict[str, int]:
+    """A piece is two channels for every thread of the reference's block: 8 for a thread here, 16 if pieces are few."""
+    threads = thread_count(channels)
+    piece = 2 * triton.next_power_of_2(threads)
+    warps = max(piece // ((2 if channels <= FEW_CHANNELS else 1) * AT_ONCE * WARP), 1)
+    return {"PIECE": piece, "PIECES": triton.cdiv(channels, 2 * threads), "num_warps": warps}
 
 
 @triton.jit
@@ -106,40 +110,49 @@ def kernel(  # type: ignore[no-untyped-def]
     residual_stride,
     channels,
     eps,
-    THREADS: tl.constexpr,
-    PLACES: tl.constexpr,
-    STRIDES: tl.constexpr,
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+    FIRST: tl.constexpr,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
-    x += row * x_stride
+    x, out, hidden = x + row * x_stride, out + row * channels, hidden + row * channels
     if residual is not None:
         residual += row * residual_stride
-
-    pairs = tl.arange(0, 2 * PLACES)
-    sums, squares = tl.zeros((PLACES,), tl.float32), tl.zeros((PLACES,), tl.float32)
-    for i in tl.static_range(STRIDES):
-        places = i * 2 * THREADS + pairs
-        inside = (pairs < 2 * THREADS) & (places < channels)
-        y = tl.reshape(read(x, residual, places, inside, DTYPE), (PLACES, 2))
-        first, second = tl.split(y)
+    weights = weights_of(weight, channels, PIECE, PIECES, FIRST)
+    biases = weights_of(bias, channels, PIECE, PIECES, FIRST and bias is not None)
+    wait(EARLY)
+    held = ()
+    sums, squares = tl.zeros((PIECE // 2,), tl.float32), tl.zeros((PIECE // 2,), tl.float32)
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        inside = columns < channels
+        y = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
+        if residual is not None:
+            y = rounded(y + tl.load(residual + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
+            tl.store(hidden + columns, y.to(DTYPE), mask=inside)
+        held += (y.to(DTYPE),)  # type: ignore[assignment]
+        first, second = tl.split(tl.reshape(y, (PIECE // 2, 2)))
         sums += first + second
         squares += fma(first, first, second * second)
     total, total_square = block_sums(sums, squares)
     count = tl.full([], 1.0, tl.float32) * channels
     mean, mean_square = tl.div_rn(total, count), tl.div_rn(total_square, count)
     factor = reciprocal_root(fma(-mean, mean, mean_square) + eps)
-
-    columns = tl.arange(0, BLOCK)
-    inside = columns < channels
-    y = read(x, residual, columns, inside, DTYPE)
-    if residual is not None:
-        tl.store(hidden + row * channels + columns, y.to(DTYPE), mask=inside)
-    added = tl.zeros((BLOCK,), tl.float32)
-    if bias is not None:
-        added = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    y = fma((y - mean) * factor, tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32), added)
-    write_row(rounded(y, DTYPE), out, scales, static, row, channels, columns, DTYPE, KIND, CONVERTS)
+    normed = ()
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        weighed = weights[i] if FIRST else piece_of(weight, i * PIECE, channels, 0.0, PIECE)
+        added = tl.zeros((PIECE,), tl.float32)
+        if bias is not None:
+            added = (biases[i] if FIRST else piece_of(bias, i * PIECE, channels, 0.0, PIECE)).to(tl.float32)
+        y = rounded(fma((held[i].to(tl.float32) - mean) * factor, weighed.to(tl.float32), added), DTYPE)
+        if scales is None:
+            write_static(y, out + columns, static, columns < channels, DTYPE, KIND, CONVERTS)
+        else:
+            normed += (y.to(DTYPE),)
+    if scales is not None:
+        write_per_token(normed, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

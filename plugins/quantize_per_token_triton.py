@@ -9,18 +9,20 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
-    OPTIONS,
+from .arithmetic_triton import OPTIONS, sum_in_any_order, sums_of_eight
+from .quantized_rows import INT8
+from .quantized_rows_triton import (
     bytes_of,
     converts_fp8,
     in_registers,
     outputs,
+    piece_of,
     rows_of,
     smoothed,
-    sum_in_any_order,
-    write_row,
+    starts_early,
+    wait,
+    write_per_token,
 )
-from .quantized_rows import INT8
 
 
 def run(
@@ -45,8 +47,8 @@ def launch(
     q, scales = outputs(x, kind, True)
     assert scales is not None
     pointers = x, smoother, bytes_of(q), scales, total
-    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **in_registers(x.shape[1]), **OPTIONS}
-    kernel[(len(x),)](*pointers, x.stride(0), x.shape[1], **meta)
+    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **in_registers(x)}
+    kernel[(len(x),)](*pointers, x.stride(0), x.shape[1], **meta, **starts_early(x), **OPTIONS)
     return q, scales
 
 
@@ -61,15 +63,21 @@ def kernel(  # type: ignore[no-untyped-def]
     channels,
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x.dtype.element_ty
-    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = columns < channels
-    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    if smoother is not None:
-        y = smoothed(y, smoother, columns, inside, DTYPE)
+    row = tl.program_id(0).to(tl.int64)
+    wait(EARLY)
+    held, sums = (), ()
+    for i in tl.static_range(PIECES):
+        y = piece_of(x + row * x_stride, i * PIECE, channels, 0.0, PIECE).to(tl.float32)
+        if smoother is not None:
+            y = smoothed(y, piece_of(smoother, i * PIECE, channels, 1.0, PIECE), DTYPE)
+        held += (y.to(DTYPE),)  # type: ignore[assignment]
+        if totals is not None:
+            sums += (sums_of_eight(y),)  # type: ignore[assignment]
     if totals is not None:
-        total = sum_in_any_order(y, tl.max(tl.abs(y), 0), channels)
-        tl.store(totals + row, total.to(tl.float32).to(tl.float16))
-    write_row(y, out, scales, None, row, channels, columns, DTYPE, KIND, CONVERTS)
+        tl.store(totals + row, sum_in_any_order(sums, channels, PIECES).to(tl.float32).to(tl.float16))
+    write_per_token(held, out + row * channels, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

@@ -9,8 +9,20 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import OPTIONS, bytes_of, converts_fp8, in_pieces, outputs, rows_of, smoothed, write_row
+from .arithmetic_triton import OPTIONS
 from .quantized_rows import INT8
+from .quantized_rows_triton import (
+    bytes_of,
+    converts_fp8,
+    in_pieces,
+    outputs,
+    piece_of,
+    rows_of,
+    smoothed,
+    starts_early,
+    wait,
+    write_static,
+)
 
 
 def run(
@@ -20,19 +32,30 @@ def run(
     x = rows_of(x)
     q, _ = outputs(x, kind, False)
     grid, schedule = in_pieces(x)
-    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **schedule, **OPTIONS}
+    meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **schedule, **starts_early(x), **OPTIONS}
     kernel[grid](x, smoother, bytes_of(q), scale, x.stride(0), x.shape[1], **meta)
     return q
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def kernel(  # type: ignore[no-untyped-def]
-    x, smoother, out, static, x_stride, channels, KIND: tl.constexpr, CONVERTS: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    smoother,
+    out,
+    static,
+    x_stride,
+    channels,
+    KIND: tl.constexpr,
+    CONVERTS: tl.constexpr,
+    EARLY: tl.constexpr,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x.dtype.element_ty
-    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < channels
-    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * PIECE
+    wait(EARLY)
+    y = piece_of(x + row * x_stride, first, channels, 0.0, PIECE).to(tl.float32)
     if smoother is not None:
-        y = smoothed(y, smoother, columns, inside, DTYPE)
-    write_row(y, out, None, static, row, channels, columns, DTYPE, KIND, CONVERTS)
+        y = smoothed(y, piece_of(smoother, first, channels, 1.0, PIECE), DTYPE)
+    columns = first + tl.arange(0, PIECE)
+    write_static(y, out + row * channels + columns, static, columns < channels, DTYPE, KIND, CONVERTS)

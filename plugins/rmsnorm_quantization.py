@@ -34,11 +34,10 @@ class Normed(NamedTuple):
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, in float32, stored in x's dtype. x: [tokens, hidden].
 
-    The mean is of float32 squares: their sum in float64, whatever its order, times 1 / hidden, rounded to float32.
+    The mean is of float32 squares: ``sum_in_any_order`` of them, times 1 / hidden, rounded to float32.
     """
     y = x.float()
-    square = y.square()
-    mean = sum_in_any_order(square, square.amax(-1, keepdim=True)).mul_(1 / x.shape[-1]).float()
+    mean = sum_in_any_order(y.square()).mul_(1 / x.shape[-1]).float()
     return (y * reciprocal_root(mean.add_(eps))).mul_(weight).to(x.dtype)
 
 

@@ -10,17 +10,21 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import (
-    OPTIONS,
+from .arithmetic_triton import OPTIONS, reciprocal_root, rounded, sum_in_any_order, sums_of_eight
+from .quantized_rows_triton import (
+    AT_ONCE,
     bytes_of,
     converts_fp8,
+    few,
     in_registers,
     outputs,
-    reciprocal_root,
-    rounded,
+    piece_of,
     rows_of,
-    sum_in_any_order,
-    write_row,
+    starts_early,
+    wait,
+    weights_of,
+    write_per_token,
+    write_static,
 )
 from .rmsnorm_quantization import Normed
 
@@ -52,7 +56,9 @@ def run(
         eps,
         KIND=kind,
         CONVERTS=converts_fp8(x),
-        **in_registers(x.shape[1]),
+        **in_registers(x, 2 * AT_ONCE),
+        FIRST=few(x),
+        **starts_early(x),
         **OPTIONS,
     )
     return Normed(hidden, y, scales)
@@ -73,19 +79,39 @@ def kernel(  # type: ignore[no-untyped-def]
     eps,
     KIND: tl.constexpr,
     CONVERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+    FIRST: tl.constexpr,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x.dtype.element_ty
-    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = columns < channels
-    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    row = tl.program_id(0).to(tl.int64)
+    x, out, hidden = x + row * x_stride, out + row * channels, hidden + row * channels
     if residual is not None:
-        y += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        y = rounded(y, DTYPE)
-        tl.store(hidden + row * channels + columns, y.to(DTYPE), mask=inside)
-    square = y * y
-    total = sum_in_any_order(square, tl.max(square, 0), channels)
+        residual += row * residual_stride
+    weights = weights_of(weight, channels, PIECE, PIECES, FIRST)
+    wait(EARLY)
+    held, squares = (), ()
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        inside = columns < channels
+        y = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
+        if residual is not None:
+            y = rounded(y + tl.load(residual + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
+            tl.store(hidden + columns, y.to(DTYPE), mask=inside)
+        held += (y.to(DTYPE),)  # type: ignore[assignment]
+        squares += (sums_of_eight(y * y),)  # type: ignore[assignment]
+    total = sum_in_any_order(squares, channels, PIECES)
     mean = (total * (tl.full([], 1.0, tl.float64) / channels)).to(tl.float32)
     factor = reciprocal_root(mean + eps)
-    y = rounded(y * factor * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32), DTYPE)
-    write_row(y, out, scales, static, row, channels, columns, DTYPE, KIND, CONVERTS)
+    normed = ()
+    for i in tl.static_range(PIECES):
+        columns = i * PIECE + tl.arange(0, PIECE)
+        weighed = weights[i] if FIRST else piece_of(weight, i * PIECE, channels, 0.0, PIECE)
+        y = rounded(held[i].to(tl.float32) * factor * weighed.to(tl.float32), DTYPE)
+        if scales is None:
+            write_static(y, out + columns, static, columns < channels, DTYPE, KIND, CONVERTS)
+        else:
+            normed += (y.to(DTYPE),)
+    if scales is not None:
+        write_per_token(normed, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)

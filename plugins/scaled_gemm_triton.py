@@ -69,19 +69,22 @@ def run(
         "SUMS": tl.int32 if x.dtype == torch.int8 else tl.float32,
     }
     out, numbers = (scale_a, scale_b, added, y), (tokens, len(weight), channels, bucket(tokens))
+    kind = (*numbers[1:], x.dtype, dtype, *how.values())
+
+    def across(meta: dict[str, int]) -> tuple[int]:
+        return (triton.cdiv(len(weight), meta["BN"]),)
+
     copies = INTERPRETED or sm >= HOPPER
     early = {"EARLY": True, "launch_pdl": True} if sm >= HOPPER else {"EARLY": False}
     if tokens == 1 and x.dtype == torch.int8:
-        of_one[lambda meta: (triton.cdiv(len(weight), meta["BN"]),)](x, weight, *out, *numbers[1:3], **how, **early)
+        of_one.launch(kind, across, x, weight, *out, *numbers[1:3], **how, **early)
     elif tokens <= FEW:
-        of_few[lambda meta: (triton.cdiv(len(weight), meta["BN"]),)](
-            x, weight, *out, *numbers[:3], **how, **early, EVEN=channels % 512 == 0
-        )
+        of_few.launch(kind, across, x, weight, *out, *numbers[:3], **how, **early, EVEN=channels % 512 == 0)
     elif copies and channels % 16 == 0:
         tiles = TensorDescriptor.from_tensor(x, [1, 16]), TensorDescriptor.from_tensor(weight, [1, 16])
-        copied[grid(tokens, len(weight))](*tiles, *out, *numbers, **how)
+        copied.launch(kind, grid(tokens, len(weight)), *tiles, *out, *numbers, **how)
     else:
-        loaded[grid(tokens, len(weight))](x, weight, *out, *numbers, **how, EVEN=channels % 128 == 0)
+        loaded.launch(kind, grid(tokens, len(weight)), x, weight, *out, *numbers, **how, EVEN=channels % 128 == 0)
     return y
 
 

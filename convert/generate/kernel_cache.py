@@ -42,16 +42,21 @@ class KernelCache(KeyValueCache):
         kind, scales = (None, None) if kv_cache is None else kv_cache
         cos, sin = self.turns.of(index)
         q = gpt_attention_triton.store(qkv[0], cos, sin, now.places, now.slots, *held, heads, scales, kind)
-        own = q[now.single]
-        single = gpt_attention_triton.decode(
-            own, *held, now.slots[now.single], now.lengths[now.single], heads, scales, kind
-        )
-        if not now.longer:
-            return single[None]
-        done = qkv.new_empty(len(q), single.shape[1])
-        done[now.single] = single
-        for piece, rows in now.longer:
-            done[rows] = self.of_piece(index, piece, q[rows].transpose(0, 1), kv_cache).transpose(0, 1).flatten(1)
+        made = [
+            (rows, self.of_piece(index, piece, q[rows].transpose(0, 1), kv_cache).transpose(0, 1).flatten(1))
+            for piece, rows in now.longer
+        ]
+        if len(now.pieces) == len(made) == 1:
+            return made[0][1][None]
+        if len(now.pieces) > len(made) or not made:
+            where = now.slots[now.single], now.lengths[now.single]
+            single = gpt_attention_triton.decode(q[now.single], *held, *where, heads, scales, kind)
+            if not made:
+                return single[None]
+            made.append((now.single, single))
+        done = qkv.new_empty(len(q), heads.heads * heads.size)
+        for rows, attended in made:
+            done[rows] = attended
         return done[None]
 
     def of_piece(self, index: int, piece: Piece, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:

@@ -16,6 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 WARP = 32
+# An old one, which the drivers that TensorRT 10.9 asks for read: it has all that the kernels are made of.
+PTX_VERSION = 83
 # Bytes of dynamic shared memory that a kernel gets on every GPU though nobody raises its limit. Whether TensorRT
 # does so is not documented.
 MOST_SHARED = 49152
@@ -58,7 +60,8 @@ def compiled(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): ALIGNED for name, kind in types.items() if kind.startswith("*")},
     )
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+    schedule = {"num_warps": warps, "num_stages": stages}
+    options = schedule | {"enable_fp_fusion": False, "ptx_version": PTX_VERSION}
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True
         made = triton.compile(source, target=GPUTarget("cuda", sm, WARP), options=options)
