@@ -110,6 +110,7 @@ def verify(
         reference: the Hugging Face folder that it was made of; None checks the structure alone.
         on_progress: called with (layer, phase).
     """
+    from .convert.peers import started
     from .convert.prove.proven import opened
     from .convert.prove.verify import (
         accuracy_failures,
@@ -125,7 +126,7 @@ def verify(
     options = kind(options or VerifyOptions(), VerifyOptions)
     how = options.text, options.chunks, options.seq_len, options.device
     reference = None if reference is None else path_of(reference, "reference")
-    checkpoint = opened(path_of(checkpoint_dir, "checkpoint_dir"), options.reader)
+    checkpoint = opened(path_of(checkpoint_dir, "checkpoint_dir"), options.reader, peers=started())
     check_gate(checkpoint.model, options.max_ppl_increase)
     source = None
     with ThreadPoolExecutor(2) as beside:

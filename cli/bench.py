@@ -26,7 +26,7 @@ def bench(checkpoint_dir: str, reference: str | None, as_json: bool, **options: 
     """Time this project's own runtime: tokens a second of prompts and of answers, and the GPU's memory.
 
     Prompts are random. It is no measure of an engine; with --reference transformers executes the float source in the
-    checkpoint's dtype, in the same process.
+    checkpoint's dtype, in the same process. Under torchrun each process executes its own tensor parallel rank.
     """
     made = measure(checkpoint_dir, BenchOptions(**options), reference)
     if as_json:

@@ -60,8 +60,9 @@ def generate(
 ) -> None:
     """Continue prompts with what a checkpoint computes: its integers, its KV cache as it is quantized.
 
-    Any folder that verify reads, all ranks put together, or a model in floating point. The text goes to standard
-    output; how fast it came, to standard error. On a CPU a checkpoint speaks slowly, but with the engine's words.
+    Any folder that verify reads, all ranks put together (under torchrun: one in each process), or a model in floating
+    point. The text goes to standard output; how fast it came, to standard error. On a CPU a checkpoint speaks slowly,
+    but with the engine's words.
     """
     if bool(prompt) == (prompts is not None):
         raise click.UsageError("give --prompt TEXT, or --prompts FILE")

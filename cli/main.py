@@ -13,6 +13,7 @@ import click
 from ..convert.errors import LINE, InputError, printable
 from .allocator import keep_freed_memory
 from .streams import Interrupts, OutputLost, standard_streams
+from .voice import check_together, ending, leave, one_voice
 
 # Exit codes; 1, a check that failed, is given by the commands that check.
 DONE, BAD_INPUT, INTERNAL, OUTPUT_LOST, INTERRUPTED = 0, 2, 70, 74, 130
@@ -54,19 +55,21 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="enginesmith")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Hugging Face models to quantized TensorRT-LLM checkpoints that are proven right, to engines, to Triton.
 
     Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 70 an internal error, 74 standard output could not
     be written, 130 interrupted (Ctrl-C, SIGTERM, SIGHUP). Errors are one line on standard error.
     """
+    check_together(context.invoked_subcommand)
 
 
 def main() -> None:
     """Run the command; every error is one line on standard error, and has an exit code of its own kind."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     keep_freed_memory()
-    with standard_streams(), Interrupts() as interrupts, warnings.catch_warnings():
+    with standard_streams(), one_voice() as voice, Interrupts(ending()) as interrupts, warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
@@ -75,13 +78,12 @@ def main() -> None:
             interrupts.came, code = True, INTERRUPTED
         except BaseException as error:
             if os.environ.get("ENGINESMITH_TRACEBACK"):
-                traceback.print_exc()
+                traceback.print_exc(file=voice)
             what = printable(f"{type(error).__name__} {error}", LINE // 2)
             code, line = INTERNAL, f"internal error, {what}; with ENGINESMITH_TRACEBACK=1 it tells where"
         if interrupts.came and code != DONE:
             code, line = INTERRUPTED, "interrupted; nothing unfinished stands under its name"
-        if line:
-            print(f"{PREFIX}{printable(line, LINE - len(PREFIX))}", file=sys.stderr)
+        leave(code, f"{PREFIX}{printable(line, LINE - len(PREFIX))}" if line else "", voice)
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
@@ -97,16 +97,20 @@ class Interrupts:
 
     A signal that the process was started to ignore stays ignored.
 
+    Args:
+        numbers: those of them that are answered.
+
     Attributes:
         came: whether one came. An interrupted library may raise whatever it likes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[signal.Signals] = ENDING) -> None:
+        self.numbers = numbers
         self.came = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        for number in ENDING if threading.current_thread() is threading.main_thread() else ():
+        for number in self.numbers if threading.current_thread() is threading.main_thread() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self.interrupt)
         return self

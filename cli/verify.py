@@ -52,7 +52,8 @@ def verify(
     """Check a checkpoint: every tensor that its config implies, then what its integers compute.
 
     With --reference, tensor and pipeline parallel ranks are put together again and executed with the
-    plugins' arithmetic beside the source model in float32.
+    plugins' arithmetic beside the source model in float32. Under torchrun each of --nproc_per_node tp_size
+    processes executes its own rank.
     """
     for gate, limit in (("--max_ppl_increase", max_ppl_increase), ("--max_distance", max_distance)):
         if limit is not None and reference is None:

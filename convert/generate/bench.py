@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import torch
 
-from ..device import pick_device
 from ..errors import InputError
 from ..files.disk import shown_path
+from ..peers import started
+from ..prove.proven import Executable
 from ..prove.verify import check_same_model
 from .cache import Piece
 from .job import opened_any
@@ -30,7 +31,7 @@ class Measured:
         name: of what executes it.
         load: seconds until it could begin.
         prefill, decode: tokens a second of all sequences together.
-        memory: bytes on the GPU at most, weights and cache; None on a CPU.
+        memory: bytes on the GPU at most, weights and cache, of the first where there are several; None on a CPU.
     """
 
     name: str
@@ -53,8 +54,8 @@ class Candidate(Protocol):
 class Checkpoint:
     """What this project executes."""
 
-    def __init__(self, folder: Path, longest: int, device: torch.device):
-        self.network, self.longest, self.seen = Network(opened_any(folder), device, longest), longest, 0
+    def __init__(self, proven: Executable, longest: int, device: torch.device):
+        self.network, self.longest, self.seen = Network(proven, device, longest), longest, 0
 
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
         self.network.reserve(len(ids), self.longest)
@@ -129,9 +130,11 @@ def rates(candidate: Candidate, ids: torch.Tensor, options: BenchOptions) -> tup
     return ids.numel() / median(read[1:]), said / median(spoken[1:])
 
 
-def timed(name: str, make: Callable[[], Candidate], ids: torch.Tensor, options: BenchOptions) -> Measured:
+def timed(
+    name: str, make: Callable[[], Candidate], ids: torch.Tensor, options: BenchOptions, device: torch.device
+) -> Measured:
     """Load a model, time it, and let it go."""
-    cuda = pick_device(options.device).type == "cuda"
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -152,8 +155,9 @@ def bench(checkpoint: str | Path, options: BenchOptions, reference: str | Path |
     Raises:
         InputError: a folder that cannot be used, another model's reference, or more tokens than the model has places.
     """
-    proven, longest = opened_any(checkpoint), options.prompt_tokens + options.new_tokens
-    model, device = proven.model, pick_device(options.device)
+    peers, longest = started(), options.prompt_tokens + options.new_tokens
+    proven = opened_any(checkpoint, peers=peers)
+    model = proven.model
     if longest > model.longest:
         raise InputError(
             f"{shown_path(Path(checkpoint))}: --prompt_tokens and --new_tokens are {longest} together, more than the "
@@ -163,9 +167,10 @@ def bench(checkpoint: str | Path, options: BenchOptions, reference: str | Path |
         check_same_model(proven, opened_any(reference))
     shape = (options.batch, options.prompt_tokens)
     ids = torch.randint(model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    made = [timed("checkpoint", lambda: Checkpoint(Path(checkpoint), longest, device), ids, options)]
-    if reference is not None:
+    name, device = "checkpoint" if peers.size == 1 else f"checkpoint, {peers.size} ranks", peers.device(options.device)
+    made = [timed(name, lambda: Checkpoint(proven, longest, device), ids, options, device)]
+    if reference is not None and peers.rank == 0:
         dtype = getattr(proven, "dtype_name", "float32")
         name = f"transformers, {dtype}"
-        made.append(timed(name, lambda: Transformers(Path(reference), dtype, device), ids, options))
+        made.append(timed(name, lambda: Transformers(Path(reference), dtype, device), ids, options, device))
     return made

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from ..device import pick_device
 from ..errors import InputError
 from ..files.disk import is_there, read_json, shown_path
 from ..models.model import Model
+from ..peers import ALONE, Peers, started
 from ..prove.folder import FloatFolder
-from ..prove.proven import Executable, opened
+from ..prove.proven import Executable, check_whole, opened
 from ..prove.verify import check_same_model
 from ..sources.readymade.detect import FILES
 from ..sources.special_tokens import special_tokens
@@ -62,16 +62,22 @@ class Speaker:
     Args:
         tokenizer_dir: a folder with its tokenizer; the folder itself if None.
         dtype: of values between operations; None for the folder's, of one in floating point float32.
+        peers: the processes that execute a checkpoint's ranks, if one does not execute them all.
 
     Raises:
         InputError: a folder or tokenizer that cannot be used.
     """
 
     def __init__(
-        self, folder: str | Path, tokenizer_dir: str | Path | None, reader: str = "kernels", dtype: str | None = None
+        self,
+        folder: str | Path,
+        tokenizer_dir: str | Path | None,
+        reader: str = "kernels",
+        dtype: str | None = None,
+        peers: Peers = ALONE,
     ):
         self.folder = Path(folder)
-        self.proven = opened_any(folder, reader, dtype)
+        self.proven = opened_any(folder, reader, dtype, peers)
         self.model: Model = self.proven.model
         if not self.model.family.predicts_tokens:
             raise InputError(f"{shown_path(self.folder)}: {self.model.architecture} predicts no tokens to generate")
@@ -105,7 +111,7 @@ class Speaker:
     ) -> tuple[list[Written], Speed]:
         """``text.continued``; the model is in memory for as long as that takes."""
         longest = max(map(len, prompts)) + options.max_tokens
-        network = Network(self.proven, pick_device(options.device), longest)
+        network = Network(self.proven, self.proven.peers.device(options.device), longest)
         return continued(network, self.tokenizer, prompts, self.ends, options, on_piece)
 
 
@@ -115,32 +121,37 @@ def speakers(
     reference: str | Path | None,
     reader: str,
     dtype: str,
+    peers: Peers = ALONE,
 ) -> list[Speaker]:
     """A checkpoint, and its float source in float32 where there is a reference.
 
     Args:
         tokenizer_dir: a folder with the tokenizer; the reference, or the checkpoint, if None.
         dtype: of values between the checkpoint's operations; "checkpoint" for its own.
+        peers: the processes that execute the checkpoint's ranks; each executes all of its source.
 
     Raises:
         InputError: a folder that cannot be used, or the reference is another model.
     """
     words = tokenizer_dir if tokenizer_dir is not None else reference
-    made = [Speaker(checkpoint, words, reader, None if dtype == "checkpoint" else dtype)]
+    made = [Speaker(checkpoint, words, reader, None if dtype == "checkpoint" else dtype, peers)]
     if reference is not None:
         made.append(Speaker(reference, words))
         check_same_model(*made)
     return made
 
 
-def opened_any(folder: str | Path, reader: str = "kernels", dtype: str | None = None) -> Executable:
+def opened_any(
+    folder: str | Path, reader: str = "kernels", dtype: str | None = None, peers: Peers = ALONE
+) -> Executable:
     """``opened``, of folders in floating point too."""
     folder = Path(folder)
     config = read_json(folder / CONFIG) if is_there(folder / CONFIG) else {}
     quantized = "quantization_config" in config or any(is_there(folder / name) for name in FILES)
     if "architectures" in config and not quantized:
+        check_whole(folder, peers)
         return FloatFolder(folder)
-    return opened(folder, reader, dtype)
+    return opened(folder, reader, dtype, peers)
 
 
 def generate(
@@ -163,7 +174,7 @@ def generate(
     options.check()
     if not prompts:
         raise InputError("prompts: there is none; give one")
-    speaker, *source = speakers(checkpoint, tokenizer_dir, reference, options.reader, options.dtype)
+    speaker, *source = speakers(checkpoint, tokenizer_dir, reference, options.reader, options.dtype, started())
     ids = speaker.ids(prompts, options)
     answers, speed = speaker.continued(ids, options, on_piece)
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -44,7 +44,7 @@ class Network:
         weight = head.weight.to(device)
         narrow = device.type == "cuda" and weight.dtype == self.runtime.dtype and sums_wide()
         self.head = replace(head.map(lambda tensor: tensor.to(device)), weight=weight if narrow else weight.float())
-        self.cache = cache_of(model, self.runtime.turns, self.runtime.dtype, device)
+        self.cache = cache_of(self.runtime.model, self.runtime.turns, self.runtime.dtype, device)
         self.runtime.attend = self.cache.attend
         recorded = device.type == "cuda" and isinstance(self.cache, KernelCache) and model.family.mixture is None
         self.graphs = Graphs(self.passed, self.cache, device) if recorded else None
@@ -77,5 +77,6 @@ class Network:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [tokens, vocab_size] of some hidden states."""
-        return torch.cat([self.head.logits(self.head.normed(rows)) for rows in hidden.split(ROWS)])
+        """float32 [tokens, vocab_size] of some hidden states; the same to the bit in all processes that execute it."""
+        logits = torch.cat([self.head.logits(self.head.normed(rows)) for rows in hidden.split(ROWS)])
+        return self.runtime.peers.same(logits)

@@ -13,7 +13,7 @@ from .pieces import INTERLEAVED, SCALED_ALIBI
 def heads_of(model: Model, layer: int) -> Heads:
     """The attention of one layer."""
     scale = model.head_size**-0.5
-    slopes = alibi_slopes(model.num_attention_heads, model.alibi_bias_max) if model.family.alibi else None
+    slopes = slopes_of(model) if model.family.alibi else None
     if slopes is not None and model.family.positions == SCALED_ALIBI:
         slopes = slopes * scale
     return Heads(
@@ -27,6 +27,12 @@ def heads_of(model: Model, layer: int) -> Heads:
         model.family.positions == INTERLEAVED,
         model.family.task is None,
     )
+
+
+def slopes_of(model: Model) -> torch.Tensor:
+    """ALiBi's slopes of the heads that are here, float32 [heads]."""
+    parts, which = model.share
+    return alibi_slopes(model.num_attention_heads * parts, model.alibi_bias_max).chunk(parts)[which]
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> torch.Tensor:

@@ -46,6 +46,7 @@ class Model(Sizes):
         embedding_scale, logit_scale: what the embedding and logits are multiplied by.
         alibi_bias_max: the exponent of ALiBi's last slope.
         type_vocab_size, pad_token_id, num_labels: token types, the padding token and what is predicted of an encoder.
+        share: (parts, which): heads and MLP are one of so many parts of the model's; see ``ranks.rank_model``.
     """
 
     architecture: str
@@ -80,6 +81,7 @@ class Model(Sizes):
     type_vocab_size: int = 0
     pad_token_id: int = 0
     num_labels: int = 0
+    share: tuple[int, int] = (1, 0)
 
     @property
     def engine_class(self) -> str:

@@ -10,7 +10,8 @@ import torch
 
 from ..models.mixture import Gate
 from ..models.model import Model
-from ..models.pieces import Group, Norm
+from ..models.pieces import COLUMNS, Group, Norm
+from ..peers import ALONE, Peers
 from ..quantize.scheme import LayerSchemes
 from ..targets.trtllm.formats import format_of
 from ..targets.trtllm.formats.base import Activation, Engine, Format, Product, Rounding
@@ -107,6 +108,7 @@ class EngineLayer:
     Attributes:
         tensors: by name inside the layer, as ``Checkpoint.layer`` gives them; integers are logical [out, in].
         kv_cache: "INT8", "FP8", or None.
+        peers: who executes the other ranks, where this is what one rank has of the layer.
     """
 
     model: Model
@@ -115,6 +117,7 @@ class EngineLayer:
     schemes: LayerSchemes
     kv_cache: str | None = None
     watch: Watch | None = None
+    peers: Peers = ALONE
 
     def norm(self, norm: Norm) -> Tensors:
         return {suffix: self.tensors[f"{norm.name}.{suffix}"] for suffix in norm.suffixes}
@@ -134,8 +137,22 @@ class EngineLayer:
         own, form = self.own(linear), self.form(linear)
         if self.watch is not None:
             self.watch(linear, own, form, read)
-        y = form.product(own, read)
-        return y if "bias" not in own or form.adds_bias else y + own["bias"]
+        return self.behind(linear)(form.product(own, read))
+
+    def behind(self, linear: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What follows a product: its bias, and of a linear that is cut along its input the sum of all ranks' products.
+
+        Ranks hold a bias that sums to the whole one where it is added before, and all the whole one where behind.
+        """
+        family, peers = self.model.family, self.peers if self.model.family.linear(linear).cut == COLUMNS else ALONE
+        bias, before = None if self.form(linear).adds_bias else self.own(linear).get("bias"), family.one_all_reduce
+
+        def whole(y: torch.Tensor) -> torch.Tensor:
+            if bias is None:
+                return peers.sum(y)
+            return peers.sum(y + bias) if before else peers.sum(y) + bias
+
+        return whole
 
     def prepared(self) -> PreparedLayer:
         linears = self.model.family.linears
@@ -143,12 +160,8 @@ class EngineLayer:
 
     def prepared_product(self, linear: str) -> Product:
         """``product`` of one linear, for many calls."""
-        own, form = self.own(linear), self.form(linear)
-        run = form.prepared(own)
-        if "bias" not in own or form.adds_bias:
-            return run
-        bias = own["bias"]
-        return lambda read: run(read) + bias
+        run, whole = self.form(linear).prepared(self.own(linear)), self.behind(linear)
+        return lambda read: whole(run(read))
 
     def cache(self) -> tuple[str, torch.Tensor] | None:
         return None if self.kv_cache is None else (self.kv_cache, self.tensors[CACHE_SCALE])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -206,7 +206,9 @@ class Execution:
         """Root mean squares of what weight-only kernels lose with few tokens and with many."""
         if not self.roundings:
             return None, None
-        few, many = (root_mean_square(errors) for errors in zip(*self.roundings, strict=True))
+        errors, peers = torch.tensor(self.roundings, dtype=torch.float64), self.runtime.peers
+        squares = errors.square().mean(0).to(self.runtime.device)
+        few, many = (peers.sum(squares) / peers.size).sqrt().tolist()
         return few, many
 
 
@@ -258,10 +260,6 @@ def rounding_errors(form: Format, own: Tensors, axes: dict[str, int], x: torch.T
     )
     energy = float(exact.norm()) or 1.0
     return float((few - exact).norm()) / energy, float((many - exact).norm()) / energy
-
-
-def root_mean_square(values: Sequence[float]) -> float:
-    return math.sqrt(sum(value * value for value in values) / len(values))
 
 
 def held_out(source: Source, text: str, chunks: int, length: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from ..models.pieces import Group, Norm
 from ..models.rotary import rotary_frequencies
 from ..models.rotation import Rotation
 from ..numbers.quantized import QuantizedLinear
+from ..peers import ALONE, Peers
 from ..sources.folder import Source
 from ..sources.readymade.compressed import COMPRESSED
 from ..sources.readymade.kinds import FP8, Inputs
@@ -97,6 +98,7 @@ class FloatFolder:
     def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32, flag: str = "CHECKPOINT"):
         self.source, self.folder, self.dtype = Source(folder, flag), Path(folder), dtype
         self.model, self.reader = self.source.model, READERS["kernels"]
+        self.peers: Peers = ALONE
 
     def runtime(self, tokens: int, device: torch.device) -> Runtime:
         """What executes its layers on sequences of so many tokens."""

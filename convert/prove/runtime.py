@@ -14,6 +14,7 @@ from ..models.forward import ACTIVATIONS, Function, gelu, squared_relu
 from ..models.model import Model
 from ..models.rotary import Turns
 from ..numbers.finite import all_finite
+from ..peers import ALONE, Peers
 
 # What plugins call an activation, by TensorRT-LLM's names, who approximates every GELU, and by transformers'.
 NAMES = {
@@ -47,6 +48,7 @@ class Runtime:
         tokens: sequence length.
         turned: what cos and sin are multiplied by.
         engine: activation functions are TensorRT-LLM's; else as transformers has them.
+        peers: who executes the other parts of the layers, where the model is a part.
 
     Attributes:
         activation_name: the plugins' name of the activation function; None for one that they do not have.
@@ -63,8 +65,9 @@ class Runtime:
         device: torch.device,
         turned: float = 1.0,
         engine: bool = True,
+        peers: Peers = ALONE,
     ):
-        self.model, self.dtype, self.device = model, dtype, device
+        self.model, self.dtype, self.device, self.peers = model, dtype, device, peers
         self.turns = Turns(model, frequencies, tokens, lambda table: table.to(device) * turned)
         self.activation_name = NAMES.get(model.hidden_act, "gelu") if engine else NAMES.get(model.activation)
         self.activation = (
@@ -87,7 +90,7 @@ class Runtime:
     def beyond(self) -> str | None:
         """The first value since this was last asked that did not fit the runtime's dtype: infinite, or no number."""
         seen, self.seen = self.seen, []
-        fits = torch.stack([fit for _, fit in seen]).tolist() if seen else []
+        fits = self.peers.all(torch.stack([fit for _, fit in seen])).tolist() if seen else []
         return next((what for (what, _), fit in zip(seen, fits, strict=True) if not fit), None)
 
     def logits(self, hidden: torch.Tensor, head: Head, out: torch.Tensor | None = None) -> torch.Tensor:

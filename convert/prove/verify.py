@@ -135,7 +135,7 @@ def measure_beside(
     from .execution import held_out, side_by_side
 
     ids = held_out(source, text, chunks, length)
-    return side_by_side(checkpoint, source, ids, pick_device(device), on_progress)
+    return side_by_side(checkpoint, source, ids, checkpoint.peers.device(device), on_progress)
 
 
 def summary(accuracy: Accuracy | EncoderAccuracy | None, problems: list[str]) -> dict[str, Any]:

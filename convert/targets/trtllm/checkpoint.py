@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -62,18 +63,34 @@ class Checkpoint(Stated):
         Raises:
             InputError: ranks disagree about something that more than one of them holds.
         """
-        stage = next(number for number, layers in enumerate(self.stages) if index in layers)
-        prefix = self.model.family.engine_layer.format(i=index - self.stages[stage].start)
+        found, prefix = self.pieces(index, range(self.mapping.tp_size), device), self.prefix(index)
+        return {name: self.join(spec, pieces, prefix + name) for name, spec, pieces in found}
+
+    def rank_layer(self, index: int, tp_rank: int, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+        """What one tensor-parallel rank has of a layer, likewise."""
+        return {name: pieces[tp_rank] for name, _, pieces in self.pieces(index, [tp_rank], device)}
+
+    def pieces(
+        self, index: int, ranks: Sequence[int], device: str | torch.device
+    ) -> Iterator[tuple[str, Tensor, dict[int, torch.Tensor]]]:
+        """A layer's tensors, by name inside the layer: the piece of each of some tensor-parallel ranks that has one."""
+        stage, prefix = self.stage(index), self.prefix(index)
         held = cache(lambda rank, name: self.read(stage * self.mapping.tp_size + rank, prefix + name, device))
-        tensors = {}
         for name, spec in self.tensors(index).items():
             pieces = {
                 rank: spec.storage.read(self.piece(held(rank, stored_name(name, spec)), spec, rank))
-                for rank in range(self.mapping.tp_size)
+                for rank in ranks
                 if self.mapping.holds(spec.linear, self.model, rank)
             }
-            tensors[name] = self.join(spec, pieces, prefix + name)
-        return tensors
+            yield name, spec, pieces
+
+    def stage(self, index: int) -> int:
+        """The pipeline stage of a layer."""
+        return next(number for number, layers in enumerate(self.stages) if index in layers)
+
+    def prefix(self, index: int) -> str:
+        """What names of a layer's tensors begin with in its ranks' files."""
+        return self.model.family.engine_layer.format(i=index - self.stages[self.stage(index)].start)
 
     def piece(self, stored: torch.Tensor, spec: Tensor, tp_rank: int) -> torch.Tensor:
         """One expert's part of a rank's tensor of all; any other as it is."""

@@ -11,7 +11,7 @@ columns, and is whole on every rank otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ....plugins.lazy import torch
 from ...errors import InputError
@@ -181,6 +181,18 @@ class Tensor:
             return self.shape(model)
         size = rank_size(self.linear, model, tp_size)
         return self.shape(model, **{self.cut_axis: size // self.group_size if self.cut_axis == "groups" else size})
+
+
+def rank_model(model: Model, mapping: Mapping, tp_rank: int) -> Model:
+    """The dimensions of what one tensor-parallel rank executes."""
+    size = mapping.tp_size
+    return replace(
+        model,
+        num_attention_heads=model.num_attention_heads // size,
+        num_key_value_heads=max(model.num_key_value_heads // size, 1),
+        intermediate_size=model.intermediate_size // size,
+        share=(size, tp_rank),
+    )
 
 
 def cut(tensor: torch.Tensor, spec: Tensor, model: Model, mapping: Mapping, tp_rank: int) -> torch.Tensor:
