@@ -177,8 +177,10 @@ def write_per_token(  # type: ignore[no-untyped-def]
     if KIND == "fp8":
         factor, step = tl.minimum(factor, FP8_LARGEST_FACTOR), tl.maximum(step, FP8_LEAST_SCALE)
     tl.store(scale, step)
+    # A row with an infinite value is one of zeros: infinity times 0 is no number, whose integer is 0.
+    kept = tl.where(largest < float("inf"), -1, 0).to(tl.int8)
     for i in tl.static_range(PIECES):
         columns = i * held[0].shape[0] + tl.arange(0, held[0].shape[0])
         scaled = held[i].to(tl.float32) * factor
-        q = to_int8(scaled, False) if KIND == "int8" else to_fp8(rounded(scaled, tl.bfloat16), CONVERTS)
+        q = to_int8(scaled, False) & kept if KIND == "int8" else to_fp8(rounded(scaled, tl.bfloat16), CONVERTS)
         tl.store(out + columns, q, mask=columns < channels)
