@@ -146,7 +146,7 @@ def verify(
         def measured() -> Accuracy | EncoderAccuracy | None:
             return None if source is None else measure_beside(checkpoint, source, *how, on_progress)
 
-        if idle_beside(options.device) and not structure_problems(checkpoint, values=False):
+        if source is not None and idle_beside(options.device) and not structure_problems(checkpoint, values=False):
             problems, accuracy = both(beside, wrong, measured)
         else:
             problems = wrong()

@@ -20,15 +20,23 @@ READ = [
     for reader, path in folder["logits"].items()
     if "float16 as exported" not in reader
 ]
-# Of logits whose deviation is 2.1: sums of float32 in another order, where no value falls on a tie.
-CLOSE = 1e-4
+# Of logits whose deviation is 2.1: sums of float32 in another order at most tokens, and what an integer makes that falls
+# to the other side of a tie at some.
+CLOSE, OFF = 1e-4, 0.01
 
 
 @pytest.mark.parametrize(("name", "reader", "path"), READ, ids=[name for name, _, _ in READ])
 def test_a_peers_folder_computes_what_its_reader_did(name: str, reader: str, path: str) -> None:
     wanted = load_file(TARGETS / path)["logits"]
     got = logits(TARGETS / name, reader)
-    assert float((got.view(wanted.shape) - wanted.float()).abs().max()) < CLOSE
+    assert_close(got.view(wanted.shape), wanted.float())
+
+
+def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Logits [..., vocabulary] of two that compute the same."""
+    by_token = (got - wanted).abs().amax(-1)
+    assert float(by_token.median()) < CLOSE
+    assert float((got - wanted).norm() / wanted.norm()) < OFF
 
 
 def test_every_golden_is_read() -> None:
@@ -66,7 +74,7 @@ def test_transformers_reads_ours(
     with torch.inference_mode():
         wanted = model(IDS["token_ids"].long()).logits.float()
     got = logits(folder, "transformers")
-    assert float((got - wanted).abs().max()) < CLOSE
+    assert_close(got, wanted)
     quantized = [name for name, part in model.named_modules() if hasattr(part, "quantization_scheme")]
     assert len(quantized) == (13 if "exclude" in options else 14)
 
