@@ -12,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import packed_few_triton
+from .kernels import INTERPRETED, compute_capability
+from .packed_few_triton import HOPPER
 from .packed_weight_triton import (
     INTERPRETS,
     LAYOUTS,
@@ -43,6 +46,7 @@ TILE = 32
 # Words of every output that CUDA cores read at a time, 16 bytes a lane: the inputs for them are no more than a program
 # has threads, so that Triton loads them where they are multiplied.
 WORDS = 128
+EARLY = 1
 
 
 def product(
@@ -74,15 +78,22 @@ def product(
         scaled = x if prescale is None else x * prescale.view(1, -1)
         weight = dequantize(packed, scale, zero, sm, out=out, bits=bits, layout=layout)
         return torch.nn.functional.linear(scaled, weight, bias)
+    if len(x) > 1:
+        twice = sm == 90 and x.dtype == torch.bfloat16
+        return packed_few_triton.product(x, packed, scale, prescale, zero, bias, bits=bits, layout=layout, twice=twice)
     words, outputs = words_of(packed), 2 if layout == "rows" else 1
     group, step = group_of(scale, channels)
     per_group = len(words) * outputs // out * group // channels
     y = x.new_empty(len(x), out)
     few = len(x) == 1
+    early = not INTERPRETED and compute_capability(x.device.index or 0) >= HOPPER
     unit = torch.int64 if few and layout in ("rows", "sm90") else torch.int32
     if few:
         lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
-        shape = {"STEP": WORDS, "num_warps": LINES // 2, "UNROLL": 2}
+        warps = LINES // 2
+        shape = {"STEP": WORDS, "num_warps": warps, "UNROLL": 2, "EARLY": EARLY if early else 0}
+        if early and EARLY in (1, 2):
+            shape["launch_pdl"] = True
     else:
         lines, shape = TILE // outputs, {"TOKENS": max(16, triton.next_power_of_2(len(x))), "num_warps": 4}
     (one_token if few else tensor_cores)[(triton.cdiv(out // outputs, lines),)](
@@ -110,16 +121,6 @@ def product(
         **shape,
     )
     return y
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def inputs(x, p, places, channels_read, there, read, PRESCALE: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Two neighbouring inputs, times their prescale, as float32."""
-    low, high = halves(tl.load(x + places // 2, mask=there, other=0), DTYPE)
-    if PRESCALE:
-        p_low, p_high = halves(tl.load(p + channels_read // 2, mask=read, other=0), DTYPE)
-        low, high = nearest(low * p_low, DTYPE), nearest(high * p_high, DTYPE)
-    return low, high
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -190,6 +191,7 @@ def one_token(  # type: ignore[no-untyped-def]
     WORDS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """All of the input for a few lines, [lines, words] at a time, a warp's lines its own."""
     outputs: tl.constexpr = 2 if LAYOUT == ROWS else 1
@@ -198,13 +200,32 @@ def one_token(  # type: ignore[no-untyped-def]
     inside = line < out_features // outputs
     even = tl.zeros((LINES, STEP), tl.float32)
     odds = even
+    first = tl.arange(0, STEP)[None, :]
+    held = tl.load(
+        packed + address(line, first, ALL_GROUPS * WORDS, LAYOUT, BITS),
+        mask=(first < ALL_GROUPS * WORDS) & inside,
+        other=0,
+    )
+    if (EARLY == 1) | (EARLY == 2):
+        if EARLY == 1:
+            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     for start in tl.range(0, ALL_GROUPS * WORDS, STEP, loop_unroll_factor=UNROLL):
         word = (start + tl.arange(0, STEP))[None, :]
         here = word < ALL_GROUPS * WORDS
         there = here & inside
         group = (start // WORDS + tl.arange(0, STEP // WORDS))[None, :]
         known = (group < ALL_GROUPS) & inside
-        bits = tl.load(packed + address(line, word, ALL_GROUPS * WORDS, LAYOUT, BITS), mask=there, other=0)
+        if EARLY > 0:
+            bits = held
+            after = word + STEP
+            held = tl.load(
+                packed + address(line, after, ALL_GROUPS * WORDS, LAYOUT, BITS),
+                mask=(after < ALL_GROUPS * WORDS) & inside,
+                other=0,
+            )
+        else:
+            bits = tl.load(packed + address(line, word, ALL_GROUPS * WORDS, LAYOUT, BITS), mask=there, other=0)
         read = inputs_of_words(x, word, here, LAYOUT, BITS, DTYPE)
         if PRESCALE:
             p = inputs_of_words(prescale, word, here, LAYOUT, BITS, DTYPE)
@@ -225,75 +246,11 @@ def one_token(  # type: ignore[no-untyped-def]
                 odds = total
             else:
                 even = total
+    if EARLY == 2:
+        tl.extra.cuda.gdc_launch_dependents()
     line = (tl.program_id(0) * LINES + tl.arange(0, LINES)) * outputs
     for odd in tl.static_range(outputs):
         total = tl.sum(odds if odd == 1 else even, 1)
         if BIAS:
             total += tl.load(bias + line + odd, mask=line < out_features, other=0.0).to(tl.float32)
         tl.store(y + line + odd, nearest(total, DTYPE).to(DTYPE), mask=line < out_features)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def tensor_cores(  # type: ignore[no-untyped-def]
-    x,
-    packed,
-    scale,
-    zero,
-    prescale,
-    bias,
-    y,
-    tokens,
-    out_features,
-    CHANNELS: tl.constexpr,
-    ALL_GROUPS: tl.constexpr,
-    group_stride,
-    out_stride,
-    ZERO: tl.constexpr,
-    TWICE: tl.constexpr,
-    PRESCALE: tl.constexpr,
-    BIAS: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    BITS: tl.constexpr,
-    LINES: tl.constexpr,
-    WORDS: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
-    """All of the input for a tile of lines, group by group: a product of matrices for every place in a word."""
-    outputs: tl.constexpr = 2 if LAYOUT == ROWS else 1
-    # Triton's interpreter does not multiply bfloat16.
-    OPERAND: tl.constexpr = tl.float32 if INTERPRETS else scale.dtype.element_ty
-    # Tensor cores multiply 16 channels at a time.
-    STEP: tl.constexpr = max(WORDS, 16)
-    DTYPE: tl.constexpr = scale.dtype.element_ty
-    token = tl.arange(0, TOKENS)[:, None]
-    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
-    even = tl.zeros((TOKENS, LINES), tl.float32)
-    odds = even
-    for start in range(0, ALL_GROUPS * WORDS, STEP):
-        word = start + tl.arange(0, STEP)
-        here = word < ALL_GROUPS * WORDS
-        group = word // WORDS if WORDS < STEP else tl.zeros_like(word) + start // WORDS
-        places = address(line[None, :], word[:, None], ALL_GROUPS * WORDS, LAYOUT, BITS)
-        bits = unsigned(tl.load(packed + places, mask=here[:, None], other=0), LAYOUT, BITS)
-        for pair in tl.static_range(16 // BITS // outputs):
-            read = channel(word, pair, LAYOUT, BITS)[None, :]
-            there = here[None, :] & (token < tokens)
-            low, high = inputs(x, prescale, token * CHANNELS + read, read, there, here[None, :], PRESCALE, DTYPE)
-            for odd in tl.static_range(outputs):
-                scales = group[:, None] * group_stride + (line[None, :] * outputs + odd) * out_stride
-                s = tl.load(scale + scales, mask=here[:, None], other=0.0).to(tl.float32)
-                z = tl.load(zero + scales, mask=here[:, None], other=0.0).to(tl.float32) if ZERO else s
-                left = dequantized(integer(bits, pair, 0, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
-                right = dequantized(integer(bits, pair, 1, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
-                if odd == 0:
-                    even = tl.dot(low.to(OPERAND), left.to(OPERAND), even)
-                    even = tl.dot(high.to(OPERAND), right.to(OPERAND), even)
-                else:
-                    odds = tl.dot(low.to(OPERAND), left.to(OPERAND), odds)
-                    odds = tl.dot(high.to(OPERAND), right.to(OPERAND), odds)
-    line = line[None, :] * outputs
-    for odd in tl.static_range(outputs):
-        total = odds if odd == 1 else even
-        if BIAS:
-            total += tl.load(bias + line + odd).to(tl.float32)
-        tl.store(y + token * out_features + line + odd, nearest(total, DTYPE).to(DTYPE), mask=token < tokens)
