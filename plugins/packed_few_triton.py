@@ -17,18 +17,38 @@ from .packed_weight_triton import INTERPRETS, LAYOUTS, ROWS, group_of, nearest
 
 # The first GPU generation whose kernels start before the one before them has ended.
 HOPPER = 90
+# Programs that keep a GPU busy.
+PROGRAMS = 256
+# Tiles in flight, and the one that is read, by what fits into the memory that programs share.
+TILES = {80: 3, 86: 2, 89: 2}
 # Fields of a program that puts inputs into the order of weights.
 BLOCK = 256
 
 
-def schedule(tokens: int, lines: int) -> dict[str, int]:
-    """Lines and tokens of a program's tile, parts of the input for its warps and for programs, tiles in flight."""
+def schedule(tokens: int, lines: int, outputs: int, sm: int) -> dict[str, int]:
+    """Lines and tokens of a program's tile; parts of the input for its warps, and for programs; tiles in flight.
+
+    Args:
+        lines: of the weight, each of so many ``outputs``.
+    """
+    tile = max(8, triton.next_power_of_2(tokens))
     if tokens <= 16:
-        tile = 8 if tokens <= 8 else 16
-        return {"LINES": 32, "TOKENS": tile, "PARTS": 4, "SPLIT": 1, "num_warps": 4, "num_stages": 3}
-    tile = triton.next_power_of_2(tokens)
-    split = 1 if lines > 8192 else 4
-    return {"LINES": 64, "TOKENS": tile, "PARTS": 1, "SPLIT": split, "num_warps": 4, "num_stages": 3}
+        least = 32 // outputs
+        if lines <= least * PROGRAMS:
+            shape = {"LINES": least, "PARTS": 4, "num_warps": 4, "num_stages": 3}
+        elif tokens <= 8:
+            shape = {"LINES": 32, "PARTS": 2, "num_warps": 2, "num_stages": 3}
+        else:
+            shape = {"LINES": 32, "PARTS": 4, "num_warps": 4, "num_stages": 2}
+        split = 1
+    else:
+        height = 64 if tokens <= 32 or outputs == 2 else 128
+        most = PROGRAMS // triton.cdiv(lines, height) // (1 if tokens <= 32 else 2)
+        split = 1 << min(max(most, 1).bit_length() - 1, 3)
+        stages = 4 if split > 2 and height == 64 else 3
+        shape = {"LINES": height, "PARTS": 1, "num_warps": height // 16, "num_stages": stages}
+    shape["num_stages"] = min(shape["num_stages"], TILES.get(sm, 4))
+    return {"TOKENS": tile, "SPLIT": split, **shape}
 
 
 def product(
@@ -52,7 +72,8 @@ def product(
     out, outputs = scale.shape[1], 2 if layout == "rows" else 1
     lines, places = out // outputs, 16 // bits // outputs
     group, step = group_of(scale, channels)
-    early = not INTERPRETED and compute_capability(x.device.index or 0) >= HOPPER
+    sm = 0 if INTERPRETED else compute_capability(x.device.index or 0)
+    early = sm >= HOPPER
     pdl = {"EARLY": early, "launch_pdl": True} if early else {"EARLY": False}
     how = {"LAYOUT": LAYOUTS[layout], "BITS": bits, "PLACES": places, "STEP": group // places}
     arranged, y = torch.empty_like(x), x.new_empty(tokens, out)
@@ -67,7 +88,7 @@ def product(
         **pdl,
         BLOCK=BLOCK,
     )
-    shape = schedule(tokens, lines)
+    shape = schedule(tokens, lines, outputs, sm)
     split = shape["SPLIT"]
     sums = y if split == 1 else x.new_empty(split, tokens, out, dtype=torch.float32)
     together = 1 if channels // group % 2 else 2
@@ -97,6 +118,7 @@ def product(
         **pdl,
         GROUPS=together,
         PAIRED=paired,
+        WHOLE=step == 0,
         EVEN=channels % (group * together * shape["PARTS"] * split) == 0,
         **shape,
     )
@@ -145,6 +167,7 @@ def few_tokens(  # type: ignore[no-untyped-def]
     STEP: tl.constexpr,
     GROUPS: tl.constexpr,
     PAIRED: tl.constexpr,
+    WHOLE: tl.constexpr,
     EVEN: tl.constexpr,
     SPLIT: tl.constexpr,
     LINES: tl.constexpr,
@@ -173,12 +196,17 @@ def few_tokens(  # type: ignore[no-untyped-def]
     groups = fields // STEP
     scale += line * outputs * out_stride
     zero += line * outputs * out_stride
+    if WHOLE:
+        s, s_odd = scales(scale, 0, 1, 0, out_stride, outputs, False, True)
+        z, z_odd = s, s_odd
+        if ZERO:
+            z, z_odd = scales(zero, 0, 1, 0, out_stride, outputs, False, True)
     chunk = tl.cdiv(groups, SPLIT * PARTS * GROUPS) * PARTS
     for start in range(0, chunk, PARTS):
         some = tl.program_id(1) * chunk + start + part
         for half in tl.static_range(GROUPS):
             group = some * GROUPS + half
-            if half == 0 or not PAIRED:
+            if not WHOLE and (half == 0 or not PAIRED):
                 read = some if PAIRED else group
                 known = groups // GROUPS if PAIRED else groups
                 s, s_odd = scales(scale, read, known, group_stride, out_stride, outputs, PAIRED, EVEN)

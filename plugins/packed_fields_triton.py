@@ -1,4 +1,4 @@
-"""Integers of packed weights as tensor cores take them, in Triton: 16 bits at a time, a *field* of four or two integers.
+"""Integers of packed weights as tensor cores take them, in Triton: 16 bits at a time, a *field* of two or four of them.
 
 Two neighbouring fields of a line lie in one register. Their integers at the same *place* are the two neighbouring
 elements that a product of matrices reads, so that nothing is moved: they become floats by the exponent that is put
@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .packed_weight_triton import FP8, INTERPRETS, ROWS, SM80, SM90, at, dequantized, nearest, unsigned
+from .packed_weight_triton import INTERPRETS, ROWS, SM80, SM90, at, dequantized, nearest, unsigned
 
 # By bits of an integer: those of a pair of fields, and half their range.
 MASKS, HALVES = {4: 0x000F000F, 8: 0x00FF00FF}, {4: 8, 8: 128}
@@ -64,7 +64,9 @@ def by_float32(
         made += f"mov.b32 g, t; sub.rn.f32 g, g, 0f{0x4B000000 | HALVES[bits]:08x}; mul.rn.f32 {target32}, g, f; "
     if zero is not None:
         if twice:
-            made += "cvt.rn.bf16x2.f32 t, b, a; shl.b32 u, t, 16; and.b32 v, t, 0xffff0000; mov.b32 a, u; mov.b32 b, v; "
+            made += (
+                "cvt.rn.bf16x2.f32 t, b, a; shl.b32 u, t, 16; mov.b32 a, u; and.b32 u, t, 0xffff0000; mov.b32 b, u; "
+            )
         made += widened("f", zero, dtype) + "add.rn.f32 a, a, f; add.rn.f32 b, b, f; "
     return made + f"cvt.rn.{kind}x2.f32 {target}, b, a;"
 
@@ -110,7 +112,7 @@ def weights(  # type: ignore[no-untyped-def]
         for k in tl.static_range(16 // BITS):
             s, z = (s_odd, z_odd) if (LAYOUT == ROWS) & (k % 2 == 1) else (s_even, z_even)
             s, z = half_of(s, HALF, DTYPE), half_of(z, HALF, DTYPE)
-            made = made + (dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE).to(DTYPE),)
+            made = (*made, dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE).to(DTYPE))
     elif BITS == 4:
         made = tl.inline_asm_elementwise(
             INSTRUCTIONS,

@@ -1,9 +1,10 @@
 """x times a packed weight for few tokens, in Triton; what both weight-only plugins' kernels share.
 
 One token is multiplied on CUDA cores: a program sums the whole input for a few outputs, in registers, and no
-sum crosses programs. Up to ``MOST_TOKENS``, tensor cores multiply, word by word: the order of a sum is free, so that
-nothing needs to be put in the order of channels. Beyond, the weight is dequantized into memory. Dequantized weights
-and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on shapes alone.
+sum crosses programs; on Hopper its first weights are loaded before the kernel that makes the input has ended. Up to
+``MOST_TOKENS``, tensor cores multiply (``packed_few_triton``). Beyond, the weight is dequantized into memory.
+Dequantized weights and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on
+shapes alone.
 """
 
 from __future__ import annotations
@@ -16,21 +17,16 @@ from . import packed_few_triton
 from .kernels import INTERPRETED, compute_capability
 from .packed_few_triton import HOPPER
 from .packed_weight_triton import (
-    INTERPRETS,
     LAYOUTS,
     ROWS,
     SM80,
     SM90,
     address,
-    channel,
     dequantize,
-    dequantized,
     group_of,
     halves,
-    integer,
     nearest,
     two,
-    unsigned,
     words_of,
 )
 
@@ -41,12 +37,9 @@ ERROR = 2.0**-22
 MOST_TOKENS = 64
 # Lines of a program of CUDA cores, a warp for two or for one where that leaves fewer programs than keep a GPU busy.
 LINES, PROGRAMS = 16, 256
-# Outputs of a program of tensor cores.
-TILE = 32
 # Words of every output that CUDA cores read at a time, 16 bytes a lane: the inputs for them are no more than a program
 # has threads, so that Triton loads them where they are multiplied.
 WORDS = 128
-EARLY = 1
 
 
 def product(
@@ -81,22 +74,15 @@ def product(
     if len(x) > 1:
         twice = sm == 90 and x.dtype == torch.bfloat16
         return packed_few_triton.product(x, packed, scale, prescale, zero, bias, bits=bits, layout=layout, twice=twice)
+    y = x.new_empty(len(x), out)
+    if not len(x):
+        return y
     words, outputs = words_of(packed), 2 if layout == "rows" else 1
     group, step = group_of(scale, channels)
-    per_group = len(words) * outputs // out * group // channels
-    y = x.new_empty(len(x), out)
-    few = len(x) == 1
+    unit = torch.int64 if layout in ("rows", "sm90") else torch.int32
+    lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
     early = not INTERPRETED and compute_capability(x.device.index or 0) >= HOPPER
-    unit = torch.int64 if few and layout in ("rows", "sm90") else torch.int32
-    if few:
-        lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
-        warps = LINES // 2
-        shape = {"STEP": WORDS, "num_warps": warps, "UNROLL": 2, "EARLY": EARLY if early else 0}
-        if early and EARLY in (1, 2):
-            shape["launch_pdl"] = True
-    else:
-        lines, shape = TILE // outputs, {"TOKENS": max(16, triton.next_power_of_2(len(x))), "num_warps": 4}
-    (one_token if few else tensor_cores)[(triton.cdiv(out // outputs, lines),)](
+    one_token[(triton.cdiv(out // outputs, lines),)](
         x.contiguous().view(unit),
         words,
         scale,
@@ -104,9 +90,7 @@ def product(
         x if prescale is None else prescale.view(unit),
         x if bias is None else bias,
         y,
-        len(x),
         out,
-        channels,
         channels // group,
         step * scale.stride(0),
         scale.stride(1),
@@ -117,8 +101,12 @@ def product(
         LAYOUT=LAYOUTS[layout],
         BITS=bits,
         LINES=lines,
-        WORDS=per_group,
-        **shape,
+        WORDS=len(words) * outputs // out * group // channels,
+        STEP=WORDS,
+        UNROLL=2,
+        EARLY=early,
+        num_warps=LINES // 2,
+        **({"launch_pdl": True} if early else {}),
     )
     return y
 
@@ -175,9 +163,7 @@ def one_token(  # type: ignore[no-untyped-def]
     prescale,
     bias,
     y,
-    tokens,
     out_features,
-    CHANNELS: tl.constexpr,
     ALL_GROUPS: tl.constexpr,
     group_stride,
     out_stride,
@@ -201,31 +187,22 @@ def one_token(  # type: ignore[no-untyped-def]
     even = tl.zeros((LINES, STEP), tl.float32)
     odds = even
     first = tl.arange(0, STEP)[None, :]
-    held = tl.load(
-        packed + address(line, first, ALL_GROUPS * WORDS, LAYOUT, BITS),
-        mask=(first < ALL_GROUPS * WORDS) & inside,
-        other=0,
-    )
-    if (EARLY == 1) | (EARLY == 2):
-        if EARLY == 1:
+    places = packed + address(line, first, ALL_GROUPS * WORDS, LAYOUT, BITS)
+    held = tl.load(places, mask=(first < ALL_GROUPS * WORDS) & inside, other=0)
+    if EARLY:
+        # The next kernel may start before the input is read only where lines do not take turns: measured.
+        if LAYOUT == SM90:
             tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     for start in tl.range(0, ALL_GROUPS * WORDS, STEP, loop_unroll_factor=UNROLL):
         word = (start + tl.arange(0, STEP))[None, :]
         here = word < ALL_GROUPS * WORDS
-        there = here & inside
         group = (start // WORDS + tl.arange(0, STEP // WORDS))[None, :]
         known = (group < ALL_GROUPS) & inside
-        if EARLY > 0:
-            bits = held
-            after = word + STEP
-            held = tl.load(
-                packed + address(line, after, ALL_GROUPS * WORDS, LAYOUT, BITS),
-                mask=(after < ALL_GROUPS * WORDS) & inside,
-                other=0,
-            )
-        else:
-            bits = tl.load(packed + address(line, word, ALL_GROUPS * WORDS, LAYOUT, BITS), mask=there, other=0)
+        bits = held
+        after = word + STEP
+        places = packed + address(line, after, ALL_GROUPS * WORDS, LAYOUT, BITS)
+        held = tl.load(places, mask=(after < ALL_GROUPS * WORDS) & inside, other=0)
         read = inputs_of_words(x, word, here, LAYOUT, BITS, DTYPE)
         if PRESCALE:
             p = inputs_of_words(prescale, word, here, LAYOUT, BITS, DTYPE)
@@ -246,7 +223,7 @@ def one_token(  # type: ignore[no-untyped-def]
                 odds = total
             else:
                 even = total
-    if EARLY == 2:
+    if EARLY and LAYOUT != SM90:
         tl.extra.cuda.gdc_launch_dependents()
     line = (tl.program_id(0) * LINES + tl.arange(0, LINES)) * outputs
     for odd in tl.static_range(outputs):
