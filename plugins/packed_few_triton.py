@@ -45,7 +45,7 @@ def schedule(tokens: int, lines: int, outputs: int, sm: int) -> dict[str, int]:
         height = 64 if tokens <= 32 or outputs == 2 else 128
         most = PROGRAMS // triton.cdiv(lines, height) // (1 if tokens <= 32 else 2)
         split = 1 << min(max(most, 1).bit_length() - 1, 3)
-        stages = 4 if split > 2 and height == 64 else 3
+        stages = 4 if split == 4 and height == 64 else 3
         shape = {"LINES": height, "PARTS": 1, "num_warps": height // 16, "num_stages": stages}
     shape["num_stages"] = min(shape["num_stages"], TILES.get(sm, 4))
     return {"TOKENS": tile, "SPLIT": split, **shape}
@@ -96,7 +96,7 @@ def product(
     paired = together == 2 and step == 1 and in_pairs(scale) and in_pairs(zeros)
     if paired:
         scale, zeros = scale.t().view(torch.int32).t(), zeros.t().view(torch.int32).t()
-    kind = {"bits": bits, "layout": layout, "zero": zero is not None, "twice": twice}
+    lower, upper = instructions(x.dtype, bits, layout, zero=zero is not None, twice=twice)
     few_tokens[(triton.cdiv(lines, shape["LINES"]), split)](
         arranged,
         packed.reshape(-1).view(torch.int16),
@@ -109,8 +109,8 @@ def product(
         channels // places,
         step * scale.stride(0),
         scale.stride(1),
-        FIRST=instructions(x.dtype, 0, **kind),
-        SECOND=instructions(x.dtype, 1, **kind),
+        LOWER=lower,
+        UPPER=upper,
         ZERO=zero is not None,
         TWICE=twice,
         BIAS=bias is not None and split == 1,
@@ -155,8 +155,8 @@ def few_tokens(  # type: ignore[no-untyped-def]
     fields,
     group_stride,
     out_stride,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
+    LOWER: tl.constexpr,
+    UPPER: tl.constexpr,
     ZERO: tl.constexpr,
     TWICE: tl.constexpr,
     BIAS: tl.constexpr,
@@ -227,7 +227,7 @@ def few_tokens(  # type: ignore[no-untyped-def]
                 z.broadcast_to(bits.shape),
                 z_odd.broadcast_to(bits.shape),
                 half if PAIRED else 0,
-                SECOND if PAIRED and half == 1 else FIRST,
+                UPPER if PAIRED and half == 1 else LOWER,
                 ZERO,
                 TWICE,
                 LAYOUT,
@@ -281,7 +281,7 @@ def added(  # type: ignore[no-untyped-def]
     tl.store(y + place, nearest(total, DTYPE).to(DTYPE), mask=place < size)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def multiplied(weight, inputs, total):  # type: ignore[no-untyped-def]
     """total + weight @ inputs; Triton's interpreter does not multiply bfloat16."""
     if INTERPRETS:

@@ -17,28 +17,44 @@ from .packed_weight_triton import INTERPRETS, ROWS, SM80, SM90, at, dequantized,
 MASKS, HALVES = {4: 0x000F000F, 8: 0x00FF00FF}, {4: 8, 8: 128}
 
 
-def instructions(dtype: torch.dtype, half: int, *, bits: int, layout: str, zero: bool, twice: bool) -> str:
+def instructions(dtype: torch.dtype, bits: int, layout: str, *, zero: bool, twice: bool) -> tuple[str, str]:
     """What dequantizes two fields: [integers 0, 1, ...] of both, of both outputs of a line in turn where it has two.
 
     The operands are the dequantized pairs, the fields, and twice each of the scales and the zeros of even and of odd
-    integers; the lower half of them is taken or the upper one.
+    integers, two in an int32: of those, the first instructions take the lower half, the second ones the upper half.
     """
-    count = 16 // bits
-    fields, pairs = f"${count}", layout == "rows"
-    signed = HALVES[bits] if layout in ("rows", "sm90") else 0
+    made = []
+    for half in (0x1010, 0x3232):
+        lines = chosen(half, bits, zero=zero, pairs=layout == "rows")
+        lines += multiplied(dtype, bits, layout, zero=zero, twice=twice)
+        made.append("{ .reg .b32 w, t, u, v, s0, s1, z0, z1; .reg .b16 h, i; .reg .f32 f, g, a, b; " + lines + " }")
+    return made[0], made[1]
+
+
+def chosen(half: int, bits: int, *, zero: bool, pairs: bool) -> str:
+    """One half of scales and zeros, twice in a register; those of odd integers where lines have two outputs."""
+    first = 16 // bits + 1
+    names = {
+        "s0": 0,
+        **({"s1": 2} if pairs else {}),
+        **({"z0": 4} if zero else {}),
+        **({"z1": 6} if zero and pairs else {}),
+    }
+    return " ".join(f"prmt.b32 {name}, ${first + i}, ${first + i}, {half:#x};" for name, i in names.items()) + " "
+
+
+def multiplied(dtype: torch.dtype, bits: int, layout: str, *, zero: bool, twice: bool) -> str:
+    """Every integer of two fields times its scale, plus its zero."""
+    pairs, signed = layout == "rows", HALVES[bits] if layout in ("rows", "sm90") else 0
     lines = []
-    for i, name in enumerate(("s0", "s1", "z0", "z1")):
-        if (pairs or i % 2 == 0) and (zero or i < 2):
-            lines.append(f"prmt.b32 {name}, ${count + 1 + 2 * i}, ${count + 1 + 2 * i}, {(0x1010, 0x3232)[half]:#x};")
-    for k in range(count):
+    for k in range(16 // bits):
         odd = k % 2 if pairs else 0
-        s, z = f"s{odd}", f"z{odd}"
-        lines.append(f"shr.u32 w, {fields}, {bits * k};" if k else f"mov.b32 w, {fields};")
+        lines.append(f"shr.u32 w, ${16 // bits}, {bits * k};")
         if zero or (bits, dtype) == (8, torch.bfloat16):
-            lines.append(by_float32(f"${k}", s, z if zero else None, dtype, bits, signed, twice))
+            lines.append(by_float32(f"${k}", f"s{odd}", f"z{odd}" if zero else None, dtype, bits, signed, twice))
         else:
-            lines.append(by_halves(f"${k}", s, dtype, bits, signed))
-    return "{ .reg .b32 w, t, u, v, s0, s1, z0, z1; .reg .b16 h, i; .reg .f32 f, g, a, b; " + " ".join(lines) + " }"
+            lines.append(by_halves(f"${k}", f"s{odd}", dtype, bits, signed))
+    return " ".join(lines)
 
 
 def by_halves(target: str, scale: str, dtype: torch.dtype, bits: int, signed: int) -> str:
@@ -112,7 +128,8 @@ def weights(  # type: ignore[no-untyped-def]
         for k in tl.static_range(16 // BITS):
             s, z = (s_odd, z_odd) if (LAYOUT == ROWS) & (k % 2 == 1) else (s_even, z_even)
             s, z = half_of(s, HALF, DTYPE), half_of(z, HALF, DTYPE)
-            made = (*made, dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE).to(DTYPE))
+            value = dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE).to(DTYPE)
+            made = (*made, value)  # type: ignore[assignment]
     elif BITS == 4:
         made = tl.inline_asm_elementwise(
             INSTRUCTIONS,

@@ -85,12 +85,16 @@ def test_dequantized_weights_are_equal(
         assert torch.equal(made, groupwise.dequantized(weight, scale, z, sm))
 
 
+# Every layout is read by one token, by few and by many; every schedule reads lines of one output and of two.
+GROUPWISE: list[Any] = [
+    (*kind, *shape)
+    for shape in ((1, 64, 1152, 128), (3, 64, 320, 64), (10, 64, 384, 64), (17, 64, 192, 64), (65, 64, 128, 64))
+    for kind in (KINDS[:2] if shape[0] in (10, 17) and DEVICE == "cpu" else KINDS)
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("layout", "bits"), KINDS)
-@pytest.mark.parametrize(
-    ("tokens", "out", "channels", "group"),
-    [(1, 64, 1152, 128), (3, 64, 320, 64), (10, 64, 384, 64), (17, 64, 192, 64), (65, 64, 128, 64)],
-)
+@pytest.mark.parametrize(("layout", "bits", "tokens", "out", "channels", "group"), GROUPWISE)
 def test_groupwise_products(
     layout: str, bits: int, dtype: torch.dtype, tokens: int, out: int, channels: int, group: int
 ) -> None:
