@@ -26,6 +26,7 @@ from .packed_weight_triton import (
     group_of,
     halves,
     nearest,
+    sums,
     two,
     words_of,
 )
@@ -71,8 +72,8 @@ def product(
         scaled = x if prescale is None else x * prescale.view(1, -1)
         weight = dequantize(packed, scale, zero, sm, out=out, bits=bits, layout=layout)
         return torch.nn.functional.linear(scaled, weight, bias)
+    twice = sm == 90 and x.dtype == torch.bfloat16
     if len(x) > 1:
-        twice = sm == 90 and x.dtype == torch.bfloat16
         return packed_few_triton.product(x, packed, scale, prescale, zero, bias, bits=bits, layout=layout, twice=twice)
     y = x.new_empty(len(x), out)
     if not len(x):
@@ -95,7 +96,7 @@ def product(
         step * scale.stride(0),
         scale.stride(1),
         ZERO=zero is not None,
-        TWICE=sm == 90 and x.dtype == torch.bfloat16,
+        TWICE=twice,
         PRESCALE=prescale is not None,
         BIAS=bias is not None,
         LAYOUT=LAYOUTS[layout],
@@ -105,6 +106,7 @@ def product(
         STEP=WORDS,
         UNROLL=2,
         EARLY=early,
+        SUMS=sums(x.dtype, bits, layout, twice),
         num_warps=LINES // 2,
         **({"launch_pdl": True} if early else {}),
     )
@@ -178,6 +180,7 @@ def one_token(  # type: ignore[no-untyped-def]
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
     EARLY: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
     """All of the input for a few lines, [lines, words] at a time, a warp's lines its own."""
     outputs: tl.constexpr = 2 if LAYOUT == ROWS else 1
@@ -212,7 +215,7 @@ def one_token(  # type: ignore[no-untyped-def]
             z = spread(tl.load(zero + scales, mask=known, other=0.0), WORDS).to(tl.float32) if ZERO else s
             total = odds if odd == 1 else even
             for place in tl.static_range(16 // BITS // outputs):
-                w_low, w_high = two(bits, s, z, place * outputs + odd, ZERO, TWICE, LAYOUT, BITS, DTYPE)
+                w_low, w_high = two(bits, s, z, place * outputs + odd, ZERO, TWICE, LAYOUT, BITS, DTYPE, SUMS)
                 low, high = read_by(read, place, LAYOUT, BITS)
                 if PRESCALE:
                     p_low, p_high = read_by(p, place, LAYOUT, BITS)
