@@ -124,10 +124,18 @@ def activation_rows(x: list[torch.Tensor], smoother: torch.Tensor) -> Iterator[R
 
 
 def weights() -> Iterator[Row]:
-    """INT4 groups of 128 (AWQ as its file holds it), W8A16 and W4A16 in the stream of SM 90; beside float16."""
-    for tokens in (1, 2, 4, 8, 16, 64, 256):
+    """INT4 groups of 128, AWQ and (with zeros) GPTQ, W8A16 and W4A16, in several layouts; beside float16."""
+    kinds = (
+        ("AWQ", 4, "rows"),
+        ("AWQ", 4, "sm80"),
+        ("GPTQ", 4, "sm80"),
+        ("GPTQ", 4, "sm90"),
+        ("W8A16", 8, "sm90"),
+        ("W4A16", 4, "sm80"),
+    )
+    for tokens in (1, 2, 4, 8, 16, 32, 64, 256):
         for out, channels in LLAMA_8B + LLAMA_70B:
-            for name, bits, layout in (("AWQ g128", 4, "rows"), ("W8A16", 8, "sm90"), ("W4A16", 4, "sm80")):
+            for name, bits, layout in kinds:
                 yield weight_row(tokens, out, channels, name, bits, layout)
 
 
@@ -136,22 +144,23 @@ def weight_row(tokens: int, out: int, channels: int, name: str, bits: int, layou
     sets = sets_of(size)
     packed = [torch.randint(-128, 128, (size,), dtype=torch.int8, device="cuda") for _ in range(sets)]
     x, groups = torch.randn(tokens, channels, device="cuda", dtype=torch.float16), channels // 128
-    grouped_by = groups if name.startswith("AWQ") else 1
-    scales = (torch.rand(out, grouped_by, device="cuda", dtype=torch.float16) * 1e-2).t()
+    by_group = name in ("AWQ", "GPTQ")
+    scales = (torch.rand(out, groups if by_group else 1, device="cuda", dtype=torch.float16) * 1e-2).t()
+    zeros = scales * 3 if name == "GPTQ" else None
     wide = torch.randn(2, out, channels, device="cuda", dtype=torch.float16)
 
     def ours(i: int) -> torch.Tensor:
-        if name.startswith("AWQ"):
-            return grouped.run(x, packed[i % sets], scales, bits=bits, layout=layout)
+        if by_group:
+            return grouped.run(x, packed[i % sets], scales, zero=zeros, bits=bits, layout=layout)
         return by_channel.run(x, packed[i % sets], scales[0], bits=bits, layout=layout)
 
-    least = floor(size + scales.nbytes + x.nbytes + 2 * tokens * out)
+    least = floor(size + scales.nbytes * (1 if zeros is None else 2) + x.nbytes + 2 * tokens * out)
     times = {"ours": replayed(ours, sets), "float16": replayed(lambda i: x @ wide[i % 2].t(), sets)}
     return {
         "tokens": tokens,
         "out": out,
         "in": channels,
-        "what": name,
+        "what": f"{name} {layout}",
         "floor": least,
         **times,
         "x": times["ours"] / least,

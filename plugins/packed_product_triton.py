@@ -1,9 +1,10 @@
 """x times a packed weight for few tokens, in Triton; what both weight-only plugins' kernels share.
 
 One token is multiplied on CUDA cores: a program sums the whole input for a few outputs, in registers, and no
-sum crosses programs. Up to ``MOST_TOKENS``, tensor cores multiply, word by word: the order of a sum is free, so that
-nothing needs to be put in the order of channels. Beyond, the weight is dequantized into memory. Dequantized weights
-and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on shapes alone.
+sum crosses programs; on Hopper its first weights are loaded before the kernel that makes the input has ended. Up to
+``MOST_TOKENS``, tensor cores multiply (``packed_few_triton``). Beyond, the weight is dequantized into memory.
+Dequantized weights and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on
+shapes alone.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ import torch
 import triton
 import triton.language as tl
 
+from . import packed_few_triton
+from .kernels import INTERPRETED, compute_capability
+from .packed_few_triton import HOPPER
 from .packed_weight_triton import (
-    INTERPRETS,
     LAYOUTS,
     ROWS,
     SM80,
     SM90,
     address,
-    channel,
     dequantize,
-    dequantized,
     group_of,
     halves,
-    integer,
     nearest,
+    sums,
     two,
-    unsigned,
     words_of,
 )
 
@@ -38,8 +38,6 @@ ERROR = 2.0**-22
 MOST_TOKENS = 64
 # Lines of a program of CUDA cores, a warp for two or for one where that leaves fewer programs than keep a GPU busy.
 LINES, PROGRAMS = 16, 256
-# Outputs of a program of tensor cores.
-TILE = 32
 # Words of every output that CUDA cores read at a time, 16 bytes a lane: the inputs for them are no more than a program
 # has threads, so that Triton loads them where they are multiplied.
 WORDS = 128
@@ -74,18 +72,18 @@ def product(
         scaled = x if prescale is None else x * prescale.view(1, -1)
         weight = dequantize(packed, scale, zero, sm, out=out, bits=bits, layout=layout)
         return torch.nn.functional.linear(scaled, weight, bias)
+    twice = sm == 90 and x.dtype == torch.bfloat16
+    if len(x) > 1:
+        return packed_few_triton.product(x, packed, scale, prescale, zero, bias, bits=bits, layout=layout, twice=twice)
+    y = x.new_empty(len(x), out)
+    if not len(x):
+        return y
     words, outputs = words_of(packed), 2 if layout == "rows" else 1
     group, step = group_of(scale, channels)
-    per_group = len(words) * outputs // out * group // channels
-    y = x.new_empty(len(x), out)
-    few = len(x) == 1
-    unit = torch.int64 if few and layout in ("rows", "sm90") else torch.int32
-    if few:
-        lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
-        shape = {"STEP": WORDS, "num_warps": LINES // 2, "UNROLL": 2}
-    else:
-        lines, shape = TILE // outputs, {"TOKENS": max(16, triton.next_power_of_2(len(x))), "num_warps": 4}
-    (one_token if few else tensor_cores)[(triton.cdiv(out // outputs, lines),)](
+    unit = torch.int64 if layout in ("rows", "sm90") else torch.int32
+    lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
+    early = not INTERPRETED and compute_capability(x.device.index or 0) >= HOPPER
+    one_token[(triton.cdiv(out // outputs, lines),)](
         x.contiguous().view(unit),
         words,
         scale,
@@ -93,33 +91,26 @@ def product(
         x if prescale is None else prescale.view(unit),
         x if bias is None else bias,
         y,
-        len(x),
         out,
-        channels,
         channels // group,
         step * scale.stride(0),
         scale.stride(1),
         ZERO=zero is not None,
-        TWICE=sm == 90 and x.dtype == torch.bfloat16,
+        TWICE=twice,
         PRESCALE=prescale is not None,
         BIAS=bias is not None,
         LAYOUT=LAYOUTS[layout],
         BITS=bits,
         LINES=lines,
-        WORDS=per_group,
-        **shape,
+        WORDS=len(words) * outputs // out * group // channels,
+        STEP=WORDS,
+        UNROLL=2,
+        EARLY=early,
+        SUMS=sums(x.dtype, bits, layout, twice),
+        num_warps=LINES // 2,
+        **({"launch_pdl": True} if early else {}),
     )
     return y
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def inputs(x, p, places, channels_read, there, read, PRESCALE: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Two neighbouring inputs, times their prescale, as float32."""
-    low, high = halves(tl.load(x + places // 2, mask=there, other=0), DTYPE)
-    if PRESCALE:
-        p_low, p_high = halves(tl.load(p + channels_read // 2, mask=read, other=0), DTYPE)
-        low, high = nearest(low * p_low, DTYPE), nearest(high * p_high, DTYPE)
-    return low, high
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -174,9 +165,7 @@ def one_token(  # type: ignore[no-untyped-def]
     prescale,
     bias,
     y,
-    tokens,
     out_features,
-    CHANNELS: tl.constexpr,
     ALL_GROUPS: tl.constexpr,
     group_stride,
     out_stride,
@@ -190,6 +179,8 @@ def one_token(  # type: ignore[no-untyped-def]
     WORDS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    EARLY: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
     """All of the input for a few lines, [lines, words] at a time, a warp's lines its own."""
     outputs: tl.constexpr = 2 if LAYOUT == ROWS else 1
@@ -198,13 +189,23 @@ def one_token(  # type: ignore[no-untyped-def]
     inside = line < out_features // outputs
     even = tl.zeros((LINES, STEP), tl.float32)
     odds = even
+    first = tl.arange(0, STEP)[None, :]
+    places = packed + address(line, first, ALL_GROUPS * WORDS, LAYOUT, BITS)
+    held = tl.load(places, mask=(first < ALL_GROUPS * WORDS) & inside, other=0)
+    if EARLY:
+        # The next kernel may start before the input is read only where lines do not take turns: measured.
+        if LAYOUT == SM90:
+            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     for start in tl.range(0, ALL_GROUPS * WORDS, STEP, loop_unroll_factor=UNROLL):
         word = (start + tl.arange(0, STEP))[None, :]
         here = word < ALL_GROUPS * WORDS
-        there = here & inside
         group = (start // WORDS + tl.arange(0, STEP // WORDS))[None, :]
         known = (group < ALL_GROUPS) & inside
-        bits = tl.load(packed + address(line, word, ALL_GROUPS * WORDS, LAYOUT, BITS), mask=there, other=0)
+        bits = held
+        after = word + STEP
+        places = packed + address(line, after, ALL_GROUPS * WORDS, LAYOUT, BITS)
+        held = tl.load(places, mask=(after < ALL_GROUPS * WORDS) & inside, other=0)
         read = inputs_of_words(x, word, here, LAYOUT, BITS, DTYPE)
         if PRESCALE:
             p = inputs_of_words(prescale, word, here, LAYOUT, BITS, DTYPE)
@@ -214,7 +215,7 @@ def one_token(  # type: ignore[no-untyped-def]
             z = spread(tl.load(zero + scales, mask=known, other=0.0), WORDS).to(tl.float32) if ZERO else s
             total = odds if odd == 1 else even
             for place in tl.static_range(16 // BITS // outputs):
-                w_low, w_high = two(bits, s, z, place * outputs + odd, ZERO, TWICE, LAYOUT, BITS, DTYPE)
+                w_low, w_high = two(bits, s, z, place * outputs + odd, ZERO, TWICE, LAYOUT, BITS, DTYPE, SUMS)
                 low, high = read_by(read, place, LAYOUT, BITS)
                 if PRESCALE:
                     p_low, p_high = read_by(p, place, LAYOUT, BITS)
@@ -225,75 +226,11 @@ def one_token(  # type: ignore[no-untyped-def]
                 odds = total
             else:
                 even = total
+    if EARLY and LAYOUT != SM90:
+        tl.extra.cuda.gdc_launch_dependents()
     line = (tl.program_id(0) * LINES + tl.arange(0, LINES)) * outputs
     for odd in tl.static_range(outputs):
         total = tl.sum(odds if odd == 1 else even, 1)
         if BIAS:
             total += tl.load(bias + line + odd, mask=line < out_features, other=0.0).to(tl.float32)
         tl.store(y + line + odd, nearest(total, DTYPE).to(DTYPE), mask=line < out_features)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def tensor_cores(  # type: ignore[no-untyped-def]
-    x,
-    packed,
-    scale,
-    zero,
-    prescale,
-    bias,
-    y,
-    tokens,
-    out_features,
-    CHANNELS: tl.constexpr,
-    ALL_GROUPS: tl.constexpr,
-    group_stride,
-    out_stride,
-    ZERO: tl.constexpr,
-    TWICE: tl.constexpr,
-    PRESCALE: tl.constexpr,
-    BIAS: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    BITS: tl.constexpr,
-    LINES: tl.constexpr,
-    WORDS: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
-    """All of the input for a tile of lines, group by group: a product of matrices for every place in a word."""
-    outputs: tl.constexpr = 2 if LAYOUT == ROWS else 1
-    # Triton's interpreter does not multiply bfloat16.
-    OPERAND: tl.constexpr = tl.float32 if INTERPRETS else scale.dtype.element_ty
-    # Tensor cores multiply 16 channels at a time.
-    STEP: tl.constexpr = max(WORDS, 16)
-    DTYPE: tl.constexpr = scale.dtype.element_ty
-    token = tl.arange(0, TOKENS)[:, None]
-    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
-    even = tl.zeros((TOKENS, LINES), tl.float32)
-    odds = even
-    for start in range(0, ALL_GROUPS * WORDS, STEP):
-        word = start + tl.arange(0, STEP)
-        here = word < ALL_GROUPS * WORDS
-        group = word // WORDS if WORDS < STEP else tl.zeros_like(word) + start // WORDS
-        places = address(line[None, :], word[:, None], ALL_GROUPS * WORDS, LAYOUT, BITS)
-        bits = unsigned(tl.load(packed + places, mask=here[:, None], other=0), LAYOUT, BITS)
-        for pair in tl.static_range(16 // BITS // outputs):
-            read = channel(word, pair, LAYOUT, BITS)[None, :]
-            there = here[None, :] & (token < tokens)
-            low, high = inputs(x, prescale, token * CHANNELS + read, read, there, here[None, :], PRESCALE, DTYPE)
-            for odd in tl.static_range(outputs):
-                scales = group[:, None] * group_stride + (line[None, :] * outputs + odd) * out_stride
-                s = tl.load(scale + scales, mask=here[:, None], other=0.0).to(tl.float32)
-                z = tl.load(zero + scales, mask=here[:, None], other=0.0).to(tl.float32) if ZERO else s
-                left = dequantized(integer(bits, pair, 0, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
-                right = dequantized(integer(bits, pair, 1, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
-                if odd == 0:
-                    even = tl.dot(low.to(OPERAND), left.to(OPERAND), even)
-                    even = tl.dot(high.to(OPERAND), right.to(OPERAND), even)
-                else:
-                    odds = tl.dot(low.to(OPERAND), left.to(OPERAND), odds)
-                    odds = tl.dot(high.to(OPERAND), right.to(OPERAND), odds)
-    line = line[None, :] * outputs
-    for odd in tl.static_range(outputs):
-        total = odds if odd == 1 else even
-        if BIAS:
-            total += tl.load(bias + line + odd).to(tl.float32)
-        tl.store(y + token * out_features + line + odd, nearest(total, DTYPE).to(DTYPE), mask=token < tokens)

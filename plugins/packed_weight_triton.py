@@ -172,6 +172,27 @@ def product_of_two(word, scale, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):  # t
     return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
 
 
+def sums(dtype: torch.dtype, bits: int, layout: str, twice: bool) -> str:
+    """Instructions for two integers of a word, in bits 0 and 16, times a scale plus a zero: two float32, rounded.
+
+    Of float16, float32 holds the product, so that it and the sum are one instruction; of bfloat16 it may overflow.
+    """
+    half = 1 << bits - 1
+    before, less = 0x4B000000 | (half if layout in ("rows", "sm90") else 0), 0x4B000000 | half
+    made = "{ .reg .b32 t, l, u; .reg .b16 h, i; .reg .f32 a, b; "
+    for target, shift in (("a", 0), ("b", 16)):
+        made += f"shr.u32 t, $2, {shift}; lop3.b32 t, t, {(1 << bits) - 1:#x}, {before:#x}, 0x6a; "
+        made += f"mov.b32 {target}, t; sub.rn.f32 {target}, {target}, 0f{less:08x}; "
+    if dtype == torch.float16:
+        made += "fma.rn.f32 a, a, $3, $4; fma.rn.f32 b, b, $3, $4; cvt.rn.f16x2.f32 t, b, a; "
+        return made + "mov.b32 {h, i}, t; cvt.f32.f16 $0, h; cvt.f32.f16 $1, i; }"
+    rounded = "cvt.rn.bf16x2.f32 t, b, a; shl.b32 l, t, 16; and.b32 u, t, 0xffff0000; "
+    made += "mul.rn.f32 a, a, $3; mul.rn.f32 b, b, $3; "
+    if twice:
+        made += rounded + "mov.b32 a, l; mov.b32 b, u; "
+    return made + "add.rn.f32 a, a, $4; add.rn.f32 b, b, $4; " + rounded + "mov.b32 $0, l; mov.b32 $1, u; }"
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def two(  # type: ignore[no-untyped-def]
     word,
@@ -183,13 +204,24 @@ def two(  # type: ignore[no-untyped-def]
     LAYOUT: tl.constexpr,
     BITS: tl.constexpr,
     DTYPE: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
-    """The dequantized weights of a word's integers k and k + 16 / BITS, counted from its lowest bits: two float32."""
+    """The dequantized weights of a word's integers k and k + 16 / BITS, counted from its lowest bits: two float32.
+
+    Args:
+        SUMS: ``sums``.
+    """
     if (BITS == 4) & (not ZERO) & (not INTERPRETS):
-        return product_of_two(word >> (4 * k), s, LAYOUT, DTYPE)
-    bits = unsigned(word, LAYOUT, BITS)
-    low = dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE)
-    return low, dequantized(at(bits, BITS * k + 16, BITS), s, z, ZERO, TWICE, DTYPE)
+        low, high = product_of_two(word >> (4 * k), s, LAYOUT, DTYPE)
+    elif ZERO & (not INTERPRETS):
+        low, high = tl.inline_asm_elementwise(
+            SUMS, "=f,=f,r,f,f", [word >> (BITS * k), s, z], dtype=(tl.float32, tl.float32), is_pure=True, pack=1
+        )
+    else:
+        bits = unsigned(word, LAYOUT, BITS)
+        low = dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE)
+        high = dequantized(at(bits, BITS * k + 16, BITS), s, z, ZERO, TWICE, DTYPE)
+    return low, high
 
 
 @triton.jit  # type: ignore[untyped-decorator]
