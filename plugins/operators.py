@@ -38,6 +38,12 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any
     return register
 
 
+def of_rows(q: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows that were quantized per token."""
+    assert scale is not None
+    return q, scale
+
+
 def product(x: Tensor, weight: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype, *_: Any) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
 
@@ -90,7 +96,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _rms_norm_quantize_per_token(x: Tensor, weight: Tensor, eps: float, kind: str = "int8") -> tuple[Tensor, Tensor]:
     """``rms_norm``, quantized: the integers and their scales."""
     made = rmsnorm_quantization.run(x, weight, eps, kind=kind)
-    return made.y_or_q, made.scale
+    return of_rows(made.y_or_q, made.scale)
 
 
 @operator("rms_norm_quantize_static", lambda x, weight, scale, eps, kind="int8": quantized(x, kind))
@@ -107,8 +113,8 @@ def _add_rms_norm_quantize_per_token(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, kind: str = "int8"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x + residual, and its ``rms_norm_quantize_per_token``."""
-    hidden, q, scale = rmsnorm_quantization.run(x, weight, eps, residual=residual, kind=kind)
-    return hidden, q, scale
+    made = rmsnorm_quantization.run(x, weight, eps, residual=residual, kind=kind)
+    return made.hidden, *of_rows(made.y_or_q, made.scale)
 
 
 @operator(
@@ -129,7 +135,7 @@ def _layer_norm_quantize_per_token(
 ) -> tuple[Tensor, Tensor]:
     """(x - mean) / sqrt(variance + eps) * weight + bias, quantized: the integers and their scales."""
     made = layernorm_quantization.run(x, weight, bias, eps, kind=kind)
-    return made.y_or_q, made.scale
+    return of_rows(made.y_or_q, made.scale)
 
 
 @operator("layer_norm_quantize_static", lambda x, weight, bias, scale, eps, kind="int8": quantized(x, kind))
@@ -154,8 +160,7 @@ def _gated_activation_quantize_per_token(
     gate: Tensor, up: Tensor, smoother: Tensor | None = None, activation: str = "silu", kind: str = "int8"
 ) -> tuple[Tensor, Tensor]:
     """act(gate) * up / smoother, quantized: the integers and their scales."""
-    q, scale = gated_activation.run(gate, up, smoother, activation=activation, kind=kind)
-    return q, scale
+    return of_rows(*gated_activation.run(gate, up, smoother, activation=activation, kind=kind))
 
 
 @operator(

@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from .kernels import INTERPRETED
-from .nibbles import pack_nibbles
 
 # How a matrix lies in memory: "rows" has two outputs a byte (AWQ's files), the rest are streams of mixed GEMMs, "fp8"
 # the one of SM 80 to 89 whose activations become FP8.
@@ -32,17 +31,6 @@ SIGNED_BFLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x4308
 UNSIGNED_BFLOAT16: tl.constexpr = tl.constexpr("lop3.b32 t, $2, 0x000f000f, 0x43004300, 0xea;")
 # Channels of a per-channel weight that a program takes at a time, as it does a group of the others.
 CHUNKS = (128, 64)
-
-
-def stream(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """int8 [out, in] as SM 90's mixed GEMMs read it, row by row, the even channel of two in a byte's low bits.
-
-    Returns:
-        int8 [out, in * bits / 8].
-    """
-    if bits == 8:
-        return weight.contiguous()
-    return pack_nibbles(weight)
 
 
 def words_of(packed: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """y = (x @ weight.T) * scales, INT8 or FP8: the kernels of SmoothQuantGemm, Fp8RowwiseGemm and FP8 per tensor.
 
 Tensor cores multiply tiles that are copied ahead of them, on Hopper by its copy engine; scales and bias are applied to
-what they leave in registers. Few tokens are a matter of reading the weight: small tiles, many of them, fetched before
+what they leave in registers. Few tokens are a matter of reading the weight: small tiles, many of them, launched before
 the kernel that makes the input has ended; one token needs no tensor cores. INT8: equal to the reference to the bit.
 FP8: sums of 128 products are added in float32, within 2e-3 of the sum of the products' magnitudes (Hopper's tensor
 cores keep 13 bits of a sum).
@@ -9,24 +9,20 @@ cores keep 13 bits of a sum).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import fp8_rowwise_gemm
-from .kernels import INTERPRETED, cdiv, compute_capability, power_of_two, tuned
+from .kernels import INTERPRETED, cdiv, compute_capability, tuned
+from .scaled_gemm_schedules import HOPPER, bucket, fitting, fitting_few, grid, schedules, shape_tiles
 from .smooth_quant_gemm import MOST_FEW_TOKENS
 
-# GPU generations that multiply e4m3, and that have a copy engine.
-FIRST_FP8, HOPPER = 89, 90
+# The GPU generation that first multiplies e4m3.
+FIRST_FP8 = 89
 # So many tokens are a tile of their own.
 FEW = 16
-# Bytes of the weight that a program asks for before its input is there, by lines of the cache.
-AHEAD: tl.constexpr = tl.constexpr(65536)
-LINE: tl.constexpr = tl.constexpr(128)
 
 
 def run(
@@ -88,45 +84,6 @@ def run(
     return y
 
 
-def bucket(tokens: int) -> int:
-    """Numbers of tokens that share a schedule."""
-    return min(power_of_two(tokens), 4096)
-
-
-def grid(tokens: int, out: int) -> Any:
-    """One program a tile of the product."""
-    return lambda meta: (cdiv(tokens, meta["BM"]) * cdiv(out, meta["BN"]),)
-
-
-def shape_tiles(arguments: dict[str, Any]) -> None:
-    """Descriptors copy tiles of the schedule that is tried."""
-    depth = arguments["BK"]
-    arguments["x"].block_shape = [arguments["BM"], depth]
-    arguments["weight"].block_shape = [arguments["BN"], depth]
-
-
-def schedules(*sizes: tuple[int, int, int, int, int], hook: Any = None) -> list[Any]:
-    """Tiles as (tokens, outputs, inputs), warps and tiles in flight."""
-    return [
-        triton.Config({"BM": m, "BN": n, "BK": k}, num_warps=warps, num_stages=stages, pre_hook=hook)
-        for m, n, k, warps, stages in sizes
-    ]
-
-
-def fitting(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[Any]:
-    """Schedules whose tiles are not far larger than the product, nor far smaller; any if none is left."""
-    tokens, sm = arguments["BUCKET"], compute_capability()
-    room = 101376 if sm in (86, 89) else 166912 if sm < HOPPER else 232448
-    kept = [
-        config
-        for config in configs
-        if config.kwargs["BM"] <= max(tokens, 64)
-        and (config.num_warps == 8 or tokens < 2048)
-        and (config.kwargs["BM"] + config.kwargs["BN"]) * config.kwargs["BK"] * config.num_stages <= room
-    ]
-    return kept or configs[-1:]
-
-
 MANY = ["out", "channels", "BUCKET"]
 
 
@@ -166,21 +123,6 @@ def tile_of(program, tokens, out, BM: tl.constexpr, BN: tl.constexpr):  # type: 
     first = program // (8 * across) * 8
     height = min(down - first, 8)
     return first + program % (8 * across) % height, program % (8 * across) // height
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def ask_for(weight, first, rows, channels):  # type: ignore[no-untyped-def]
-    """Have the first bytes of some rows of the weight brought to the second-level cache."""
-    lines = tl.arange(0, AHEAD // LINE).to(tl.int64) * LINE
-    inside = tl.minimum(lines, rows.to(tl.int64) * channels - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [(weight + first.to(tl.int64) * channels + inside).to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @tuned(
@@ -228,7 +170,9 @@ def of_one(  # type: ignore[no-untyped-def]
 
 
 @tuned(
-    schedules((16, 32, 512, 4, 6), (16, 64, 256, 4, 6), (16, 16, 512, 2, 4), (16, 32, 256, 4, 4)), ["out", "channels"]
+    schedules((16, 32, 512, 4, 6), (16, 64, 256, 4, 6), (16, 16, 512, 2, 4), (16, 32, 256, 4, 4)),
+    ["out", "channels"],
+    fitting_few,
 )
 @triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
 def of_few(  # type: ignore[no-untyped-def]
@@ -256,7 +200,6 @@ def of_few(  # type: ignore[no-untyped-def]
     first = tl.program_id(0) * BN
     rows, columns, inner = tl.arange(0, BM), first + tl.arange(0, BN), tl.arange(0, BK)
     if EARLY:
-        ask_for(weight, first, min(out - first, BN), channels)
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     x += (rows % tokens)[:, None] * channels + inner[None, :]

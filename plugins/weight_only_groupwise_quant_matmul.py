@@ -6,6 +6,7 @@ from . import few_tokens, float_product, fp8, kernels
 from .float_product import FloatProduct
 from .identity import INTEGER, Plugin
 from .lazy import torch
+from .weight_only_quant_matmul import Arranged
 
 PLUGIN = Plugin(
     "WeightOnlyGroupwiseQuantMatmul",
@@ -93,6 +94,11 @@ def reference(
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
+def by_output(scale: torch.Tensor) -> torch.Tensor:
+    """[groups, out] with an output's groups side by side in memory, as kernels read them fastest."""
+    return scale.t().contiguous().t()
+
+
 def prepare(
     weight: torch.Tensor,
     weights_scaling_factor: torch.Tensor,
@@ -103,20 +109,22 @@ def prepare(
     *,
     bits: int,
     sm: int,
+    arranged: Arranged,
 ) -> FloatProduct:
     """``reference`` for many calls, however few tokens come as the kernel for many of them computes it.
 
-    On a GPU the integers stay packed, in the order of SM 90's stream, unless they pass through FP8; elsewhere the
-    weight is dequantized.
+    On a GPU the integers stay packed, unless they pass through FP8; elsewhere the weight is dequantized.
+
+    Args:
+        arranged: gives the order in which kernels read integers.
     """
     prequant = None if prequant_scaling_factor is None else prequant_scaling_factor.view(1, -1)
     if kernels.behind(weight) and alpha is None:
-        from .packed_weight_triton import stream
         from .weight_only_groupwise_quant_matmul_triton import run
 
-        packed = stream(weight, bits)
-        scale, zeros = (None if t is None else t.t().contiguous().t() for t in (weights_scaling_factor, zero))
-        return lambda x: run(x, packed, scale, prequant, zeros, bias=bias, bits=bits, layout="sm90", sm=sm)
+        packed, layout = arranged(weight, bits)
+        scale, zeros = by_output(weights_scaling_factor), None if zero is None else by_output(zero)
+        return lambda x: run(x, packed, scale, prequant, zeros, bias=bias, bits=bits, layout=layout, sm=sm)
     held = dequantized(weight, weights_scaling_factor, zero, sm)
     if alpha is None:
         run_float = float_product.prepare(held, bias)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import few_tokens, float_product, kernels
 from .float_product import FloatProduct
 from .identity import INTEGER, Plugin
 from .lazy import torch
 
+# int8 [out, in] of so many bits -> the packed integers, and the name of their order.
+Arranged = Callable[["torch.Tensor", int], tuple["torch.Tensor", str]]
 PLUGIN = Plugin(
     "WeightOnlyQuantMatmul",
     ("type_id", "weight_type_id"),
@@ -46,15 +50,17 @@ def reference(
     return (x.float() @ w.float().t()).to(x.dtype)
 
 
-def prepare(weight: torch.Tensor, per_channel_scale: torch.Tensor, bits: int) -> FloatProduct:
+def prepare(weight: torch.Tensor, per_channel_scale: torch.Tensor, bits: int, arranged: Arranged) -> FloatProduct:
     """``reference`` for many calls, however few tokens come as the kernel for many of them computes it.
 
-    On a GPU the integers stay packed, in the order of SM 90's stream; elsewhere the weight is dequantized.
+    On a GPU the integers stay packed; elsewhere the weight is dequantized.
+
+    Args:
+        arranged: gives the order in which kernels read integers.
     """
     if not kernels.behind(weight):
         return float_product.prepare(dequantized(weight, per_channel_scale))
-    from .packed_weight_triton import stream
     from .weight_only_quant_matmul_triton import run
 
-    packed = stream(weight, bits)
-    return lambda x: run(x, packed, per_channel_scale, bits=bits, layout="sm90")
+    packed, layout = arranged(weight, bits)
+    return lambda x: run(x, packed, per_channel_scale, bits=bits, layout=layout)

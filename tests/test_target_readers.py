@@ -20,8 +20,8 @@ READ = [
     for reader, path in folder["logits"].items()
     if "float16 as exported" not in reader
 ]
-# Of logits whose deviation is 2.1: sums of float32 in another order at most tokens, and what an integer makes that falls
-# to the other side of a tie at some.
+# Of logits whose deviation is 2.1: at most tokens sums of float32 in another order, at some what an integer makes that
+# falls to the other side of a tie.
 CLOSE, OFF = 1e-4, 0.01
 
 

@@ -17,10 +17,10 @@ from ..files.disk import shown_path
 from ..peers import started
 from ..prove.proven import Executable
 from ..prove.verify import check_same_model
-from .cache import Piece
 from .job import opened_any
 from .network import Network
 from .options import BenchOptions
+from .passes import Piece
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ class Transformers:
         from transformers import AutoModelForCausalLM
 
         self.device = device
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
+        made: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
-        ).to(device)
+        )
+        self.model = made.to(device)
         self.cache: Any = None
 
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ class KernelCache(KeyValueCache):
         kind, scales = (None, None) if kv_cache is None else kv_cache
         cos, sin = self.turns.of(index)
         q = gpt_attention_triton.store(qkv[0], cos, sin, now.places, now.slots, *held, heads, scales, kind)
-        made = [
+        made: list[tuple[slice | torch.Tensor, torch.Tensor]] = [
             (rows, self.of_piece(index, piece, q[rows].transpose(0, 1), kv_cache).transpose(0, 1).flatten(1))
             for piece, rows in now.longer
         ]
@@ -64,7 +64,9 @@ class KernelCache(KeyValueCache):
         if heads.cap is not None or not heads.plain(piece.end):
             return super().of_piece(index, piece, q.float(), kv_cache)
         k, v = (x.to(q.dtype)[None] for x in self.read(index, piece, kv_cache))
-        how = {"scale": heads.scale, "enable_gqa": heads.heads != heads.kv_heads}
-        if piece.first == 0:
-            return scaled_dot_product_attention(q[None], k, v, is_causal=True, **how)[0]
-        return scaled_dot_product_attention(q[None], k, v, causal_lower_right(piece.count, piece.end), **how)[0]
+        first, grouped = piece.first == 0, heads.heads != heads.kv_heads
+        mask = None if first else causal_lower_right(piece.count, piece.end)
+        attended: torch.Tensor = scaled_dot_product_attention(
+            q[None], k, v, mask, is_causal=first, scale=heads.scale, enable_gqa=grouped
+        )
+        return attended[0]

@@ -73,18 +73,26 @@ def smooth_quant_gemm_of_few(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def rmsnorm_quantization(  # type: ignore[no-untyped-def]
-    x, weight, q, scales, CHANNELS: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr
+    x, weight, q, scales, CHANNELS: tl.constexpr, EPS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr
 ):
-    norm(x, None, weight, x, q, scales, None, CHANNELS, 0, CHANNELS, EPS, "int8", False, BLOCK)
+    norm(
+        x, None, weight, x, q, scales, None, CHANNELS, 0, CHANNELS, EPS, "int8", False, False, False, PIECE, PIECES
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def add_rmsnorm_quantization(  # type: ignore[no-untyped-def]
-    x, residual, weight, hidden, q, scales, CHANNELS: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr
-):
-    norm(x, residual, weight, hidden, q, scales, None, CHANNELS, CHANNELS, CHANNELS, EPS, "int8", False, BLOCK)
+    x, residual, weight, hidden, q, scales,
+    CHANNELS: tl.constexpr, EPS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    norm(
+        x, residual, weight, hidden, q, scales, None, CHANNELS, CHANNELS, CHANNELS, EPS, "int8", False, False, False,
+        PIECE, PIECES,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def quantize_per_token(x, q, scales, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    quantize(x, None, q, scales, None, CHANNELS, CHANNELS, "int8", False, BLOCK)
+def quantize_per_token(  # type: ignore[no-untyped-def]
+    x, q, scales, CHANNELS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr
+):
+    quantize(x, None, q, scales, None, CHANNELS, CHANNELS, "int8", False, False, PIECE, PIECES)

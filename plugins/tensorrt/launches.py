@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from ..arithmetic_triton import in_registers
+from ..quantized_rows_triton import AT_ONCE, row_schedule
 from ..smooth_quant_gemm import MOST_FEW_TOKENS
 from . import entries
 from .ahead import Kernel, compiled
@@ -113,7 +113,7 @@ def quantize_per_token(channels: int, dtype: str) -> Launch:
 
 def by_row(entry: Any, floats: dict[str, str], channels: int, **constants: object) -> Launch:
     """One program a token, which leaves as int8 with its scale."""
-    schedule = in_registers(channels)
-    constants |= {"CHANNELS": channels, "BLOCK": schedule["BLOCK"]}
+    schedule = row_schedule(channels, False, AT_ONCE)
+    constants |= {"CHANNELS": channels, "PIECE": schedule["PIECE"], "PIECES": schedule["PIECES"]}
     types = {**floats, "q": "*i8", "scales": "*fp32"}
     return Launch(entry, types, constants, lambda tokens, cdiv: (tokens, 1), schedule["num_warps"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .....plugins import fp8
 from .....plugins.lazy import torch
-from .....plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale, prepare, reference
+from .....plugins.weight_only_groupwise_quant_matmul import dequantized, fp8_scale, reference
 from ....models.pieces import Group, Linear
 from ....numbers.fp8 import range_scale
 from ....numbers.quantized import QuantizedLinear
@@ -90,9 +90,7 @@ class Awq(Groupwise):
 
     def prepared(self, own: Tensors) -> Product:
         scale, prequant, alpha = self.factors(own)
-        how = {"alpha": alpha, "bias": own.get("bias"), "bits": self.scheme.bits, "sm": self.engine.sm}
-        run = prepare(own["weight"], scale, prequant, **how)
-        return lambda read: run(read.x)
+        return self.run(own, scale, prequant=prequant, alpha=alpha)
 
     def factors(self, own: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Weight scales, what multiplies the input, and alpha, as the loader hands them to the plugin."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .....plugins.lazy import torch
-from .....plugins.weight_only_groupwise_quant_matmul import dequantized, prepare, reference
+from .....plugins.weight_only_groupwise_quant_matmul import dequantized, reference
 from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....quantize.scheme import GPTQ, GROUP, INTEGERS, Scheme
@@ -67,9 +67,7 @@ class Gptq(Groupwise):
         return dequantized(own["weight"], scale, zero, self.engine.sm).float()
 
     def prepared(self, own: Tensors) -> Product:
-        how = {"zero": own["zero"], "bias": own.get("bias"), "bits": self.scheme.bits, "sm": self.engine.sm}
-        run = prepare(own["weight"], own["weights_scaling_factor"], **how)
-        return lambda read: run(read.x)
+        return self.run(own, own["weights_scaling_factor"], zero=own["zero"])
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:
         return reference(

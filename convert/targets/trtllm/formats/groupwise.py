@@ -6,11 +6,12 @@ from typing import Any
 
 from .....plugins import weight_only_groupwise_quant_matmul
 from .....plugins.identity import FP8_INTEGER, Generations, Plugin
+from .....plugins.lazy import torch
 from .....plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ....errors import InputError
 from ....quantize.scheme import Scheme
 from .. import packing
-from .base import Format
+from .base import Format, Product, Tensors
 
 
 class Groupwise(Format):
@@ -45,6 +46,28 @@ class Groupwise(Format):
     def packed_for(self) -> int:
         """A GPU generation whose shapes are those of all that the file is for."""
         return self.engine.sm
+
+    def run(
+        self,
+        own: Tensors,
+        scale: torch.Tensor,
+        prequant: torch.Tensor | None = None,
+        zero: torch.Tensor | None = None,
+        alpha: torch.Tensor | None = None,
+    ) -> Product:
+        """What the plugin computes of a linear's integers, its bias and these, for many calls."""
+        run = weight_only_groupwise_quant_matmul.prepare(
+            own["weight"],
+            scale,
+            prequant,
+            zero,
+            alpha,
+            own.get("bias"),
+            bits=self.scheme.bits,
+            sm=self.engine.sm,
+            arranged=packing.arranged,
+        )
+        return lambda read: run(read.x)
 
     def check(self, out_features: int, in_features: int, name: str) -> None:
         assert self.scheme.group_size is not None

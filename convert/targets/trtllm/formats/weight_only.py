@@ -70,7 +70,9 @@ class WeightOnly(Format):
         return weight_only_quant_matmul.dequantized(own["weight"], own["per_channel_scale"]).float()
 
     def prepared(self, own: Tensors) -> Product:
-        run = weight_only_quant_matmul.prepare(own["weight"], own["per_channel_scale"], self.scheme.bits)
+        run = weight_only_quant_matmul.prepare(
+            own["weight"], own["per_channel_scale"], self.scheme.bits, packing.arranged
+        )
         return lambda read: run(read.x)
 
     def product(self, own: Tensors, read: Activation) -> torch.Tensor:

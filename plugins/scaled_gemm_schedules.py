@@ -1,0 +1,70 @@
+"""Which tiles ``scaled_gemm_triton`` multiplies, in which numbers, on which GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+from .kernels import cdiv, compute_capability, power_of_two
+
+# The GPU generation that has a copy engine.
+HOPPER = 90
+
+
+def bucket(tokens: int) -> int:
+    """Numbers of tokens that share a schedule."""
+    return min(power_of_two(tokens), 4096)
+
+
+def grid(tokens: int, out: int) -> Any:
+    """One program a tile of the product."""
+    return lambda meta: (cdiv(tokens, meta["BM"]) * cdiv(out, meta["BN"]),)
+
+
+def shape_tiles(arguments: dict[str, Any]) -> None:
+    """Descriptors copy tiles of the schedule that is tried."""
+    depth = arguments["BK"]
+    arguments["x"].block_shape = [arguments["BM"], depth]
+    arguments["weight"].block_shape = [arguments["BN"], depth]
+
+
+def schedules(*sizes: tuple[int, int, int, int, int], hook: Any = None) -> list[Any]:
+    """Tiles as (tokens, outputs, inputs), warps and tiles in flight."""
+    return [
+        triton.Config({"BM": m, "BN": n, "BK": k}, num_warps=warps, num_stages=stages, pre_hook=hook)
+        for m, n, k, warps, stages in sizes
+    ]
+
+
+def fitting(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[Any]:
+    """Schedules whose tiles are not far larger than the product, nor far smaller; any if none is left."""
+    tokens = arguments["BUCKET"]
+    sized = [c for c in configs if c.kwargs["BM"] <= max(tokens, 64) and (c.num_warps == 8 or tokens < 2048)]
+    return in_shared_memory(sized) or configs[-1:]
+
+
+def fitting_few(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[Any]:
+    """On Hopper the one of the two large tiles whose programs need the fewest rounds, one on each multiprocessor."""
+    if compute_capability() < HOPPER:
+        return in_shared_memory(configs) or configs[-1:]
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+
+    def outputs_in_turn(config: Any) -> tuple[int, int]:
+        columns = config.kwargs["BN"]
+        return cdiv(cdiv(arguments["out"], columns), processors) * columns, -columns
+
+    return [min(configs[:2], key=outputs_in_turn)]
+
+
+def in_shared_memory(configs: list[Any]) -> list[Any]:
+    """Schedules whose tiles in flight fit a multiprocessor."""
+    sm = compute_capability()
+    room = 101376 if sm in (86, 89) else 166912 if sm < HOPPER else 232448
+
+    def held(config: Any) -> int:
+        tile = config.kwargs
+        return int((tile["BM"] + tile["BN"]) * tile["BK"] * config.num_stages)
+
+    return [config for config in configs if held(config) <= room]

@@ -1,0 +1,48 @@
+"""Whole layers of every format with kernels in the plugins' place: the wiring of formats, runtime and kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from enginesmith.convert.prove.layers import computed
+from enginesmith.convert.prove.proven import ProvenCheckpoint
+from enginesmith.plugins import kernels
+
+from .conftest import ALGORITHMS
+from .test_formats import FORMATS, WIDE, group_size
+
+Tiny = Callable[..., Path]
+Converted = Callable[..., ProvenCheckpoint]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def hidden_states(checkpoint: ProvenCheckpoint, ids: torch.Tensor, device: torch.device, checks: bool) -> torch.Tensor:
+    """Behind all layers, float32 on the CPU."""
+    runtime = checkpoint.runtime(ids.shape[1], device)
+    runtime.checks = checks
+    hidden = checkpoint.embedding().to(device)(ids.to(device))
+    for index in range(checkpoint.model.num_hidden_layers):
+        hidden = computed(runtime, index, checkpoint.executed(index, device).prepared(), hidden)
+    return hidden.float().cpu()
+
+
+@pytest.mark.parametrize(("tokens", "checks"), [(1, False), (3, True), (5, False)])
+@pytest.mark.parametrize("algo", [*ALGORITHMS, *FORMATS])
+def test_kernels_compute_what_references_do(
+    algo: str, tokens: int, checks: bool, tiny: Tiny, converted: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused where nobody looks between, and operation by operation."""
+    checkpoint = converted(tiny(**WIDE | {"num_hidden_layers": 1}), quant=algo, group_size=group_size(algo))
+    ids = torch.randint(101, (1, tokens), generator=torch.Generator().manual_seed(tokens))
+    wanted = hidden_states(checkpoint, ids, torch.device("cpu"), checks=True)
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(kernels, "behind", lambda x: True)
+    got = hidden_states(checkpoint, ids, DEVICE, checks)
+    apart = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    assert float(apart.median()) < 2e-3
+    assert float(apart.max()) < 3e-2
