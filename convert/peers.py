@@ -108,7 +108,7 @@ def fails_first() -> bool:
     if peers.size == 1:
         return True
     try:
-        return store().add("enginesmith failures", 1) == 1
+        return bool(store().add("enginesmith failures", 1) == 1)
     except Exception:  # who keeps it has gone
         return peers.rank == 0
 

@@ -146,4 +146,4 @@ def median_replay(call: Callable[[], object]) -> float:
         end.record()
         end.synchronize()
         taken.append(start.elapsed_time(end) / REPEATS)
-    return median(taken)
+    return float(median(taken))
