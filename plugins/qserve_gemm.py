@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import int8
+from . import int8, smooth_quant_gemm
 from .arithmetic import fma
 from .identity import INTEGER, Plugin
 from .lazy import torch
@@ -32,7 +32,7 @@ def scaled_product(
     x: torch.Tensor, act_scales: torch.Tensor, unfolded: torch.Tensor, s1_scales: torch.Tensor
 ) -> torch.Tensor:
     """y = (x @ unfolded.T) * s1 * s_x, float16 [tokens, out]; as for ``reference_per_group``."""
-    return (int8.matmul(x, unfolded).float() * (s1_scales.float() * act_scales.float())).half()
+    return smooth_quant_gemm.run(x, unfolded, act_scales.float(), s1_scales.float(), torch.float16, most_few=0)
 
 
 def reference_per_group(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...plugins import int8
+from ...plugins import int8, smooth_quant_gemm
 from . import ranges
 from .inputs import InputStatistics
 from .rounding import row_amax, to_int8
@@ -202,8 +202,8 @@ def error_of(statistics: InputStatistics, blocks: list[Block]) -> Callable[[torc
         x = tokens / s
         largest = row_amax(x)[:, None] if range_ is None else torch.full_like(x[:, :1], range_)
         x_scale = largest / 127
-        got = int8.matmul(int8.saturate(x / x_scale), to_int8(smoothed, scales)).float()
-        got.mul_(x_scale).mul_(scales / 127).sub_(wanted)
+        integers, steps = (int8.saturate(x / x_scale), to_int8(smoothed, scales)), (x_scale, scales / 127)
+        got = smooth_quant_gemm.run(*integers, *steps, torch.float32, most_few=0).sub_(wanted)
         return float(count @ got.square_() @ times) / energy
 
     return error

@@ -8,7 +8,10 @@ take them, a byte holds output r in its low nibble and r + 16 in its high one. S
 
 from __future__ import annotations
 
-from .....plugins import qserve_gemm, quantize_per_token, rmsnorm_quantization
+from abc import abstractmethod
+from functools import partial
+
+from .....plugins import kernels, qserve_gemm, quantize_per_token, rmsnorm_quantization
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
 from .....plugins.quantized_rows import INT8 as INT8_ROWS
@@ -22,6 +25,9 @@ from ..ranks import FLOAT16, INT8, Tensor
 from ..storage import BY_GROUP, FRAGMENTS
 from ..values import POSITIVE, SECOND_SCALE, Zeros
 from .base import Activation, Format, Product, Rounding, Tensors
+
+# So many tokens are multiplied by integers as they are packed.
+FEW_TOKENS = 64
 
 
 class QServe(Format):
@@ -50,6 +56,21 @@ class QServe(Format):
     def rounding(self, input_scale: torch.Tensor | None) -> Rounding:
         return Rounding(INT8_ROWS, sums=True)
 
+    def prepared(self, own: Tensors) -> Product:
+        many = self.many(own)
+        if not kernels.behind(own["weight"]):
+            return many
+        few = self.few(own)
+        return lambda read: (few if len(read.x) <= FEW_TOKENS else many)(read)
+
+    def many(self, own: Tensors) -> Product:
+        """``prepared``, by whole INT8 products."""
+        return partial(self.product, own)
+
+    @abstractmethod
+    def few(self, own: Tensors) -> Product:
+        """``prepared`` for few tokens on a GPU, from integers as they are packed."""
+
 
 class QServeGroup(QServe):
     """Adds ``s2_scales`` and ``s2_zeros``, whole numbers by group."""
@@ -77,12 +98,24 @@ class QServeGroup(QServe):
         zero = (-own["s2_zeros"]).view(torch.uint8) // own["s2_scales"].view(torch.uint8)
         return QuantizedLinear(own["weight"], own["s2_scales"], zero.to(torch.int8), own["s1_scales"])
 
-    def prepared(self, own: Tensors) -> Product:
+    def many(self, own: Tensors) -> Product:
         weight = qserve_gemm.unfolded(own["weight"], own["s2_scales"], own["s2_zeros"])
 
         def product(read: Activation) -> torch.Tensor:
             assert read.scale is not None
             return qserve_gemm.scaled_product(read.x, read.scale, weight, own["s1_scales"])
+
+        return product
+
+    def few(self, own: Tensors) -> Product:
+        from .....plugins.qserve_gemm_triton import run_per_group
+
+        packed = FRAGMENTS.store(own["weight"])
+        second = [BY_GROUP.store(own[suffix]) for suffix in ("s2_scales", "s2_zeros")]
+
+        def product(read: Activation) -> torch.Tensor:
+            assert read.scale is not None
+            return run_per_group(read.x, read.scale, packed, own["s1_scales"], *second)
 
         return product
 
@@ -118,3 +151,15 @@ class QServeChannel(QServe):
         assert read.total is not None
         scales = own["s1_scales"], own["s1_szeros"]
         return qserve_gemm.reference_per_channel(read.x, read.scale, read.total, own["weight"], *scales)
+
+    def few(self, own: Tensors) -> Product:
+        from .....plugins.qserve_gemm_triton import run_per_channel
+
+        packed = FRAGMENTS.store(own["weight"])
+
+        def product(read: Activation) -> torch.Tensor:
+            assert read.scale is not None
+            assert read.total is not None
+            return run_per_channel(read.x, read.scale, read.total, packed, own["s1_scales"], own["s1_szeros"])
+
+        return product
