@@ -18,4 +18,4 @@ if [ ! -d .tritonserver/pytriton ]; then
 fi
 # lm-evaluation-harness, 450 MB with what it needs, for the tests that ask it; without it they are skipped and say why.
 python -m pip install --quiet --constraint examples/constraints.txt --editable '.[evaluate]' || true
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadfile "$@"  # two processes, each file in one of them
