@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def test_cancelled_and_stopped(server: Running) -> None:
 
 
 def test_memory_after_many_requests(preview: Preview, server: Running) -> None:
-    """Two thousand requests leave nothing behind."""
+    """A thousand requests leave nothing behind, once an allocator has what it keeps."""
     (pid,) = [pid for pid in processes() if f"{preview.repository}/tensorrt_llm/" in command(pid)]
 
     def many(count: int) -> None:
@@ -266,10 +267,10 @@ def test_memory_after_many_requests(preview: Preview, server: Running) -> None:
 
     many(1000)
     sizes = [resident(pid)]
-    for _ in range(2):
+    for _ in range(4):
         many(1000)
         sizes.append(resident(pid))
-    assert min(sizes[1] - sizes[0], sizes[2] - sizes[1]) < 2 * 2**20
+    assert min(after - before for before, after in pairwise(sizes)) < 2**20
 
 
 def processes() -> list[int]:
