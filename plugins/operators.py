@@ -65,7 +65,10 @@ RULES: dict[str, Rule] = {
     "up": LIKE,
     "weight": CHANNELS,
     "bias": CHANNELS,
-    "smoother": CHANNELS,
+    "smoother": (
+        f"{CHANNELS[0]} or [1, channels]",
+        lambda t, x, _: t is None or (t.shape[:-1] in ((), (1,)) and is_channels(t.reshape(-1), x)),
+    ),
     "scale": ("float32 of one element", lambda t, x, _: is_scale(t)),
     "eps": ("a finite number, 0 or more,", lambda eps, x, _: 0 <= eps < math.inf),
     "kind": ("int8 or fp8", lambda kind, x, _: kind in DTYPES),

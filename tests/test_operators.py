@@ -83,7 +83,7 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
             X.float(),
             r"x is torch.float32 .*; float16 or bfloat16 \[tokens, channels\] is needed",
         ),
-        ("quantize_per_token", 1, SMOOTHER[:1], r"smoother is .*; float16, bfloat16 or float32 \[channels\] is needed"),
+        ("quantize_per_token", 1, SMOOTHER[:1], r"smoother is .*; .* \[channels\] or \[1, channels\] is needed"),
         ("quantize_static", 1, SMOOTHER.float(), "scale is .*; float32 of one element is needed"),
         ("rms_norm", 1, WEIGHT.int(), "weight is torch.int32"),
         ("rms_norm", 1, torch.empty(64, device="meta"), "tensors are on .* and meta; move all to one device"),
@@ -116,6 +116,14 @@ def test_words_that_are_not_known_are_refused(name: str, device: str) -> None:
     if "activation" in name and device != "meta":
         with pytest.raises(ValueError, match="activation is 'tanh'; one of silu, gelu, relu, squared-relu is needed"):
             getattr(OPS, name)(*made, activation="tanh")
+
+
+def test_smoothers_are_read_as_checkpoints_have_them() -> None:
+    """[1, channels]."""
+    for got, expected in zip(
+        OPS.quantize_per_token(X, SMOOTHER.float()[None]), OPS.quantize_per_token(X, SMOOTHER), strict=True
+    ):
+        assert torch.equal(got, expected)
 
 
 def test_fp8_products_multiply_e4m3_alone() -> None:
