@@ -11,14 +11,15 @@ from typing import TextIO
 
 from ..convert.errors import InputError
 from ..convert.files.staging import ENDING
-from ..convert.peers import fails_first, part, started
+from ..convert.peers import check_started, fails_first, part, started
 
 # Commands that execute a rank in each process.
 TOGETHER = ("verify", "generate", "bench")
 
 
 def check_together(command: str | None) -> None:
-    """Raise InputError for a command that several processes would do each for itself."""
+    """Raise InputError for a command that several processes would do each for itself, or that could not meet."""
+    check_started()
     if started().size > 1 and command not in TOGETHER:
         raise InputError(f"{command}: only {', '.join(TOGETHER)} run under torchrun; start it without")
 

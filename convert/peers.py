@@ -94,6 +94,19 @@ def started() -> Peers:
     return Peers(int(size), int(rank))
 
 
+def check_started() -> None:
+    """Raise InputError for an environment in which processes cannot find each other, which would wait for ever."""
+    peers = started()
+    if peers.rank >= peers.size:
+        raise InputError(f"RANK is {peers.rank}, WORLD_SIZE {peers.size}; ranks count from 0: use torchrun")
+    port = os.environ.get("MASTER_PORT", "")
+    if peers.size > 1 and not (os.environ.get("MASTER_ADDR") and port.isdecimal() and int(port) < 2**16):
+        raise InputError(
+            f"WORLD_SIZE is {peers.size}, but MASTER_ADDR and MASTER_PORT do not say where processes meet; "
+            "use torchrun, or unset WORLD_SIZE"
+        )
+
+
 @cache
 def store() -> Any:
     """What all of them can write to and read, before they are connected too."""
@@ -106,6 +119,10 @@ def fails_first() -> bool:
     """Whether no other process has failed before: one that fails because another did has nothing to tell."""
     peers = started()
     if peers.size == 1:
+        return True
+    try:
+        check_started()
+    except InputError:  # nobody can be asked
         return True
     try:
         return bool(store().add("enginesmith failures", 1) == 1)

@@ -13,9 +13,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import tensorrt as trt
-import tensorrt.plugin as trtp
 import torch
+
+try:
+    import tensorrt as trt
+    import tensorrt.plugin as trtp
+    import triton  # noqa: F401  compiles the kernels
+except ImportError as error:
+    raise SystemExit(f"{error}: pip install 'tensorrt>=10.9' triton") from None
 
 import enginesmith.plugins.tensorrt.registration  # noqa: F401  registers the plugins
 from enginesmith.plugins import rmsnorm_quantization, smooth_quant_gemm
@@ -92,6 +97,8 @@ def reference(x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor
 
 
 def main() -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit("PyTorch finds no GPU: the engine is built on the one that runs it")
     weights = drawn_weights()
     serialized = build(weights)
     if sys.argv[1:]:

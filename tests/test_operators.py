@@ -57,6 +57,102 @@ def test_every_operator_is_checked() -> None:
     assert {name.removeprefix("_") for name in held} == {*ARGUMENTS, "fp8_gemm"}
 
 
+def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
+    """The arguments of an operator, one of them another."""
+    whole = list(ARGUMENTS[name])
+    whole[place:] = [value, *whole[place + 1 :]]
+    return tuple(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "said"),
+    [
+        ("smooth_quant_gemm", 0, INTEGERS[0], r"x is torch.int8 \[64\]; int8 \[tokens, in\] is needed"),
+        ("smooth_quant_gemm", 0, X, "x is torch.float16"),
+        ("smooth_quant_gemm", 1, MATRIX[:, :32], "weight is .*; x's dtype and channels"),
+        ("smooth_quant_gemm", 1, MATRIX.half(), "weight is torch.float16"),
+        ("smooth_quant_gemm", 2, COLUMNS, r"scale_a is .*; float32 \[tokens, 1\] or of one element is needed"),
+        ("smooth_quant_gemm", 2, ROWS.half(), "scale_a is torch.float16"),
+        ("smooth_quant_gemm", 3, COLUMNS[:, :7], r"scale_b is .*; float32 \[1, out\] or of one element is needed"),
+        ("smooth_quant_gemm", 4, torch.int8, "dtype is torch.int8; float16, bfloat16 or float32 is needed"),
+        ("smooth_quant_gemm", 5, BIAS[:1], r"bias is .*; \[out\] in the dtype asked for is needed"),
+        ("smooth_quant_gemm", 5, drawn(48).float(), "bias is torch.float32"),
+        (
+            "quantize_per_token",
+            0,
+            X.float(),
+            r"x is torch.float32 .*; float16 or bfloat16 \[tokens, channels\] is needed",
+        ),
+        ("quantize_per_token", 1, SMOOTHER[:1], r"smoother is .*; .* \[channels\] or \[1, channels\] is needed"),
+        ("quantize_static", 1, SMOOTHER.float(), "scale is .*; float32 of one element is needed"),
+        ("rms_norm", 1, WEIGHT.int(), "weight is torch.int32"),
+        ("rms_norm", 1, torch.empty(64, device="meta"), "tensors are on .* and meta; move all to one device"),
+        ("rms_norm", 2, -1e-5, "eps is -1e-05; a finite number, 0 or more, is needed"),
+        ("rms_norm", 2, float("nan"), "eps is nan"),
+        (
+            "add_rms_norm_quantize_per_token",
+            1,
+            GATE[:1],
+            "residual is .*; the first matrix's shape and dtype is needed",
+        ),
+        ("layer_norm_quantize_per_token", 0, X[:, :63], "x is .*, channels even, is needed"),
+        ("layer_norm_quantize_per_token", 2, BIAS[:1], "bias is"),
+        ("gated_activation", 1, X.bfloat16(), "up is torch.bfloat16"),
+    ],
+)
+def test_what_kernels_would_misread_is_refused(name: str, place: int, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        getattr(OPS, name)(*bad(name, place, value))
+
+
+@pytest.mark.parametrize("device", [DEVICE, "meta"])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_words_that_are_not_known_are_refused(name: str, device: str) -> None:
+    """Also where nothing is computed but shapes."""
+    made = [value.to(device) if isinstance(value, torch.Tensor) else value for value in ARGUMENTS[name]]
+    if "quantize" in name:
+        with pytest.raises(ValueError, match="kind is 'int4'; int8 or fp8 is needed"):
+            getattr(OPS, name)(*made, kind="int4")
+    if "activation" in name and device != "meta":
+        with pytest.raises(ValueError, match="activation is 'tanh'; one of silu, gelu, relu, squared-relu is needed"):
+            getattr(OPS, name)(*made, activation="tanh")
+
+
+def test_smoothers_are_read_as_checkpoints_have_them() -> None:
+    """[1, channels]."""
+    for got, expected in zip(
+        OPS.quantize_per_token(X, SMOOTHER.float()[None]), OPS.quantize_per_token(X, SMOOTHER), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
+def test_fp8_products_multiply_e4m3_alone() -> None:
+    with pytest.raises(ValueError, match=r"x is torch.float8_e5m2 .*; e4m3 \[tokens, in\] is needed"):
+        OPS.fp8_gemm(X.to(torch.float8_e5m2), MATRIX, ROWS, COLUMNS, torch.float16)
+
+
+def elsewhere(value: Any) -> Any:
+    """A tensor, its numbers apart in memory, and in another order."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    apart = torch.stack((value, torch.zeros_like(value)), -1)[..., 0]
+    return apart if value.dim() == 1 else apart.t().contiguous().t()
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_it_does_not_matter_how_tensors_lie_in_memory(name: str) -> None:
+    whole = ARGUMENTS[name]
+    moved = tuple(map(elsewhere, whole))
+    torch.library.opcheck(getattr(OPS, name).default, moved)
+    for got, expected in zip(listed(name, moved), listed(name, whole), strict=True):
+        assert torch.equal(got, expected)
+
+
+def listed(name: str, arguments: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    made = getattr(OPS, name)(*arguments)
+    return made if isinstance(made, tuple) else (made,)
+
+
 class Linear(torch.nn.Module):
     """A norm that quantizes, and a linear behind it, of a user's model."""
 

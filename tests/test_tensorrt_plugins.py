@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,10 @@ def test_a_norm_and_its_product_in_a_graph_serve_any_number_of_tokens() -> None:
         assert normed.scale is not None
         wanted = smooth_quant_gemm.reference(normed.y_or_q, weight, normed.scale, scale_b, torch.float16)
         assert torch.equal(y.cpu(), wanted), tokens
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_the_example_says_what_it_lacks() -> None:
+    example = Path(__file__).parents[1] / "examples" / "tensorrt_plugins.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "No module named 'tensorrt': pip install 'tensorrt>=10.9' triton\n")

@@ -147,3 +147,20 @@ def test_one_that_fails_tells_why(rank: int, error: str, code: int, folder: Path
     assert ended[1 - rank].code != 0
     assert re.fullmatch(r"enginesmith: .*no.*\n", ended[rank].stderr)
     assert ended[1 - rank].stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"RANK": 5}, "RANK is 5, WORLD_SIZE 2; ranks count from 0: use torchrun"),
+        ({"RANK": 1, "MASTER_PORT": "abc"}, "WORLD_SIZE is 2, but MASTER_ADDR and MASTER_PORT do not say where"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR and MASTER_PORT do not say where processes meet; use torchrun, or unset"),
+    ],
+)
+def test_processes_that_could_not_meet_say_so(changes: dict[str, object], said: str, folder: Path) -> None:
+    """Each by itself, at once."""
+    whole = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29511}
+    typed = [sys.executable, "-c", MAIN, "bench", str(folder / "ck"), "--device", "cpu"]
+    done = subprocess.run(typed, capture_output=True, text=True, timeout=60, env=environment(**whole | changes))
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, said in line) == (2, True), line

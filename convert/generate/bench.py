@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,15 +13,19 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files.disk import shown_path
 from ..peers import started
+from ..prove.folder import FloatFolder
 from ..prove.proven import Executable
 from ..prove.verify import check_same_model
 from .job import opened_any
 from .network import Network
 from .options import BenchOptions
 from .passes import Piece
+
+# Nothing is downloaded, and no code of a folder is executed.
+ITS_OWN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -74,16 +79,30 @@ class Checkpoint:
         return self.network.logits(hidden).argmax(-1, keepdim=True)
 
 
+@contextmanager
+def executing(folder: Path) -> Iterator[None]:
+    """Raise InputError for what transformers says of a folder that it cannot execute."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"--reference: transformers cannot execute {shown_path(folder)} ({reason(error)}); leave it out"
+        ) from error
+
+
 class Transformers:
     """The float source as transformers executes it, with its attention of scaled dot products."""
 
     def __init__(self, folder: Path, dtype: str, device: torch.device):
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         self.device = device
-        made: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
-        )
+        with executing(folder):
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", **ITS_OWN
+            )
         self.model = made.to(device)
         self.cache: Any = None
 
@@ -139,15 +158,26 @@ def timed(
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    candidate = make()
-    load = time.perf_counter() - start
-    prefill, decode = rates(candidate, ids, options)
+    try:
+        candidate = make()
+        load = time.perf_counter() - start
+        prefill, decode = rates(candidate, ids, options)
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{name}: the GPU's memory is too small; give less --batch or --prompt_tokens") from error
     memory = torch.cuda.max_memory_allocated() if cuda else None
     del candidate
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
     return Measured(name, load, prefill, decode, memory)
+
+
+def check_executed(folder: Path) -> None:
+    """Raise InputError for a model that transformers does not know."""
+    from transformers import AutoConfig
+
+    with executing(folder):
+        AutoConfig.from_pretrained(folder, **ITS_OWN)
 
 
 def bench(checkpoint: str | Path, options: BenchOptions, reference: str | Path | None = None) -> list[Measured]:
@@ -165,7 +195,8 @@ def bench(checkpoint: str | Path, options: BenchOptions, reference: str | Path |
             f"{model.longest} positions of the model; give less"
         )
     if reference is not None:
-        check_same_model(proven, opened_any(reference))
+        check_same_model(proven, FloatFolder(reference, flag="--reference"))
+        check_executed(Path(reference))
     shape = (options.batch, options.prompt_tokens)
     ids = torch.randint(model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     name, device = "checkpoint" if peers.size == 1 else f"checkpoint, {peers.size} ranks", peers.device(options.device)
