@@ -67,6 +67,11 @@ def behind(x: torch.Tensor) -> bool:
     return x.is_cuda and available(x.device.index or 0)
 
 
+def behind_packed(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether kernels multiply a weight's integers as they are packed, by inputs of a dtype: half precision alone."""
+    return behind(weight) and dtype in (torch.float16, torch.bfloat16)
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up; Triton's own function takes as long as a launch."""
     return -(-a // b)
