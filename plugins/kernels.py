@@ -57,7 +57,12 @@ def beside(reference: Function, module: str, name: str = "run") -> Function:
 
     @wraps(reference)
     def run(x: torch.Tensor, *others: Any, **named: Any) -> Any:
-        return (kernel() if behind(x) else reference)(x, *others, **named)
+        if not behind(x):
+            return reference(x, *others, **named)
+        if x.is_cuda and x.device.index != torch.cuda.current_device():
+            with torch.cuda.device(x.device):  # Triton launches on the current one
+                return kernel()(x, *others, **named)
+        return kernel()(x, *others, **named)
 
     return cast(Function, run)
 

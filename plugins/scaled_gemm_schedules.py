@@ -47,9 +47,9 @@ def fitting(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[
 
 def fitting_few(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[Any]:
     """On Hopper the one of the two large tiles whose programs need the fewest rounds, one on each multiprocessor."""
-    if compute_capability() < HOPPER:
+    if compute_capability(torch.cuda.current_device()) < HOPPER:
         return in_shared_memory(configs) or configs[-1:]
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
     def outputs_in_turn(config: Any) -> tuple[int, int]:
         columns = config.kwargs["BN"]
@@ -60,7 +60,7 @@ def fitting_few(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> l
 
 def in_shared_memory(configs: list[Any]) -> list[Any]:
     """Schedules whose tiles in flight fit a multiprocessor."""
-    sm = compute_capability()
+    sm = compute_capability(torch.cuda.current_device())
     room = 101376 if sm in (86, 89) else 166912 if sm < HOPPER else 232448
 
     def held(config: Any) -> int:
