@@ -10,11 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .kernels import INTERPRETED, cdiv, power_of_two
+from .arithmetic_triton import OPTIONS, fma
+from .kernels import cdiv, power_of_two
 
 # Tokens of one program at most.
 MOST_TOKENS = 64
-INTERPRETS: tl.constexpr = tl.constexpr(INTERPRETED)
 # Channels of a group, and of a step per channel; outputs of a fragment's half, words of a group.
 GROUP = 128
 HALF: tl.constexpr = tl.constexpr(16)
@@ -92,7 +92,7 @@ def product(
         TOKENS=block,
         num_warps=4,
         num_stages=4,
-        enable_fp_fusion=False,
+        **OPTIONS,
     )
     return y
 
@@ -135,14 +135,6 @@ def second_level(values, group, block, line, upper: tl.constexpr, out):  # type:
     """Scales or zeros of lines' outputs in a group, int32: those of 32 lie as 0 8 16 24 1 9 ..."""
     output = line + 16 * upper
     return tl.load(values + group * out + block * 32 + output % 8 * 4 + output // 8).to(tl.int32)
-
-
-@triton.jit
-def fma(a, b, c):  # type: ignore[no-untyped-def]
-    """a b + c, rounded once; Triton's interpreter would round twice."""
-    if INTERPRETS:
-        return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
-    return tl.fma(a, b, c)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 import triton
 
-from .kernels import cdiv, compute_capability, power_of_two
-
-# The GPU generation that has a copy engine.
-HOPPER = 90
+from .kernels import HOPPER, cdiv, compute_capability, power_of_two
 
 
 def bucket(tokens: int) -> int:

@@ -15,8 +15,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import fp8_rowwise_gemm
-from .kernels import INTERPRETED, cdiv, compute_capability, tuned
-from .scaled_gemm_schedules import HOPPER, bucket, fitting, fitting_few, grid, schedules, shape_tiles
+from .kernels import HOPPER, INTERPRETED, cdiv, generation, starts_early, tuned
+from .scaled_gemm_schedules import bucket, fitting, fitting_few, grid, schedules, shape_tiles
 from .smooth_quant_gemm import MOST_FEW_TOKENS
 
 # The GPU generation that first multiplies e4m3.
@@ -48,7 +48,7 @@ def run(
     Returns:
         dtype [tokens, out].
     """
-    sm = 0 if INTERPRETED else compute_capability(x.device.index or 0)
+    sm = generation(x)
     if x.dtype != torch.int8 and 0 < sm < FIRST_FP8:
         return fp8_rowwise_gemm.reference(x, weight, scale_a, scale_b, dtype)
     tokens, channels = x.shape
@@ -71,7 +71,7 @@ def run(
         return (cdiv(len(weight), meta["BN"]),)
 
     copies = INTERPRETED or sm >= HOPPER
-    early = {"EARLY": True, "launch_pdl": True} if sm >= HOPPER else {"EARLY": False}
+    early = starts_early(x)
     if tokens == 1 and x.dtype == torch.int8:
         of_one.launch(kind, across, x, weight, *out, *numbers[1:3], **how, **early)
     elif tokens <= FEW:
