@@ -15,6 +15,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import fp8_rowwise_gemm
+from .arithmetic_triton import OPTIONS
 from .kernels import HOPPER, INTERPRETED, cdiv, generation, starts_early, tuned
 from .scaled_gemm_schedules import bucket, fitting, fitting_few, grid, schedules, shape_tiles
 from .smooth_quant_gemm import MOST_FEW_TOKENS
@@ -63,6 +64,7 @@ def run(
         "BIAS": bias is not None,
         "FEW": tokens <= most_few,
         "SUMS": tl.int32 if x.dtype == torch.int8 else tl.float32,
+        **OPTIONS,
     }
     out, numbers = (scale_a, scale_b, added, y), (tokens, len(weight), channels, bucket(tokens))
     kind = (*numbers[1:], x.dtype, dtype, *how.values())

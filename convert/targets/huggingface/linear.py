@@ -78,7 +78,7 @@ class FolderLinear:
         made = self.made
         if self.inputs.kind is None:
             run = float_product.prepare(made.dequantize().to(dtype))
-            return lambda x: run(self.prescaled(x))
+            return run if made.smoother is None else lambda x: run(self.prescaled(x))
         held = (
             made.dequantize() if not self.whole else made.values if self.inputs.kind == "int8" else made.values.float()
         )
