@@ -19,7 +19,7 @@ from .packed_weight_triton import LAYOUTS, ROWS, group_of
 # Programs that keep a GPU busy.
 PROGRAMS = 256
 # Tiles in flight, and the one that is read, by what fits into the memory that programs share.
-TILES = {80: 3, 86: 2, 89: 2}
+TILES = {80: 3, 86: 2, 87: 3, 89: 2, 120: 2, 121: 2}
 # Fields of a program that puts inputs into the order of weights.
 BLOCK = 256
 

@@ -9,6 +9,9 @@ import triton
 
 from .kernels import HOPPER, cdiv, compute_capability, power_of_two
 
+# Generations whose multiprocessors have 100 KiB of shared memory.
+SMALL = (86, 89, 120, 121)
+
 
 def bucket(tokens: int) -> int:
     """Numbers of tokens that share a schedule."""
@@ -44,7 +47,8 @@ def fitting(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[
 
 def fitting_few(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[Any]:
     """On Hopper the one of the two large tiles whose programs need the fewest rounds, one on each multiprocessor."""
-    if compute_capability(torch.cuda.current_device()) < HOPPER:
+    large = in_shared_memory(configs[:2])
+    if compute_capability(torch.cuda.current_device()) < HOPPER or not large:
         return in_shared_memory(configs) or configs[-1:]
     processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
@@ -52,13 +56,13 @@ def fitting_few(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> l
         columns = config.kwargs["BN"]
         return cdiv(cdiv(arguments["out"], columns), processors) * columns, -columns
 
-    return [min(configs[:2], key=outputs_in_turn)]
+    return [min(large, key=outputs_in_turn)]
 
 
 def in_shared_memory(configs: list[Any]) -> list[Any]:
     """Schedules whose tiles in flight fit a multiprocessor."""
     sm = compute_capability(torch.cuda.current_device())
-    room = 101376 if sm in (86, 89) else 166912 if sm < HOPPER else 232448
+    room = 101376 if sm in SMALL else 166912 if sm < HOPPER else 232448
 
     def held(config: Any) -> int:
         tile = config.kwargs
