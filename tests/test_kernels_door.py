@@ -30,7 +30,7 @@ def test_an_old_gpu_is_left_to_pytorch_with_one_warning(monkeypatch: pytest.Monk
 
 
 def test_without_triton_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.warns(UserWarning, match="Triton is not installed"):
         assert not kernels.available(0)
 
