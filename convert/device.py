@@ -30,7 +30,8 @@ def no_device(name: str) -> InputError:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU when there is one; otherwise a torch device name.
+    """ "auto" is the GPU when there is one; otherwise a torch device name. One of several GPUs becomes the current one,
+    on which kernels and graphs are launched.
 
     Raises:
         InputError: the device does not exist here.
@@ -43,6 +44,10 @@ def pick_device(name: str) -> torch.device:
         raise no_device(name) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device; use --device cpu")
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
+        torch.cuda.set_device(device)
     if str(device) != "cpu" and device.type != "cuda":
         raise InputError(f"--device: {name!r} is not supported; use auto, cpu or cuda")
     return device

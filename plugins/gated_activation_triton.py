@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, negated, normal_exp, normal_quotient, rounded
 from .gated_activation import GELU_CUBIC, GELU_LINEAR, LARGEST_EXPONENT
+from .kernels import starts_early
 from .quantized_rows import Rows
 from .quantized_rows_triton import (
     bytes_of,
@@ -21,7 +22,6 @@ from .quantized_rows_triton import (
     piece_of,
     rows_of,
     smoothed,
-    starts_early,
     wait,
     write_per_token,
     write_static,

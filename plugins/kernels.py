@@ -20,12 +20,14 @@ from .lazy import torch
 CACHE_BYTES, REPEATS = 2**26, 5
 # The first GPU generation that the kernels are written for: Ampere.
 LEAST_SM = 80
+# The first that has a copy engine, and whose kernels may start before the one that makes their input has ended.
+HOPPER = 90
 # Triton computes its kernels with NumPy, on tensors of the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache
-def compute_capability(device: int = 0) -> int:
+def compute_capability(device: int) -> int:
     """SM number of a GPU: 80, 86, 89, 90."""
     major, minor = torch.cuda.get_device_capability(device)
     return int(major * 10 + minor)
@@ -57,7 +59,12 @@ def beside(reference: Function, module: str, name: str = "run") -> Function:
 
     @wraps(reference)
     def run(x: torch.Tensor, *others: Any, **named: Any) -> Any:
-        return (kernel() if behind(x) else reference)(x, *others, **named)
+        if not behind(x):
+            return reference(x, *others, **named)
+        if x.is_cuda and x.device.index != torch.cuda.current_device():
+            with torch.cuda.device(x.device):  # Triton launches on the current one
+                return kernel()(x, *others, **named)
+        return kernel()(x, *others, **named)
 
     return cast(Function, run)
 
@@ -65,6 +72,21 @@ def beside(reference: Function, module: str, name: str = "run") -> Function:
 def behind(x: torch.Tensor) -> bool:
     """Whether kernels compute what is asked of a tensor."""
     return x.is_cuda and available(x.device.index or 0)
+
+
+def behind_packed(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether kernels multiply a weight's integers as they are packed, by inputs of a dtype: half precision alone."""
+    return behind(weight) and dtype in (torch.float16, torch.bfloat16)
+
+
+def generation(x: torch.Tensor) -> int:
+    """SM number of a tensor's GPU; 0 where kernels are interpreted."""
+    return 0 if INTERPRETED else compute_capability(x.device.index or 0)
+
+
+def starts_early(x: torch.Tensor) -> dict[str, bool]:
+    """How a kernel is launched that waits for its input itself: on Hopper, while the one before it ends."""
+    return {"EARLY": True, "launch_pdl": True} if generation(x) >= HOPPER else {"EARLY": False}
 
 
 def cdiv(a: int, b: int) -> int:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, fma, reciprocal_root, rounded
-from .kernels import cdiv, power_of_two
+from .kernels import cdiv, power_of_two, starts_early
 from .layernorm_quantization import WARP, thread_count
 from .quantized_rows_triton import (
     AT_ONCE,
@@ -21,7 +21,6 @@ from .quantized_rows_triton import (
     outputs,
     piece_of,
     rows_of,
-    starts_early,
     wait,
     weights_of,
     write_per_token,

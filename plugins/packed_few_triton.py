@@ -11,16 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .kernels import INTERPRETED, compute_capability
+from .arithmetic_triton import INTERPRETS, rounded
+from .kernels import generation, starts_early
 from .packed_fields_triton import arrange, field_at, instructions, weights
-from .packed_weight_triton import INTERPRETS, LAYOUTS, ROWS, group_of, nearest
+from .packed_weight_triton import LAYOUTS, ROWS, group_of
 
-# The first GPU generation whose kernels start before the one before them has ended.
-HOPPER = 90
 # Programs that keep a GPU busy.
 PROGRAMS = 256
 # Tiles in flight, and the one that is read, by what fits into the memory that programs share.
-TILES = {80: 3, 86: 2, 89: 2}
+TILES = {80: 3, 86: 2, 87: 3, 89: 2, 120: 2, 121: 2}
 # Fields of a program that puts inputs into the order of weights.
 BLOCK = 256
 
@@ -72,9 +71,7 @@ def product(
     out, outputs = scale.shape[1], 2 if layout == "rows" else 1
     lines, places = out // outputs, 16 // bits // outputs
     group, step = group_of(scale, channels)
-    sm = 0 if INTERPRETED else compute_capability(x.device.index or 0)
-    early = sm >= HOPPER
-    pdl = {"EARLY": early, "launch_pdl": True} if early else {"EARLY": False}
+    early = starts_early(x)
     how = {"LAYOUT": LAYOUTS[layout], "BITS": bits, "PLACES": places, "STEP": group // places}
     arranged, y = torch.empty_like(x), x.new_empty(tokens, out)
     arrange[(triton.cdiv(channels // places, BLOCK), tokens)](
@@ -85,10 +82,10 @@ def product(
         channels,
         PRESCALE=prescale is not None,
         **how,
-        **pdl,
+        **early,
         BLOCK=BLOCK,
     )
-    shape = schedule(tokens, lines, outputs, sm)
+    shape = schedule(tokens, lines, outputs, generation(x))
     split = shape["SPLIT"]
     sums = y if split == 1 else x.new_empty(split, tokens, out, dtype=torch.float32)
     together = 1 if channels // group % 2 else 2
@@ -115,7 +112,7 @@ def product(
         TWICE=twice,
         BIAS=bias is not None and split == 1,
         **how,
-        **pdl,
+        **early,
         GROUPS=together,
         PAIRED=paired,
         WHOLE=step == 0,
@@ -131,7 +128,7 @@ def product(
             out,
             BIAS=bias is not None,
             SPLIT=split,
-            **pdl,
+            **early,
             BLOCK=BLOCK,
         )
     return y
@@ -251,7 +248,7 @@ def few_tokens(  # type: ignore[no-untyped-def]
             total += tl.load(bias + column, mask=out < lines, other=0.0).to(tl.float32)
         places = (tl.program_id(1) * tokens + token) * (lines * outputs) + column
         if SPLIT == 1:
-            total = nearest(total, DTYPE).to(DTYPE)
+            total = rounded(total, DTYPE).to(DTYPE)
         tl.store(y + places, total, mask=(token < tokens) & (out < lines))
 
 
@@ -278,7 +275,7 @@ def added(  # type: ignore[no-untyped-def]
         total += tl.load(sums + part * size + place, mask=place < size)
     if BIAS:
         total += tl.load(bias + place % out, mask=place < size).to(tl.float32)
-    tl.store(y + place, nearest(total, DTYPE).to(DTYPE), mask=place < size)
+    tl.store(y + place, rounded(total, DTYPE).to(DTYPE), mask=place < size)
 
 
 @triton.jit

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .packed_weight_triton import INTERPRETS, ROWS, SM80, SM90, at, dequantized, nearest, unsigned
+from .arithmetic_triton import INTERPRETS, rounded
+from .packed_weight_triton import ROWS, SM80, SM90, at, dequantized, unsigned
 
 # By bits of an integer: those of a pair of fields, and half their range.
 MASKS, HALVES = {4: 0x000F000F, 8: 0x00FF00FF}, {4: 8, 8: 128}
@@ -203,6 +204,6 @@ def arrange(  # type: ignore[no-untyped-def]
         value = tl.load(x + token.to(tl.int64) * channels + read, mask=there, other=0.0)
         if PRESCALE:
             p = tl.load(prescale + read, mask=there, other=0.0).to(tl.float32)
-            value = nearest(value.to(tl.float32) * p, x.dtype.element_ty).to(x.dtype.element_ty)
+            value = rounded(value.to(tl.float32) * p, x.dtype.element_ty).to(x.dtype.element_ty)
         row = (field // STEP * PLACES + place) * tokens + token
         tl.store(arranged + row * STEP + field % STEP, value, mask=there)

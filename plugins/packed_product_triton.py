@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from . import packed_few_triton
-from .kernels import INTERPRETED, compute_capability
-from .packed_few_triton import HOPPER
+from .arithmetic_triton import rounded
+from .kernels import starts_early
 from .packed_weight_triton import (
     LAYOUTS,
     ROWS,
@@ -25,7 +25,6 @@ from .packed_weight_triton import (
     dequantize,
     group_of,
     halves,
-    nearest,
     sums,
     two,
     words_of,
@@ -82,7 +81,6 @@ def product(
     group, step = group_of(scale, channels)
     unit = torch.int64 if layout in ("rows", "sm90") else torch.int32
     lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
-    early = not INTERPRETED and compute_capability(x.device.index or 0) >= HOPPER
     one_token[(triton.cdiv(out // outputs, lines),)](
         x.contiguous().view(unit),
         words,
@@ -105,10 +103,9 @@ def product(
         WORDS=len(words) * outputs // out * group // channels,
         STEP=WORDS,
         UNROLL=2,
-        EARLY=early,
         SUMS=sums(x.dtype, bits, layout, twice),
         num_warps=LINES // 2,
-        **({"launch_pdl": True} if early else {}),
+        **starts_early(x),
     )
     return y
 
@@ -219,7 +216,7 @@ def one_token(  # type: ignore[no-untyped-def]
                 low, high = read_by(read, place, LAYOUT, BITS)
                 if PRESCALE:
                     p_low, p_high = read_by(p, place, LAYOUT, BITS)
-                    low, high = nearest(low * p_low, DTYPE), nearest(high * p_high, DTYPE)
+                    low, high = rounded(low * p_low, DTYPE), rounded(high * p_high, DTYPE)
                 total += w_low * low
                 total += w_high * high
             if odd == 1:
@@ -233,4 +230,4 @@ def one_token(  # type: ignore[no-untyped-def]
         total = tl.sum(odds if odd == 1 else even, 1)
         if BIAS:
             total += tl.load(bias + line + odd, mask=line < out_features, other=0.0).to(tl.float32)
-        tl.store(y + line + odd, nearest(total, DTYPE).to(DTYPE), mask=line < out_features)
+        tl.store(y + line + odd, rounded(total, DTYPE).to(DTYPE), mask=line < out_features)

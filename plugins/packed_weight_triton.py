@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .kernels import INTERPRETED
+from .arithmetic_triton import INTERPRETS, rounded
 
 # How a matrix lies in memory: "rows" has two outputs a byte (AWQ's files), the rest are streams of mixed GEMMs, "fp8"
 # the one of SM 80 to 89 whose activations become FP8.
@@ -20,7 +20,6 @@ ROWS: tl.constexpr = tl.constexpr(0)
 SM80: tl.constexpr = tl.constexpr(1)
 SM90: tl.constexpr = tl.constexpr(2)
 FP8: tl.constexpr = tl.constexpr(3)
-INTERPRETS: tl.constexpr = tl.constexpr(INTERPRETED)
 # A float32 of 2**23 has no bits behind the point: its last ones are the integer that was put there.
 INTEGER_BITS: tl.constexpr = tl.constexpr(0x4B000000)
 INTEGER: tl.constexpr = tl.constexpr(2.0**23)
@@ -105,24 +104,14 @@ def integer(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def nearest(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """To the nearest number of a dtype, half to even, as float32; Triton's interpreter would cut bfloat16 off."""
-    if INTERPRETS and tl.bfloat16 == DTYPE:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        return bits.to(tl.float32, bitcast=True)
-    return x.to(DTYPE).to(tl.float32)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def dequantized(q, scale, zero, ZERO: tl.constexpr, TWICE: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """q * scale + zero as DTYPE has it: rounded once, or the product too; float32."""
     value = q * scale
     if ZERO:
         if TWICE:
-            value = nearest(value, DTYPE)
+            value = rounded(value, DTYPE)
         value += zero
-    return nearest(value, DTYPE)
+    return rounded(value, DTYPE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -174,11 +163,11 @@ def sums(dtype: torch.dtype, bits: int, layout: str, twice: bool) -> str:
     if dtype == torch.float16:
         made += "fma.rn.f32 a, a, $3, $4; fma.rn.f32 b, b, $3, $4; cvt.rn.f16x2.f32 t, b, a; "
         return made + "mov.b32 {h, i}, t; cvt.f32.f16 $0, h; cvt.f32.f16 $1, i; }"
-    rounded = "cvt.rn.bf16x2.f32 t, b, a; shl.b32 l, t, 16; and.b32 u, t, 0xffff0000; "
+    narrow = "cvt.rn.bf16x2.f32 t, b, a; shl.b32 l, t, 16; and.b32 u, t, 0xffff0000; "
     made += "mul.rn.f32 a, a, $3; mul.rn.f32 b, b, $3; "
     if twice:
-        made += rounded + "mov.b32 a, l; mov.b32 b, u; "
-    return made + "add.rn.f32 a, a, $4; add.rn.f32 b, b, $4; " + rounded + "mov.b32 $0, l; mov.b32 $1, u; }"
+        made += narrow + "mov.b32 a, l; mov.b32 b, u; "
+    return made + "add.rn.f32 a, a, $4; add.rn.f32 b, b, $4; " + narrow + "mov.b32 $0, l; mov.b32 $1, u; }"
 
 
 @triton.jit  # type: ignore[untyped-decorator]

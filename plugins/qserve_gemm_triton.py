@@ -10,13 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .kernels import INTERPRETED, cdiv, power_of_two
+from .arithmetic_triton import OPTIONS, fma
+from .kernels import cdiv, power_of_two
 
 # Tokens of one program at most.
 MOST_TOKENS = 64
-INTERPRETS: tl.constexpr = tl.constexpr(INTERPRETED)
-# Channels of a group, and of a step per channel; outputs of a fragment's half, words of a group.
-GROUP = 128
+# Outputs of a fragment's half; words of a group of 128 channels, and of a step per channel.
 HALF: tl.constexpr = tl.constexpr(16)
 STEP: tl.constexpr = tl.constexpr(32)
 
@@ -92,27 +91,9 @@ def product(
         TOKENS=block,
         num_warps=4,
         num_stages=4,
-        enable_fp_fusion=False,
+        **OPTIONS,
     )
     return y
-
-
-def unfold(
-    packed: torch.Tensor, s2_scales: torch.Tensor | None = None, s2_zeros: torch.Tensor | None = None
-) -> torch.Tensor:
-    """What an INT8 GEMM multiplies by: int8 [out, in], weight * s2 + z2 modulo 256, or the weight without them.
-
-    Args:
-        packed: int8 [out, in / 2], in fragments.
-        s2_scales, s2_zeros: int8 [in / 128, out], as the checkpoint holds them.
-    """
-    out, channels = packed.shape[0], packed.shape[1] * 2
-    weight = torch.empty((out, channels), dtype=torch.int8, device=packed.device)
-    s2, z2 = (packed if value is None else value for value in (s2_scales, s2_zeros))
-    grid = (out // (2 * HALF.value), channels // GROUP)
-    words, per_group = packed.view(torch.int32), s2_scales is not None
-    unfold_kernel[grid](words, s2, z2, weight.view(torch.int32), out, channels, PER_GROUP=per_group)
-    return weight
 
 
 @triton.jit
@@ -135,14 +116,6 @@ def second_level(values, group, block, line, upper: tl.constexpr, out):  # type:
     """Scales or zeros of lines' outputs in a group, int32: those of 32 lie as 0 8 16 24 1 9 ..."""
     output = line + 16 * upper
     return tl.load(values + group * out + block * 32 + output % 8 * 4 + output // 8).to(tl.int32)
-
-
-@triton.jit
-def fma(a, b, c):  # type: ignore[no-untyped-def]
-    """a b + c, rounded once; Triton's interpreter would round twice."""
-    if INTERPRETS:
-        return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
-    return tl.fma(a, b, c)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -195,22 +168,3 @@ def gemm(  # type: ignore[no-untyped-def]
             sums = tl.load(act_sums + token, mask=token < tokens, other=0.0).to(tl.float32)
             result = fma(total * s1, s_x, -tl.load(s1_szeros + output).to(tl.float32) * sums)
         tl.store(y + token.to(tl.int64) * out + output, result.to(tl.float16), mask=token < tokens)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def unfold_kernel(packed, s2_scales, s2_zeros, weight, out, channels, PER_GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A group of 32 outputs."""
-    block, group = tl.program_id(0), tl.program_id(1)
-    line = tl.arange(0, HALF)[:, None]
-    word = (group * STEP + tl.arange(0, STEP))[None, :]
-    words = words_at(packed, block, line, word, channels)
-    for half in tl.static_range(2):
-        s, z = 1, 0
-        if PER_GROUP:
-            s = second_level(s2_scales, group, block, line, half, out)
-            z = second_level(s2_zeros, group, block, line, half, out)
-        four = words * 0
-        for place in tl.static_range(4):
-            four |= (byte(words, s, z, place, half, PER_GROUP) & 0xFF) << (8 * place)
-        output = (block * 32 + line + 16 * half).to(tl.int64)
-        tl.store(weight + output * (channels // 4) + word, four)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, sum_in_any_order, sums_of_eight
+from .kernels import starts_early
 from .quantized_rows import INT8
 from .quantized_rows_triton import (
     bytes_of,
@@ -19,7 +20,6 @@ from .quantized_rows_triton import (
     piece_of,
     rows_of,
     smoothed,
-    starts_early,
     wait,
     write_per_token,
 )

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from . import arithmetic, fp8
 from .arithmetic_triton import FP8_MAX, fp8_scaled, normal_quotient, rounded, to_fp8, to_int8
-from .kernels import INTERPRETED, cdiv, compute_capability, power_of_two
+from .kernels import cdiv, generation, power_of_two
 
 # The first generation that converts to e4m3.
 CONVERTS_FP8 = 89
@@ -25,8 +25,6 @@ HELD, MOST_HELD, FEW_WARPS, MOST_WARPS = 32, 64, 8, 16
 MOST_IN_PIECE = 4096
 # So few rows have a multiprocessor each.
 FEW_ROWS = 64
-# The first generation whose kernels may start before the one that makes their input has ended.
-STARTS_EARLY = 90
 
 LEAST_RANGE: tl.constexpr = tl.constexpr(arithmetic.LEAST_RANGE)
 FP8_LEAST_SCALE: tl.constexpr = tl.constexpr(fp8.LEAST_SCALE)
@@ -37,13 +35,7 @@ BEYOND_FP16: tl.constexpr = tl.constexpr(2.0**60)
 
 def converts_fp8(x: torch.Tensor) -> bool:
     """Whether a tensor's device has an instruction that rounds to e4m3."""
-    return not INTERPRETED and compute_capability(x.device.index or 0) >= CONVERTS_FP8
-
-
-def starts_early(x: torch.Tensor) -> dict[str, bool]:
-    """How a kernel is launched that calls ``wait``: on Hopper, while the one before it ends."""
-    early = not INTERPRETED and compute_capability(x.device.index or 0) >= STARTS_EARLY
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+    return generation(x) >= CONVERTS_FP8
 
 
 def few(x: torch.Tensor) -> bool:

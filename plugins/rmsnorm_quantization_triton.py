@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, reciprocal_root, rounded, sum_in_any_order, sums_of_eight
+from .kernels import starts_early
 from .quantized_rows_triton import (
     AT_ONCE,
     bytes_of,
@@ -20,7 +21,6 @@ from .quantized_rows_triton import (
     outputs,
     piece_of,
     rows_of,
-    starts_early,
     wait,
     weights_of,
     write_per_token,

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import triton
 
-from .kernels import cdiv, compute_capability, power_of_two
+from .kernels import HOPPER, cdiv, compute_capability, power_of_two
 
-# The GPU generation that has a copy engine.
-HOPPER = 90
+# Generations whose multiprocessors have 100 KiB of shared memory.
+SMALL = (86, 89, 120, 121)
 
 
 def bucket(tokens: int) -> int:
@@ -47,21 +47,22 @@ def fitting(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[
 
 def fitting_few(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[Any]:
     """On Hopper the one of the two large tiles whose programs need the fewest rounds, one on each multiprocessor."""
-    if compute_capability() < HOPPER:
+    large = in_shared_memory(configs[:2])
+    if compute_capability(torch.cuda.current_device()) < HOPPER or not large:
         return in_shared_memory(configs) or configs[-1:]
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
     def outputs_in_turn(config: Any) -> tuple[int, int]:
         columns = config.kwargs["BN"]
         return cdiv(cdiv(arguments["out"], columns), processors) * columns, -columns
 
-    return [min(configs[:2], key=outputs_in_turn)]
+    return [min(large, key=outputs_in_turn)]
 
 
 def in_shared_memory(configs: list[Any]) -> list[Any]:
     """Schedules whose tiles in flight fit a multiprocessor."""
-    sm = compute_capability()
-    room = 101376 if sm in (86, 89) else 166912 if sm < HOPPER else 232448
+    sm = compute_capability(torch.cuda.current_device())
+    room = 101376 if sm in SMALL else 166912 if sm < HOPPER else 232448
 
     def held(config: Any) -> int:
         tile = config.kwargs

@@ -15,8 +15,9 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import fp8_rowwise_gemm
-from .kernels import INTERPRETED, cdiv, compute_capability, tuned
-from .scaled_gemm_schedules import HOPPER, bucket, fitting, fitting_few, grid, schedules, shape_tiles
+from .arithmetic_triton import OPTIONS
+from .kernels import HOPPER, INTERPRETED, cdiv, generation, starts_early, tuned
+from .scaled_gemm_schedules import bucket, fitting, fitting_few, grid, schedules, shape_tiles
 from .smooth_quant_gemm import MOST_FEW_TOKENS
 
 # The GPU generation that first multiplies e4m3.
@@ -48,7 +49,7 @@ def run(
     Returns:
         dtype [tokens, out].
     """
-    sm = 0 if INTERPRETED else compute_capability(x.device.index or 0)
+    sm = generation(x)
     if x.dtype != torch.int8 and 0 < sm < FIRST_FP8:
         return fp8_rowwise_gemm.reference(x, weight, scale_a, scale_b, dtype)
     tokens, channels = x.shape
@@ -63,6 +64,7 @@ def run(
         "BIAS": bias is not None,
         "FEW": tokens <= most_few,
         "SUMS": tl.int32 if x.dtype == torch.int8 else tl.float32,
+        **OPTIONS,
     }
     out, numbers = (scale_a, scale_b, added, y), (tokens, len(weight), channels, bucket(tokens))
     kind = (*numbers[1:], x.dtype, dtype, *how.values())
@@ -71,7 +73,7 @@ def run(
         return (cdiv(len(weight), meta["BN"]),)
 
     copies = INTERPRETED or sm >= HOPPER
-    early = {"EARLY": True, "launch_pdl": True} if sm >= HOPPER else {"EARLY": False}
+    early = starts_early(x)
     if tokens == 1 and x.dtype == torch.int8:
         of_one.launch(kind, across, x, weight, *out, *numbers[1:3], **how, **early)
     elif tokens <= FEW:

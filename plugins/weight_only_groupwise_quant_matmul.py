@@ -107,19 +107,22 @@ def prepare(
     alpha: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
+    dtype: torch.dtype,
     bits: int,
     sm: int,
     arranged: Arranged,
 ) -> FloatProduct:
     """``reference`` for many calls, however few tokens come as the kernel for many of them computes it.
 
-    On a GPU the integers stay packed, unless they pass through FP8; elsewhere the weight is dequantized.
+    On a GPU the integers stay packed, unless they pass through FP8; elsewhere, and in float32, the weight is
+    dequantized.
 
     Args:
+        dtype: of x, the engine's or float32.
         arranged: gives the order in which kernels read integers.
     """
     prequant = None if prequant_scaling_factor is None else prequant_scaling_factor.view(1, -1)
-    if kernels.behind(weight) and alpha is None:
+    if kernels.behind_packed(weight, dtype) and alpha is None:
         from .weight_only_groupwise_quant_matmul_triton import run
 
         packed, layout = arranged(weight, bits)
@@ -127,7 +130,7 @@ def prepare(
         return lambda x: run(x, packed, scale, prequant, zeros, bias=bias, bits=bits, layout=layout, sm=sm)
     held = dequantized(weight, weights_scaling_factor, zero, sm)
     if alpha is None:
-        run_float = float_product.prepare(held, bias)
+        run_float = float_product.prepare(held.to(dtype), bias)
         return run_float if prequant is None else lambda x: run_float(x * prequant)
     rounded, added = fp8.saturate(held.float()).float(), 0.0 if bias is None else bias.float()
 

@@ -50,16 +50,19 @@ def reference(
     return (x.float() @ w.float().t()).to(x.dtype)
 
 
-def prepare(weight: torch.Tensor, per_channel_scale: torch.Tensor, bits: int, arranged: Arranged) -> FloatProduct:
+def prepare(
+    weight: torch.Tensor, per_channel_scale: torch.Tensor, dtype: torch.dtype, bits: int, arranged: Arranged
+) -> FloatProduct:
     """``reference`` for many calls, however few tokens come as the kernel for many of them computes it.
 
-    On a GPU the integers stay packed; elsewhere the weight is dequantized.
+    On a GPU the integers stay packed; elsewhere, and in float32, the weight is dequantized.
 
     Args:
+        dtype: of x, the scale's or float32.
         arranged: gives the order in which kernels read integers.
     """
-    if not kernels.behind(weight):
-        return float_product.prepare(dequantized(weight, per_channel_scale))
+    if not kernels.behind_packed(weight, dtype):
+        return float_product.prepare(dequantized(weight, per_channel_scale).to(dtype))
     from .weight_only_quant_matmul_triton import run
 
     packed, layout = arranged(weight, bits)

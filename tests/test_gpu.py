@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from enginesmith.convert.errors import InputError
 from enginesmith.convert.files import behind
 from enginesmith.convert.files.tensors import TensorFile
+from enginesmith.convert.generate.network import Network
+from enginesmith.convert.generate.passes import Piece
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
 from enginesmith.convert.models.dimensions import read_model
@@ -22,6 +24,7 @@ from enginesmith.convert.models.layer import Layer
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.prove.encoders import EncoderAccuracy
+from enginesmith.convert.prove.folder import FloatFolder
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
 from enginesmith.convert.prove.proven import opened
 from enginesmith.convert.prove.verify import measure, structure_problems
@@ -259,3 +262,35 @@ def test_text_is_generated_as_on_the_cpu(title: str, kv_cache: str | None, tmp_p
     proven = opened(tmp_path / "ck")
     asked = prompts(proven.model.vocab_size)
     assert_as_computed_anew(proven, answered(proven, asked, device=torch.device("cuda")))
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+@pytest.mark.parametrize(
+    ("target", "quant"),
+    [
+        ("modelopt", "FP8"),
+        ("compressed-tensors", "W8A8_SQ_PER_CHANNEL"),
+        ("compressed-tensors", "W4A16_AWQ"),
+        ("trtllm", "FP8"),
+        ("trtllm", "W4A16"),
+    ],
+)
+def test_every_kind_of_input_is_generated_with(target: str, quant: str, dtype: str | None, tmp_path: Path) -> None:
+    """Recorded passes, also of folders whose scales are numbers of the host, and of values in float32."""
+    proven = opened(made(target, quant, tmp_path), dtype=dtype)
+    asked = prompts(proven.model.vocab_size, (3, 10))
+    assert_as_computed_anew(proven, answered(proven, asked, device=torch.device("cuda")))
+
+
+def test_passes_are_recorded_anew_where_the_cache_has_grown(tmp_path: Path) -> None:
+    """Over more chunks of keys, for which kernels are compiled that were not there."""
+    title = "Llama, Yi, DeepSeek-LLM, SmolLM"
+    source = FloatFolder(write_family(tmp_path / "hf", title, max_position_embeddings=512), torch.float16)
+    network, anew = (Network(source, torch.device("cuda"), 300) for _ in range(2))
+    anew.graphs = None
+    passes = [Piece(0, place, 1) for place in range(4)]
+    passes += [Piece(0, 4, 196), *(Piece(0, place, 1) for place in range(200, 204))]
+    for piece in passes:
+        ids = [(7 * place) % 50 for place in range(piece.first, piece.end)]
+        got, wanted = (one([piece], ids).clone() for one in (network, anew))
+        assert torch.equal(got, wanted)

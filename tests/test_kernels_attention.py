@@ -227,6 +227,24 @@ def whole_pass(cache: KernelCache, now: Pass, qkv: torch.Tensor) -> torch.Tensor
 
 
 @pytest.mark.usefixtures("with_kernels")
+@pytest.mark.parametrize("title", [LLAMA, "Gemma 2", "BLOOM, BLOOMZ"])
+def test_a_prompt_alone_keeps_its_dtype(title: str, tmp_path: Path) -> None:
+    """Whatever is added to scores, and whatever is beside it."""
+    window = {"sliding_window": 6} if title == "Gemma 2" else {}
+    network = Network(
+        FloatFolder(write_family(tmp_path / "hf", title, **window), torch.float16), torch.device(DEVICE), 40
+    )
+    cache, model = network.cache, network.model
+    assert isinstance(cache, KernelCache)
+    channels = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size
+    qkv = drawn(1, 9, channels).to(DEVICE, torch.float16)
+    alone = whole_pass(cache, Pass([Piece(0, 0, 8)], cache.device), qkv[:, :8])
+    beside = whole_pass(cache, Pass([Piece(0, 0, 8), Piece(1, 0, 1)], cache.device), qkv)
+    assert alone.dtype == beside.dtype == torch.float16
+    assert torch.equal(alone, beside[:8])
+
+
+@pytest.mark.usefixtures("with_kernels")
 def test_a_pass_over_tensors_that_stay(models: Callable[[str], Path]) -> None:
     """What goes on in the same tensors is what passes of their own compute; rows of no sequence change nothing."""
     device = torch.device(DEVICE)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from enginesmith.plugins import fp8_rowwise_gemm, scaled_gemm_triton, smooth_quant_gemm
+from enginesmith.plugins import scaled_gemm_schedules as schedules
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Tokens of every schedule, and sizes that fill no tile.
 SHAPES = [(1, 24, 64), (1, 37, 100), (2, 16, 512), (4, 40, 48), (5, 33, 70), (16, 65, 528), (17, 24, 16), (70, 72, 144)]
 LARGE = [
@@ -87,3 +90,17 @@ def test_fp8_is_within_its_tolerance(shape: tuple[int, int, int]) -> None:
     assert ((got.double() - exact).abs() <= 2e-3 * magnitude + rounding).all()
     wanted = fp8_rowwise_gemm.reference(x, weight, scale_a, scale_b, torch.float16)
     assert ((got.double() - wanted.double()).abs() <= 2e-3 * magnitude + 2 * rounding).all()
+
+
+@pytest.mark.parametrize("sm", [80, 86, 89, 90, 100, 120])
+def test_schedules_fit_the_shared_memory_of_every_generation(sm: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=100))
+    monkeypatch.setattr(schedules, "compute_capability", lambda device: sm)
+    few = schedules.schedules((16, 32, 512, 4, 6), (16, 64, 256, 4, 6), (16, 16, 512, 2, 4), (16, 32, 256, 4, 4))
+    many = schedules.schedules((128, 256, 128, 8, 4), (128, 128, 128, 4, 5), (64, 32, 256, 4, 5), (64, 64, 128, 4, 4))
+    chosen = schedules.fitting_few(few, {"out": 4096}) + schedules.fitting(many, {"BUCKET": 64})
+    room = {80: 163, 90: 227, 100: 227}.get(sm, 99) * 1024
+    for config in chosen:
+        tile = config.kwargs
+        assert (tile["BM"] + tile["BN"]) * tile["BK"] * config.num_stages <= room

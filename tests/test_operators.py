@@ -194,3 +194,15 @@ def test_operators_are_captured_in_a_cuda_graph() -> None:
     graph.replay()
     for got, expected in zip(made, wanted(x, residual), strict=True):
         assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device here")
+def test_operators_are_computed_where_their_tensors_are() -> None:
+    """Whatever device is the current one."""
+    there = torch.device("cuda", 1)
+    q, scale = OPS.rms_norm_quantize_per_token(X.to(there), WEIGHT.to(there), 1e-5)
+    made = OPS.smooth_quant_gemm(q, MATRIX.to(there), scale, COLUMNS.to(there), torch.float16)
+    expected, scales = OPS.rms_norm_quantize_per_token(X, WEIGHT, 1e-5)
+    assert made.device == there
+    assert torch.equal(made.cpu(), OPS.smooth_quant_gemm(expected, MATRIX, scales, COLUMNS, torch.float16).cpu())

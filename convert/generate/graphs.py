@@ -22,16 +22,16 @@ class Recording:
 
     Attributes:
         ids: int64 [1, rows]; these and the pass's tensors are overwritten before it is repeated.
-        graph: None until the pass has been computed once, and where the cache's memory has moved since.
-        hidden: what it makes.
-        moves: of the cache, when it was recorded.
+        moves: of the cache, when the pass was computed last without being recorded.
+        graph: None until it comes a second time over the cache as it lies.
+        hidden: what that makes.
     """
 
     now: SingleTokens
     ids: torch.Tensor
+    moves: int = -1
     graph: torch.cuda.CUDAGraph | None = None
     hidden: torch.Tensor | None = None
-    moves: int = -1
 
 
 class Graphs:
@@ -48,28 +48,20 @@ class Graphs:
     def __call__(self, pieces: Sequence[Piece], ids: Sequence[int]) -> torch.Tensor:
         """Hidden states [tokens, hidden_size], valid until the next pass."""
         rows = 1 << (len(pieces) - 1).bit_length()
-        known = rows in self.recordings
-        if not known:
+        if rows not in self.recordings:
             blank = torch.zeros(1, rows, dtype=torch.long, device=self.device)
             self.recordings[rows] = Recording(SingleTokens(rows, self.device), blank)
         recording = self.recordings[rows]
         recording.now.take(pieces)
         recording.ids[0, : len(ids)].copy_(torch.tensor(ids))
         self.cache.begin(recording.now)
-        if not known:
+        if recording.moves != self.cache.moves:  # kernels may be compiled for its size, and its rooms made
+            recording.moves, recording.graph = self.cache.moves, None
             return self.compute(recording.now, recording.ids)[0, : len(ids)]
-        if recording.moves != self.cache.moves:
-            self.record(recording)
-        assert recording.graph is not None
-        assert recording.hidden is not None
+        if recording.graph is None:
+            recording.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recording.graph):
+                recording.hidden = self.compute(recording.now, recording.ids)
         recording.graph.replay()
+        assert recording.hidden is not None
         return recording.hidden[0, : len(ids)]
-
-    def record(self, recording: Recording) -> None:
-        """Have the GPU note what a pass launches, over the cache as it lies now."""
-        if len(self.cache.kept) < len(self.cache.heads):  # emptied: the first pass makes its rooms
-            self.compute(recording.now, recording.ids)
-        recording.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recording.graph):
-            recording.hidden = self.compute(recording.now, recording.ids)
-        recording.moves = self.cache.moves

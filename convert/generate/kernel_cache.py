@@ -62,7 +62,7 @@ class KernelCache(KeyValueCache):
     def of_piece(self, index: int, piece: Piece, q: torch.Tensor, kv_cache: KvCache | None) -> torch.Tensor:
         heads = self.heads[index]
         if heads.cap is not None or not heads.plain(piece.end):
-            return super().of_piece(index, piece, q.float(), kv_cache)
+            return super().of_piece(index, piece, q.float(), kv_cache).to(q.dtype)
         k, v = (x.to(q.dtype)[None] for x in self.read(index, piece, kv_cache))
         first, grouped = piece.first == 0, heads.heads != heads.kv_heads
         mask = None if first else causal_lower_right(piece.count, piece.end)

@@ -78,7 +78,7 @@ class FolderLinear:
         made = self.made
         if self.inputs.kind is None:
             run = float_product.prepare(made.dequantize().to(dtype))
-            return lambda x: run(self.prescaled(x))
+            return run if made.smoother is None else lambda x: run(self.prescaled(x))
         held = (
             made.dequantize() if not self.whole else made.values if self.inputs.kind == "int8" else made.values.float()
         )
@@ -114,9 +114,10 @@ class FolderLinear:
         saturate = fp8.saturate if self.inputs.kind == "fp8" else int8.saturate
         if self.inputs.static:
             assert self.made.range is not None
-            scale, zero = x.new_tensor(self.made.range / top), float(self.made.input_zero)
+            # Filled on the device: nothing is copied to it while a pass is recorded.
+            scale, zero = x.new_full((), self.made.range / top), float(self.made.input_zero)
             q = saturate(x / scale + zero)
-            return q, scale, x.new_tensor(zero) if zero else None
+            return q, scale, x.new_full((), zero) if zero else None
         if not self.inputs.symmetric:
             least, most = x.amin(1, keepdim=True).clamp_max(0), x.amax(1, keepdim=True).clamp_min(0)
             scale = quotients(255, most - least)[1].clamp_min(LEAST)

@@ -63,6 +63,7 @@ class Groupwise(Format):
             zero,
             alpha,
             own.get("bias"),
+            dtype=self.engine.torch_dtype,
             bits=self.scheme.bits,
             sm=self.engine.sm,
             arranged=packing.arranged,

@@ -99,23 +99,23 @@ class QServeGroup(QServe):
         return QuantizedLinear(own["weight"], own["s2_scales"], zero.to(torch.int8), own["s1_scales"])
 
     def many(self, own: Tensors) -> Product:
-        weight = qserve_gemm.unfolded(own["weight"], own["s2_scales"], own["s2_zeros"])
+        weight, scales = qserve_gemm.unfolded(own["weight"], own["s2_scales"], own["s2_zeros"]), own["s1_scales"]
 
         def product(read: Activation) -> torch.Tensor:
             assert read.scale is not None
-            return qserve_gemm.scaled_product(read.x, read.scale, weight, own["s1_scales"])
+            return qserve_gemm.scaled_product(read.x, read.scale, weight, scales)
 
         return product
 
     def few(self, own: Tensors) -> Product:
         from .....plugins.qserve_gemm_triton import run_per_group
 
-        packed = FRAGMENTS.store(own["weight"])
+        packed, scales = FRAGMENTS.store(own["weight"]), own["s1_scales"]
         second = [BY_GROUP.store(own[suffix]) for suffix in ("s2_scales", "s2_zeros")]
 
         def product(read: Activation) -> torch.Tensor:
             assert read.scale is not None
-            return run_per_group(read.x, read.scale, packed, own["s1_scales"], *second)
+            return run_per_group(read.x, read.scale, packed, scales, *second)
 
         return product
 

@@ -71,7 +71,7 @@ class WeightOnly(Format):
 
     def prepared(self, own: Tensors) -> Product:
         run = weight_only_quant_matmul.prepare(
-            own["weight"], own["per_channel_scale"], self.scheme.bits, packing.arranged
+            own["weight"], own["per_channel_scale"], self.engine.torch_dtype, self.scheme.bits, packing.arranged
         )
         return lambda read: run(read.x)
 
