@@ -4,14 +4,11 @@ A kernel computes them on a GPU, the plugin's reference elsewhere, with the same
 exported and captured in CUDA graphs; nothing is differentiated. Matrices are [tokens, channels] in float16 or bfloat16,
 ``kind`` is "int8" or "fp8" (e4m3), scales are float32: one a token [tokens, 1] where they are found at run time, [1]
 where they are static (INT8: 127 / range, by which values are multiplied; FP8: range / 448, by which they are divided).
-
-Arguments are checked here, once: what a kernel would read past, or otherwise than the reference does, is a ValueError.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -27,101 +24,20 @@ from . import (
     quantize_tensor,
     rmsnorm_quantization,
     smooth_quant_gemm,
+    weight_only_groupwise_quant_matmul,
 )
-from .gated_activation import ACTIVATIONS
-
-DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-FLOATS = (torch.float16, torch.bfloat16)
-OR_FLOAT32 = (*FLOATS, torch.float32)
-# Matrices whose rows kernels read at any stride.
-STRIDED = ("x", "residual", "gate", "up")
-
-
-def is_matrix(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
-    return x.dtype in dtypes and x.dim() == 2 and x.shape[1] > 0
-
-
-def is_like(x: Tensor, other: Tensor) -> bool:
-    return (x.shape, x.dtype) == (other.shape, other.dtype)
-
-
-def is_channels(t: Tensor | None, x: Tensor) -> bool:
-    return t is None or (t.dtype in OR_FLOAT32 and t.shape == x.shape[1:])
-
-
-def is_scale(t: Tensor, *shapes: tuple[int, ...]) -> bool:
-    return t.dtype == torch.float32 and ((t.numel() == 1 and t.dim() <= 2) or tuple(t.shape) in shapes)
-
-
-# What arguments may be, by their names: in words, and whether one is that, of (it, the first one, all by name).
-Rule = tuple[str, Callable[[Any, Tensor, dict[str, Any]], bool]]
-ROWS: Rule = "float16 or bfloat16 [tokens, channels]", lambda t, x, _: is_matrix(t, FLOATS)
-LIKE: Rule = "the first matrix's shape and dtype", lambda t, x, _: is_like(t, x)
-CHANNELS: Rule = "float16, bfloat16 or float32 [channels]", lambda t, x, _: is_channels(t, x)
-RULES: dict[str, Rule] = {
-    "x": ROWS,
-    "gate": ROWS,
-    "residual": LIKE,
-    "up": LIKE,
-    "weight": CHANNELS,
-    "bias": CHANNELS,
-    "smoother": (
-        f"{CHANNELS[0]} or [1, channels]",
-        lambda t, x, _: t is None or (t.shape[:-1] in ((), (1,)) and is_channels(t.reshape(-1), x)),
-    ),
-    "scale": ("float32 of one element", lambda t, x, _: is_scale(t)),
-    "eps": ("a finite number, 0 or more,", lambda eps, x, _: 0 <= eps < math.inf),
-    "kind": ("int8 or fp8", lambda kind, x, _: kind in DTYPES),
-    "activation": (f"one of {', '.join(ACTIVATIONS)}", lambda name, x, _: name in ACTIVATIONS),
-}
-LAYER_NORM = RULES | {
-    "x": (f"{ROWS[0]}, channels even,", lambda t, x, _: is_matrix(t, FLOATS) and t.shape[1] % 2 == 0),
-}
-PRODUCT: dict[str, Rule] = {
-    "x": ("int8 [tokens, in]", lambda t, x, _: is_matrix(t, (torch.int8,))),
-    "weight": (
-        "x's dtype and channels, [out, in],",
-        lambda t, x, _: is_matrix(t, (x.dtype,)) and t.shape[1] == x.shape[1],
-    ),
-    "scale_a": ("float32 [tokens, 1] or of one element", lambda t, x, _: is_scale(t, (len(x), 1))),
-    "scale_b": (
-        "float32 [1, out] or of one element",
-        lambda t, x, given: is_scale(t, (1, len(given["weight"])), (len(given["weight"]),)),
-    ),
-    "dtype": ("float16, bfloat16 or float32", lambda dtype, x, _: dtype in OR_FLOAT32),
-    "bias": (
-        "[out] in the dtype asked for",
-        lambda t, x, given: t is None or (t.dtype, t.shape) == (given["dtype"], given["weight"].shape[:1]),
-    ),
-}
-FP8_PRODUCT = PRODUCT | {"x": ("e4m3 [tokens, in]", lambda t, x, _: is_matrix(t, (torch.float8_e4m3fn,)))}
-
-
-def check(given: dict[str, Any], rules: dict[str, Rule]) -> None:
-    """Raise ValueError for an argument that is not what it has to be."""
-    first = next(iter(given.values()))
-    for name, value in given.items():
-        words, holds = rules[name]
-        if not holds(value, first, given):
-            raise ValueError(f"{name} is {described(value)}; {words} is needed")
-
-
-def check_devices(arguments: Iterable[Any]) -> None:
-    """Raise ValueError for tensors on several devices."""
-    devices = sorted({str(value.device) for value in arguments if isinstance(value, Tensor)})
-    if len(devices) > 1:
-        raise ValueError(f"tensors are on {' and '.join(devices)}; move all to one device")
-
-
-def described(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def readable(name: str, value: Any) -> Any:
-    """An argument, a tensor as kernels read it: copied where it lies otherwise."""
-    if not isinstance(value, Tensor) or (name in STRIDED and value.stride(-1) == 1):
-        return value
-    return value.contiguous()
+from .operator_arguments import (
+    DTYPES,
+    FP8_PRODUCT,
+    LAYER_NORM,
+    PACKED_PRODUCT,
+    PRODUCT,
+    RULES,
+    Rule,
+    check,
+    check_devices,
+    readable,
+)
 
 
 def operator(
@@ -185,6 +101,26 @@ def _smooth_quant_gemm(
 def _fp8_gemm(x: Tensor, weight: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype) -> Tensor:
     """(x @ weight.T) * scale_a * scale_b of e4m3 [tokens, in] and [out, in], scales per row or of one element."""
     return fp8_rowwise_gemm.run(x, weight, scale_a, scale_b, dtype)
+
+
+@operator(
+    "weight_only_gemm",
+    lambda x, packed, scale, *_, **__: x.new_empty((x.shape[0], scale.shape[1])),
+    PACKED_PRODUCT,
+)
+def _weight_only_gemm(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    prequant: Tensor | None = None,
+    bias: Tensor | None = None,
+    bits: int = 4,
+    layout: str = "rows",
+) -> Tensor:
+    """(x * prequant) @ (integers * scale + zero).T + bias; integers packed as AWQ's files ("rows") or for one SM."""
+    how = {"bits": bits, "layout": layout}
+    return weight_only_groupwise_quant_matmul.run_packed(x, packed, scale, prequant, zero, bias=bias, **how)
 
 
 @operator("quantize_per_token", lambda x, smoother=None, kind="int8": scaled(x, kind))

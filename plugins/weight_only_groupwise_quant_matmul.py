@@ -5,7 +5,9 @@ from __future__ import annotations
 from . import few_tokens, float_product, fp8, kernels
 from .float_product import FloatProduct
 from .identity import INTEGER, Plugin
+from .kernels import beside
 from .lazy import torch
+from .packing import unpacked
 from .weight_only_quant_matmul import Arranged
 
 PLUGIN = Plugin(
@@ -109,8 +111,8 @@ def prepare(
     *,
     dtype: torch.dtype,
     bits: int,
-    sm: int,
-    arranged: Arranged,
+    sm: int | None,
+    arranged: Arranged | None = None,
 ) -> FloatProduct:
     """``reference`` for many calls, however few tokens come as the kernel for many of them computes it.
 
@@ -119,10 +121,10 @@ def prepare(
 
     Args:
         dtype: of x, the engine's or float32.
-        arranged: gives the order in which kernels read integers.
+        arranged: gives the order in which kernels read integers; without it none does.
     """
     prequant = None if prequant_scaling_factor is None else prequant_scaling_factor.view(1, -1)
-    if kernels.behind_packed(weight, dtype) and alpha is None:
+    if arranged is not None and alpha is None and kernels.behind_packed(weight, dtype):
         from .weight_only_groupwise_quant_matmul_triton import run
 
         packed, layout = arranged(weight, bits)
@@ -139,3 +141,30 @@ def prepare(
         return (alpha * fp8.matmul(read, rounded) + added).to(x.dtype)
 
     return through_fp8
+
+
+def reference_packed(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    weights_scaling_factor: torch.Tensor,
+    prequant_scaling_factor: torch.Tensor | None = None,
+    zero: torch.Tensor | None = None,
+    alpha: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    bits: int,
+    layout: str,
+    sm: int | None = None,
+) -> torch.Tensor:
+    """``reference`` of integers as they are packed, however few tokens come as the kernel for many computes it.
+
+    Args:
+        packed: integers, in whatever dtype their bytes are viewed as.
+        layout: their order, one of ``packing``'s.
+    """
+    weight = unpacked(packed, (weights_scaling_factor.shape[1], x.shape[1]), bits, layout)
+    factors = weights_scaling_factor, prequant_scaling_factor, zero, alpha, bias
+    return prepare(weight, *factors, dtype=x.dtype, bits=bits, sm=sm)(x)
+
+
+run_packed = beside(reference_packed, "weight_only_groupwise_quant_matmul_triton")

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from enginesmith.plugins import operators, quantize_per_token, rmsnorm_quantization, smooth_quant_gemm
+from enginesmith.convert.numbers.nibbles import pack_rows
+from enginesmith.plugins import (
+    operators,
+    packing,
+    quantize_per_token,
+    rmsnorm_quantization,
+    smooth_quant_gemm,
+    weight_only_groupwise_quant_matmul,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPS = torch.ops.enginesmith
@@ -22,8 +30,12 @@ WEIGHT, BIAS, SCALE = drawn(64, seed=2), drawn(64, seed=3), torch.tensor([20.0],
 SMOOTHER = WEIGHT.abs() + 0.5
 INTEGERS, MATRIX = (drawn(n, 64, dtype=torch.float32, seed=n).mul(40).to(torch.int8) for n in (20, 48))
 ROWS, COLUMNS = torch.rand(20, 1, device=DEVICE), torch.rand(1, 48, device=DEVICE)
+FOUR_BITS = torch.randint(-8, 8, (64, 64), generator=torch.Generator().manual_seed(9)).to(torch.int8)
+PACKED = packing.pack(FOUR_BITS, packing.layout_of(4), 90).to(DEVICE)
+GROUP_SCALES = drawn(1, 64, seed=5).abs() * 0.1
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "smooth_quant_gemm": (INTEGERS, MATRIX, ROWS, COLUMNS, torch.float16, drawn(48)),
+    "weight_only_gemm": (X, PACKED, GROUP_SCALES, GROUP_SCALES * 3, SMOOTHER, BIAS, 4, "sm90"),
     "quantize_per_token": (X, SMOOTHER),
     "quantize_static": (X, SCALE, SMOOTHER),
     "rms_norm": (X, WEIGHT, 1e-5),
@@ -57,6 +69,22 @@ def test_every_operator_is_checked() -> None:
     assert {name.removeprefix("_") for name in held} == {*ARGUMENTS, "fp8_gemm"}
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize(
+    ("layout", "bits"), [("rows", 4), ("sm80", 4), ("sm90", 4), ("fp8", 4), ("sm80", 8), ("sm90", 8)]
+)
+def test_packed_integers_are_multiplied_in_every_order(layout: str, bits: int, tokens: int) -> None:
+    half, draw = 2 ** (bits - 1), torch.Generator().manual_seed(bits)
+    weight = torch.randint(-half, half, (128, 256), generator=draw).to(torch.int8)
+    sm, fp8 = packing.STREAMS.get(layout, (0, False))
+    packed = pack_rows(weight) if layout == "rows" else packing.pack(weight, packing.layout_of(bits, fp8), sm)
+    x, scale, bias = drawn(tokens, 256).cpu(), drawn(2, 128, seed=3).cpu().abs() * 0.1, drawn(128, seed=4).cpu()
+    wanted = x.float() @ weight_only_groupwise_quant_matmul.dequantized(weight, scale).float().t() + bias.float()
+    given = (one.to(DEVICE) for one in (x, packed, scale))
+    got = OPS.weight_only_gemm(*given, bias=bias.to(DEVICE), bits=bits, layout=layout).cpu().float()
+    assert (got - wanted).norm() < 1e-3 * wanted.norm()
+
+
 def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
     """The arguments of an operator, one of them another."""
     whole = list(ARGUMENTS[name])
@@ -67,6 +95,13 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("name", "place", "value", "said"),
     [
+        ("weight_only_gemm", 1, PACKED[:32], r"packed is .*; the bytes of \[out, in\] integers"),
+        ("weight_only_gemm", 2, GROUP_SCALES[0], r"scale is .*; \[groups, out\] in x's dtype is needed"),
+        ("weight_only_gemm", 2, GROUP_SCALES.float(), "scale is torch.float32"),
+        ("weight_only_gemm", 3, GROUP_SCALES[0], "zero is .*; the scale's shape and dtype"),
+        ("weight_only_gemm", 4, SMOOTHER[:1], "prequant is"),
+        ("weight_only_gemm", 6, 3, "bits is 3|packed is"),
+        ("weight_only_gemm", 7, "sm100", "layout is 'sm100'; rows, sm80, sm90 or fp8"),
         ("smooth_quant_gemm", 0, INTEGERS[0], r"x is torch.int8 \[64\]; int8 \[tokens, in\] is needed"),
         ("smooth_quant_gemm", 0, X, "x is torch.float16"),
         ("smooth_quant_gemm", 1, MATRIX[:, :32], "weight is .*; x's dtype and channels"),

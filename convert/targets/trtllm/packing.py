@@ -1,71 +1,18 @@
-"""Integers as TensorRT-LLM's weight-only kernels read them.
-
-The logical weight is q[out, in], signed. A mixed GEMM (float activations, integer weights) reads it as one stream
-of 32-bit words, arranged for the tensor cores of one GPU generation:
-
-    1. permute   inside every g input channels, slot i takes channel rows[i]
-    2. transpose input channels become the fast axis (ours are, already)
-    3. interleave [out / I, I, in / R, R] -> [out / I, in / R, I, R]: I outputs take turns, R inputs at a time
-    4. bias      add 2^(b-1), so that values are unsigned, and in every word slot d takes element word[d]
-
-SM 75 to 89 take all four steps, SM 90 step 2 alone (values stay signed), SM 70 to 74 steps 2 and 4. The stream is
-stored under the shape [in, out * b / 8] that it had before; it is that shape in name only.
-"""
+"""Integers as TensorRT-LLM's weight-only kernels read them, of sizes and for GPUs that these take."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ....plugins import packing
 from ....plugins.lazy import torch
+from ....plugins.packing import INT4_FP8, Layout, generation, layout_of
 from ...errors import InputError
-from ...numbers.nibbles import check_multiple, pack_nibbles, unpack_nibbles
+from ...numbers.nibbles import check_multiple
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How one kind of mixed GEMM arranges its weights.
-
-    Attributes:
-        name: for messages.
-        bits: b, 8 or 4.
-        rows: the permutation of step 1.
-        interleave: I of step 3.
-        tile: R of step 3, in values.
-        word: the order of step 4.
-        multiples: what (in, out) must be multiples of up to SM 89, and where step 2 is all there is.
-    """
-
-    name: str
-    bits: int
-    rows: tuple[int, ...]
-    interleave: int
-    tile: int
-    word: tuple[int, ...]
-    multiples: tuple[tuple[int, int], tuple[int, int]]
-
-
-def _runs(length: int, block: int, channels: int) -> tuple[int, ...]:
-    """Runs of neighbours, one from each block in turn: for 2, 8 and 16 that is 0 1 8 9 2 3 10 11 ..."""
-    starts = (start + run for run in range(0, block, length) for start in range(0, channels, block))
-    return tuple(start + i for start in starts for i in range(length))
-
-
-INT8 = Layout("int8", 8, _runs(2, 8, 16), 2, 64, (0, 2, 1, 3), ((64, 32), (32, 32)))
-INT4 = Layout("int4", 4, _runs(2, 8, 32), 4, 64, (0, 2, 4, 6, 1, 3, 5, 7), ((64, 64), (64, 64)))
-# 4-bit weights whose activations the kernel converts to FP8 (W4A8_AWQ).
-INT4_FP8 = Layout(
-    "int4 with FP8 activations", 4, _runs(4, 16, 32), 2, 128, (0, 2, 4, 6, 1, 3, 5, 7), ((128, 64), (64, 64))
-)
 # The GPU generations that checkpoints are arranged for.
 GENERATIONS = (80, 86, 89, 90)
-
-
-def layout_of(bits: int, fp8: bool = False) -> Layout:
-    """The order of integers of 4 or 8 bits; fp8: of those whose activations the kernel converts."""
-    if bits == 8:
-        return INT8
-    return INT4_FP8 if fp8 else INT4
 
 
 def arrangement(sm: int) -> str:
@@ -79,7 +26,7 @@ def check(layout: Layout, sm: int, shape: Sequence[int], name: str = "weight") -
         raise InputError(f"{name}: no {layout.name} weight layout for SM {sm}; supported are SM 70 to 90")
     if layout is INT4_FP8 and sm < 89:
         raise InputError(f"{name}: FP8 activations need SM 89 or 90, not SM {sm}")
-    inner, outer = layout.multiples[_generation(sm, len(shape)) == 90]
+    inner, outer = layout.multiples[generation(sm, len(shape)) == 90]
     reader = f"the {layout.name} layout of SM {sm}"
     check_multiple(f"{name}: in_features", shape[-1], inner, reader)
     check_multiple(f"{name}: out_features", shape[-2], outer, reader)
@@ -88,64 +35,24 @@ def check(layout: Layout, sm: int, shape: Sequence[int], name: str = "weight") -
 def pack(
     integers: torch.Tensor, layout: Layout, sm: int, dtype: torch.dtype | None = None, name: str = "weight"
 ) -> torch.Tensor:
-    """The stream that a mixed GEMM on this GPU reads.
+    """``plugins.packing.pack``, of what the kernels take.
 
     Args:
-        integers: int8 [out, in], or [experts, out, in].
-        sm: compute capability times ten.
-        dtype: what the bytes are viewed as: int8 if None, or the model's dtype for group-wise plugins.
         name: of the tensor, for messages.
 
-    Returns:
-        [(experts,) in, out * bits / 8 / itemsize] in ``dtype``.
-
     Raises:
-        InputError: a shape or GPU that the kernels do not take.
+        InputError: a shape or GPU that they do not.
     """
     check(layout, sm, integers.shape, name)
-    *experts, out_features, in_features = integers.shape
-    q, generation = integers, _generation(sm, integers.dim())
-    if 75 <= generation < 90:
-        q = q.unflatten(-1, (-1, len(layout.rows)))[..., list(layout.rows)].flatten(-2)
-        q = q.unflatten(-2, (-1, layout.interleave)).unflatten(-1, (-1, layout.tile)).transpose(-3, -2)
-    if generation < 90:
-        q = q.reshape(-1, len(layout.word))[:, list(layout.word)] ^ _sign_bit(layout)
-    stream = q.reshape(*experts, in_features, out_features)
-    return (pack_nibbles(stream) if layout.bits == 4 else stream.contiguous()).view(dtype or torch.int8)
+    return packing.pack(integers, layout, sm, dtype)
 
 
 def unpack(packed: torch.Tensor, layout: Layout, sm: int, name: str = "weight") -> torch.Tensor:
     """The inverse of ``pack``: int8 [(experts,) out, in] from the bytes in whatever dtype they are viewed as."""
-    stream = packed.contiguous().view(torch.int8)
-    stream = unpack_nibbles(stream) if layout.bits == 4 else stream
-    *experts, in_features, out_features = stream.shape
-    check(layout, sm, (*experts, out_features, in_features), name)
-    q, generation = stream, _generation(sm, packed.dim())
-    if generation < 90:
-        q = _signed(q.reshape(-1, len(layout.word))[:, _inverse(layout.word)] ^ _sign_bit(layout), layout.bits)
-    if not 75 <= generation < 90:
-        return q.reshape(*experts, out_features, in_features)
-    shape = (*experts, out_features // layout.interleave, in_features // layout.tile, layout.interleave, layout.tile)
-    q = q.reshape(shape).transpose(-3, -2).reshape(*experts, out_features, -1, len(layout.rows))
-    return q[..., _inverse(layout.rows)].flatten(-2)
-
-
-def _generation(sm: int, dimensions: int) -> int:
-    """The SM whose layout is used: experts stay with that of SM 80 on SM 90."""
-    return 80 if sm == 90 and dimensions == 3 else sm
-
-
-def _sign_bit(layout: Layout) -> int:
-    """Flipping it in two's complement adds 2^(b-1) modulo 2^b."""
-    return -128 if layout.bits == 8 else 8
-
-
-def _signed(values: torch.Tensor, bits: int) -> torch.Tensor:
-    return values << 8 - bits >> 8 - bits
-
-
-def _inverse(permutation: tuple[int, ...]) -> list[int]:
-    return sorted(range(len(permutation)), key=permutation.__getitem__)
+    *experts, in_features, _ = packed.shape
+    values = packed.nbytes * 8 // layout.bits
+    check(layout, sm, (*experts, values // (math.prod(experts) * in_features), in_features), name)
+    return packing.unpack(packed, layout, sm)
 
 
 def arranged(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, str]:

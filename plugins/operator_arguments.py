@@ -1,0 +1,142 @@
+"""What arguments of operators may be: whatever a kernel would misread, or read past, is a ValueError."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gated_activation import ACTIVATIONS
+from .packing import ORDERS
+
+DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+FLOATS = (torch.float16, torch.bfloat16)
+OR_FLOAT32 = (*FLOATS, torch.float32)
+# Matrices whose rows kernels read at any stride.
+STRIDED = ("x", "residual", "gate", "up")
+
+
+def is_matrix(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
+    return x.dtype in dtypes and x.dim() == 2 and x.shape[1] > 0
+
+
+def is_like(x: Tensor, other: Tensor) -> bool:
+    return (x.shape, x.dtype) == (other.shape, other.dtype)
+
+
+def is_channels(t: Tensor | None, x: Tensor) -> bool:
+    return t is None or (t.dtype in OR_FLOAT32 and t.shape == x.shape[1:])
+
+
+def is_scale(t: Tensor, *shapes: tuple[int, ...]) -> bool:
+    return t.dtype == torch.float32 and ((t.numel() == 1 and t.dim() <= 2) or tuple(t.shape) in shapes)
+
+
+# What arguments may be, by their names: in words, and whether one is that, of (it, the first one, all by name).
+Rule = tuple[str, Callable[[Any, Tensor, dict[str, Any]], bool]]
+ROWS: Rule = "float16 or bfloat16 [tokens, channels]", lambda t, x, _: is_matrix(t, FLOATS)
+LIKE: Rule = "the first matrix's shape and dtype", lambda t, x, _: is_like(t, x)
+CHANNELS: Rule = "float16, bfloat16 or float32 [channels]", lambda t, x, _: is_channels(t, x)
+RULES: dict[str, Rule] = {
+    "x": ROWS,
+    "gate": ROWS,
+    "residual": LIKE,
+    "up": LIKE,
+    "weight": CHANNELS,
+    "bias": CHANNELS,
+    "smoother": (
+        f"{CHANNELS[0]} or [1, channels]",
+        lambda t, x, _: t is None or (t.shape[:-1] in ((), (1,)) and is_channels(t.reshape(-1), x)),
+    ),
+    "scale": ("float32 of one element", lambda t, x, _: is_scale(t)),
+    "eps": ("a finite number, 0 or more,", lambda eps, x, _: 0 <= eps < math.inf),
+    "kind": ("int8 or fp8", lambda kind, x, _: kind in DTYPES),
+    "activation": (f"one of {', '.join(ACTIVATIONS)}", lambda name, x, _: name in ACTIVATIONS),
+}
+LAYER_NORM = RULES | {
+    "x": (f"{ROWS[0]}, channels even,", lambda t, x, _: is_matrix(t, FLOATS) and t.shape[1] % 2 == 0),
+}
+PRODUCT: dict[str, Rule] = {
+    "x": ("int8 [tokens, in]", lambda t, x, _: is_matrix(t, (torch.int8,))),
+    "weight": (
+        "x's dtype and channels, [out, in],",
+        lambda t, x, _: is_matrix(t, (x.dtype,)) and t.shape[1] == x.shape[1],
+    ),
+    "scale_a": ("float32 [tokens, 1] or of one element", lambda t, x, _: is_scale(t, (len(x), 1))),
+    "scale_b": (
+        "float32 [1, out] or of one element",
+        lambda t, x, given: is_scale(t, (1, len(given["weight"])), (len(given["weight"]),)),
+    ),
+    "dtype": ("float16, bfloat16 or float32", lambda dtype, x, _: dtype in OR_FLOAT32),
+    "bias": (
+        "[out] in the dtype asked for",
+        lambda t, x, given: t is None or (t.dtype, t.shape) == (given["dtype"], given["weight"].shape[:1]),
+    ),
+}
+FP8_PRODUCT = PRODUCT | {"x": ("e4m3 [tokens, in]", lambda t, x, _: is_matrix(t, (torch.float8_e4m3fn,)))}
+
+
+def check(given: dict[str, Any], rules: dict[str, Rule]) -> None:
+    """Raise ValueError for an argument that is not what it has to be."""
+    first = next(iter(given.values()))
+    for name, value in given.items():
+        words, holds = rules[name]
+        if not holds(value, first, given):
+            raise ValueError(f"{name} is {described(value)}; {words} is needed")
+
+
+def check_devices(arguments: Iterable[Any]) -> None:
+    """Raise ValueError for tensors on several devices."""
+    devices = sorted({str(value.device) for value in arguments if isinstance(value, Tensor)})
+    if len(devices) > 1:
+        raise ValueError(f"tensors are on {' and '.join(devices)}; move all to one device")
+
+
+def described(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def readable(name: str, value: Any) -> Any:
+    """An argument, a tensor as kernels read it: copied where it lies otherwise."""
+    if not isinstance(value, Tensor) or (name in STRIDED and value.stride(-1) == 1):
+        return value
+    return value.contiguous()
+
+
+def bits_of(given: dict[str, Any]) -> int:
+    return int(given.get("bits", 4))
+
+
+def holds_integers(packed: Tensor, x: Tensor, given: dict[str, Any]) -> bool:
+    """Whether bytes are those of a weight whose scales are [groups, out], in sizes that kernels take."""
+    scale, channels = given["scale"], x.shape[1]
+    if scale.dim() != 2:
+        return True  # which is said of the scale
+    groups, out = scale.shape
+    sized = channels % 64 == out % 64 == 0 and (groups == 1 or channels in (64 * groups, 128 * groups))
+    return sized and packed.nbytes * 8 == out * channels * bits_of(given)
+
+
+def is_vector(t: Tensor | None, dtype: torch.dtype, size: int) -> bool:
+    return t is None or (t.dtype == dtype and tuple(t.shape) == (size,))
+
+
+PACKED_PRODUCT: dict[str, Rule] = {
+    "x": ROWS,
+    "packed": (
+        "the bytes of [out, in] integers, both multiples of 64, in groups of 64 or 128 or one,",
+        holds_integers,
+    ),
+    "scale": ("[groups, out] in x's dtype", lambda t, x, _: t.dtype == x.dtype and t.dim() == 2),
+    "zero": ("the scale's shape and dtype", lambda t, x, given: t is None or is_like(t, given["scale"])),
+    "prequant": ("[in] in x's dtype", lambda t, x, _: is_vector(t, x.dtype, x.shape[1])),
+    "bias": ("[out] in x's dtype", lambda t, x, given: is_vector(t, x.dtype, given["scale"].shape[1])),
+    "bits": ("4 or 8", lambda bits, x, _: bits in (4, 8)),
+    "layout": (
+        "rows, sm80, sm90 or fp8, with 8 bits sm80 or sm90,",
+        lambda name, x, given: name in (("sm80", "sm90") if bits_of(given) == 8 else ORDERS),
+    ),
+}
