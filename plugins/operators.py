@@ -119,8 +119,9 @@ def _weight_only_gemm(
     layout: str = "rows",
 ) -> Tensor:
     """(x * prequant) @ (integers * scale + zero).T + bias; integers packed as AWQ's files ("rows") or for one SM."""
-    how = {"bits": bits, "layout": layout}
-    return weight_only_groupwise_quant_matmul.run_packed(x, packed, scale, prequant, zero, bias=bias, **how)
+    return weight_only_groupwise_quant_matmul.run_packed(
+        x, packed, scale, prequant, zero, bias=bias, bits=bits, layout=layout
+    )
 
 
 @operator("quantize_per_token", lambda x, smoother=None, kind="int8": scaled(x, kind))

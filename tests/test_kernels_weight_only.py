@@ -13,6 +13,7 @@ from enginesmith.convert.targets.trtllm import fragments, packing
 from enginesmith.plugins import qserve_gemm
 from enginesmith.plugins import weight_only_groupwise_quant_matmul as groupwise
 from enginesmith.plugins import weight_only_quant_matmul as by_channel
+from enginesmith.plugins.packing import layout_of
 
 pytest.importorskip("triton")
 
@@ -42,7 +43,7 @@ def integers(out: int, channels: int, bits: int) -> torch.Tensor:
 def packed(weight: torch.Tensor, bits: int, layout: str, dtype: torch.dtype = torch.int8) -> torch.Tensor:
     if layout == "rows":
         return pack_rows(weight)
-    return packing.pack(weight, packing.layout_of(bits, layout == "fp8"), ARRANGED_FOR[layout], dtype)
+    return packing.pack(weight, layout_of(bits, layout == "fp8"), ARRANGED_FOR[layout], dtype)
 
 
 def normal(*shape: int, dtype: torch.dtype, size: float = 1.0) -> torch.Tensor:

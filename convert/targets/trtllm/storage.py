@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ....plugins.lazy import torch
+from ....plugins.packing import Layout
 from ...numbers.nibbles import pack_rows, unpack_rows
 from . import fragments, packing
-from .packing import Layout
 
 
 @dataclass(frozen=True)

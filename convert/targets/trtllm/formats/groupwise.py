@@ -7,6 +7,7 @@ from typing import Any
 from .....plugins import weight_only_groupwise_quant_matmul
 from .....plugins.identity import FP8_INTEGER, Generations, Plugin
 from .....plugins.lazy import torch
+from .....plugins.packing import Layout, layout_of
 from .....plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
 from ....errors import InputError
 from ....quantize.scheme import Scheme
@@ -38,9 +39,9 @@ class Groupwise(Format):
         return {"quant_algo": scheme.name, "group_size": scheme.group_size, **flags}
 
     @property
-    def layout(self) -> packing.Layout:
+    def layout(self) -> Layout:
         """The order in which the kernels read integers."""
-        return packing.layout_of(self.scheme.bits, fp8=self.scheme.activations is not None)
+        return layout_of(self.scheme.bits, fp8=self.scheme.activations is not None)
 
     @property
     def packed_for(self) -> int:

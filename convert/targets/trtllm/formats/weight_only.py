@@ -5,6 +5,7 @@ from __future__ import annotations
 from .....plugins import weight_only_quant_matmul
 from .....plugins.identity import Generations, Plugin
 from .....plugins.lazy import torch
+from .....plugins.packing import Layout, layout_of
 from ....models.pieces import Group, Linear
 from ....numbers.quantized import QuantizedLinear
 from ....numbers.rounding import stored
@@ -46,8 +47,8 @@ class WeightOnly(Format):
         return (weight_only_quant_matmul.PLUGIN,)
 
     @property
-    def layout(self) -> packing.Layout:
-        return packing.layout_of(self.scheme.bits)
+    def layout(self) -> Layout:
+        return layout_of(self.scheme.bits)
 
     def check(self, out_features: int, in_features: int, name: str) -> None:
         packing.check(self.layout, self.engine.sm, (out_features, in_features), name)
