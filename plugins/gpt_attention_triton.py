@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import arithmetic
 from .gpt_attention import Heads
 from .kernels import cdiv, power_of_two
 
@@ -24,7 +25,7 @@ CHUNK: tl.constexpr = tl.constexpr(128)
 CHUNKS: tl.constexpr = tl.constexpr(32)
 BLOCK_BYTES = 16384
 # A float32 of this size has no bits behind the point: to add and subtract it rounds to the nearest, half to even.
-NO_FRACTION: tl.constexpr = tl.constexpr(1.5 * 2**23)
+NO_FRACTION: tl.constexpr = tl.constexpr(arithmetic.NO_FRACTION)
 # Kinds of cache; a constant each, for kernels are compiled for one of them.
 PLAIN: tl.constexpr = tl.constexpr(0)
 INT8: tl.constexpr = tl.constexpr(1)

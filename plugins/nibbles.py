@@ -22,3 +22,8 @@ def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
 def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
     """The signed values of ``pack_nibbles``: int8 [..., n / 2] -> int8 [..., n], each in [-8, 7]."""
     return torch.stack((packed << 4 >> 4, packed >> 4), -1).flatten(-2)
+
+
+def unpack_rows(packed: torch.Tensor) -> torch.Tensor:
+    """AWQ's rows, 2j in the low nibble and 2j + 1 in the high one: int8 [out / 2, in] -> int8 [out, in]."""
+    return unpack_nibbles(packed.t()).t().contiguous()

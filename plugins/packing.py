@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .lazy import torch
-from .nibbles import pack_nibbles, unpack_nibbles
+from .nibbles import pack_nibbles, unpack_nibbles, unpack_rows
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,6 @@ def unpacked(packed: torch.Tensor, shape: tuple[int, int], bits: int, layout: st
     """
     held, (out, channels) = packed.reshape(-1).view(torch.int8), shape
     if layout == ROWS:
-        return unpack_nibbles(held.view(-1, channels).t()).t().contiguous()
+        return unpack_rows(held.view(-1, channels))
     sm, fp8 = STREAMS[layout]
     return unpack(held.view(channels, -1), layout_of(bits, fp8), sm).reshape(out, channels)

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from enginesmith.convert.job.algorithms import of_algorithm
 from enginesmith.convert.job.options import ConvertOptions
+from enginesmith.convert.models.families import FAMILIES
 from enginesmith.convert.numbers import gptq
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.prove.proven import ProvenCheckpoint as Checkpoint
+from enginesmith.convert.prove.runtime import ENGINE_NAMES, FUNCTIONS
 from enginesmith.convert.prove.verify import measure
 from enginesmith.convert.quantize.layer import QuantizedLayer
 from enginesmith.convert.quantize.quantizer import Quantizer
@@ -24,6 +26,7 @@ from enginesmith.convert.statistics.stream import Calibration
 from enginesmith.convert.targets.trtllm.formats import format_of
 from enginesmith.convert.targets.trtllm.formats.base import Activation, Engine, Format
 from enginesmith.convert.targets.trtllm.target import TensorRTLLM
+from enginesmith.plugins import gated_activation
 from enginesmith.plugins.weight_only_groupwise_quant_matmul import dequantized
 
 from .command import run
@@ -172,3 +175,9 @@ def test_verify_says_it_of_weight_only_schemes_alone(tiny: Tiny, converted: Conv
     other = converted(model, quant="W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN").folder
     assert "decoding" not in run("verify", other, *words).stdout
     assert "few_tokens_error" not in json.loads(run("verify", other, *words, "--json").stdout)["accuracy"]
+
+
+def test_every_activation_that_an_engine_has_is_executed_as_its_own() -> None:
+    names = {name for family in FAMILIES for name in family.activations.values()}
+    assert names <= ENGINE_NAMES.keys()
+    assert {ENGINE_NAMES[name] for name in names} <= FUNCTIONS.keys() <= gated_activation.ACTIVATIONS.keys()

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from enginesmith.convert.errors import InputError
-from enginesmith.convert.numbers.nibbles import pack_rows, unpack_rows
+from enginesmith.convert.numbers.nibbles import pack_rows
 from enginesmith.convert.numbers.rounding import weight_only
 from enginesmith.convert.targets.trtllm.packing import check, pack, unpack
-from enginesmith.plugins.nibbles import pack_nibbles, unpack_nibbles
+from enginesmith.plugins.nibbles import pack_nibbles, unpack_nibbles, unpack_rows
 from enginesmith.plugins.packing import INT4, INT4_FP8, INT8, Layout
 
 from .conftest import GOLDEN

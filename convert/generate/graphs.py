@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...plugins.kernels import power_of_two
 from .cache import KeyValueCache
 from .passes import Pass, Piece, SingleTokens
 
@@ -47,7 +48,7 @@ class Graphs:
 
     def __call__(self, pieces: Sequence[Piece], ids: Sequence[int]) -> torch.Tensor:
         """Hidden states [tokens, hidden_size], valid until the next pass."""
-        rows = 1 << (len(pieces) - 1).bit_length()
+        rows = power_of_two(len(pieces))
         if rows not in self.recordings:
             blank = torch.zeros(1, rows, dtype=torch.long, device=self.device)
             self.recordings[rows] = Recording(SingleTokens(rows, self.device), blank)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...plugins.lazy import torch
-from ...plugins.nibbles import pack_nibbles, unpack_nibbles
+from ...plugins.nibbles import pack_nibbles
 from ..errors import InputError
 
 
@@ -20,11 +20,6 @@ def pack_rows(integers: torch.Tensor, name: str = "weight") -> torch.Tensor:
     if integers.shape[0] % 2:
         raise InputError(f"{name}: two output rows share a byte, so their number must be even, not {len(integers)}")
     return pack_nibbles(integers.t().contiguous()).t().contiguous()
-
-
-def unpack_rows(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of ``pack_rows``: int8 [out / 2, in] -> int8 [out, in]."""
-    return unpack_nibbles(packed.t()).t().contiguous()
 
 
 def check_multiple(what: str, size: int, multiple: int, reader: str) -> None:

@@ -16,13 +16,14 @@ from ..models.rotary import Turns
 from ..numbers.finite import all_finite
 from ..peers import ALONE, Peers
 
-# What plugins call an activation, by TensorRT-LLM's names, who approximates every GELU, and by transformers'.
+# What plugins call an activation, by transformers' names and TensorRT-LLM's, who approximates every GELU.
 NAMES = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "geglu"), "gelu"),
     **dict.fromkeys(("silu", "swish", "swiglu"), "silu"),
     **dict.fromkeys(("relu2", "squared-relu"), "squared-relu"),
     "relu": "relu",
 }
+ENGINE_NAMES = NAMES | {"gelu": "gelu"}
 FUNCTIONS: dict[str, Function] = {
     "gelu": gelu,
     "silu": functional.silu,
@@ -69,7 +70,7 @@ class Runtime:
     ):
         self.model, self.dtype, self.device, self.peers = model, dtype, device, peers
         self.turns = Turns(model, frequencies, tokens, lambda table: table.to(device) * turned)
-        self.activation_name = NAMES.get(model.hidden_act, "gelu") if engine else NAMES.get(model.activation)
+        self.activation_name = ENGINE_NAMES[model.hidden_act] if engine else NAMES.get(model.activation)
         self.activation = (
             ACTIVATIONS[model.activation] if self.activation_name is None else FUNCTIONS[self.activation_name]
         )

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ....plugins.lazy import torch
+from ....plugins.nibbles import unpack_rows
 from ...errors import InputError
 from ...numbers.finite import finite
-from ...numbers.nibbles import unpack_rows
 from ...numbers.quantized import QuantizedLinear
 
 # What ModelOpt's linears that read one input multiply it by.

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ....plugins.lazy import torch
+from ....plugins.nibbles import unpack_rows
 from ....plugins.packing import Layout
-from ...numbers.nibbles import pack_rows, unpack_rows
+from ...numbers.nibbles import pack_rows
 from . import fragments, packing
 
 
