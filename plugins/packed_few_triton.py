@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import INTERPRETS, rounded
-from .kernels import generation, starts_early
+from .kernels import cdiv, generation, power_of_two, starts_early
 from .packed_fields_triton import arrange, field_at, instructions, weights
 from .packed_weight_triton import LAYOUTS, ROWS, group_of
 
@@ -30,7 +30,7 @@ def schedule(tokens: int, lines: int, outputs: int, sm: int) -> dict[str, int]:
     Args:
         lines: of the weight, each of so many ``outputs``.
     """
-    tile = max(8, triton.next_power_of_2(tokens))
+    tile = max(8, power_of_two(tokens))
     if tokens <= 16:
         least = 32 // outputs
         if lines <= least * PROGRAMS:
@@ -42,7 +42,7 @@ def schedule(tokens: int, lines: int, outputs: int, sm: int) -> dict[str, int]:
         split = 1
     else:
         height = 64 if tokens <= 32 or outputs == 2 else 128
-        most = PROGRAMS // triton.cdiv(lines, height) // (1 if tokens <= 32 else 2)
+        most = PROGRAMS // cdiv(lines, height) // (1 if tokens <= 32 else 2)
         split = 1 << min(max(most, 1).bit_length() - 1, 3)
         stages = 4 if split == 4 and height == 64 else 3
         shape = {"LINES": height, "PARTS": 1, "num_warps": height // 16, "num_stages": stages}
@@ -74,7 +74,7 @@ def product(
     early = starts_early(x)
     how = {"LAYOUT": LAYOUTS[layout], "BITS": bits, "PLACES": places, "STEP": group // places}
     arranged, y = torch.empty_like(x), x.new_empty(tokens, out)
-    arrange[(triton.cdiv(channels // places, BLOCK), tokens)](
+    arrange[(cdiv(channels // places, BLOCK), tokens)](
         x.contiguous(),
         x if prescale is None else prescale,
         arranged,
@@ -94,7 +94,7 @@ def product(
     if paired:
         scale, zeros = scale.t().view(torch.int32).t(), zeros.t().view(torch.int32).t()
     lower, upper = instructions(x.dtype, bits, layout, zero=zero is not None, twice=twice)
-    few_tokens[(triton.cdiv(lines, shape["LINES"]), split)](
+    few_tokens[(cdiv(lines, shape["LINES"]), split)](
         arranged,
         packed.reshape(-1).view(torch.int16),
         scale,
@@ -120,7 +120,7 @@ def product(
         **shape,
     )
     if split > 1:
-        added[(triton.cdiv(tokens * out, BLOCK),)](
+        added[(cdiv(tokens * out, BLOCK),)](
             sums,
             x if bias is None else bias,
             y,

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from . import packed_few_triton
 from .arithmetic_triton import rounded
-from .kernels import starts_early
+from .kernels import cdiv, starts_early
 from .packed_weight_triton import (
     LAYOUTS,
     ROWS,
@@ -81,7 +81,7 @@ def product(
     group, step = group_of(scale, channels)
     unit = torch.int64 if layout in ("rows", "sm90") else torch.int32
     lines = LINES if out >= LINES * outputs * PROGRAMS else LINES // 2
-    one_token[(triton.cdiv(out // outputs, lines),)](
+    one_token[(cdiv(out // outputs, lines),)](
         x.contiguous().view(unit),
         words,
         scale,

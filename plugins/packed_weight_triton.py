@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import INTERPRETS, rounded
+from .kernels import cdiv
 
 # How a matrix lies in memory: "rows" has two outputs a byte (AWQ's files), the rest are streams of mixed GEMMs, "fp8"
 # the one of SM 80 to 89 whose activations become FP8.
@@ -245,7 +246,7 @@ def dequantize(
     twice = sm == 90 and scale.dtype == torch.bfloat16
     per_line = len(words) // lines
     block = 64
-    grid = (triton.cdiv(lines, 16), triton.cdiv(per_line, block))
+    grid = (cdiv(lines, 16), cdiv(per_line, block))
     dequantize_kernel[grid](
         words,
         scale,
