@@ -1,10 +1,13 @@
-"""Every kernel beside its memory floor and its peers, in one run: ``python benchmarks/kernels.py [SECTION ...]``."""
+"""Every kernel beside its memory floor and its peers, in one run.
+
+python benchmarks/kernels.py [SECTION ...] [--tokens 1 16]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,20 @@ from enginesmith.plugins import (
 )
 from enginesmith.plugins import weight_only_groupwise_quant_matmul_triton as grouped
 from enginesmith.plugins import weight_only_quant_matmul_triton as by_channel
+from enginesmith.plugins.packed_fields_triton import sums_exactly
 
 # out x in of Llama-3.1-8B's and 70B's linears.
 LLAMA_8B = [(4096, 4096), (6144, 4096), (14336, 4096), (4096, 14336)]
 LLAMA_70B = [(8192, 8192), (10240, 8192), (28672, 8192), (8192, 28672)]
 Row = dict[str, Any]
+
+
+TOKENS: list[int] = []
+
+
+def numbers(*tokens: int) -> list[int]:
+    """Numbers of tokens that a section tries, of those that were asked for."""
+    return [one for one in tokens if not TOKENS or one in TOKENS]
 
 
 def integers(*shape: int) -> torch.Tensor:
@@ -38,7 +50,7 @@ def integers(*shape: int) -> torch.Tensor:
 
 def gemm() -> Iterator[Row]:
     """SmoothQuantGemm beside torch._int_mm, which scales nothing, and a bfloat16 product."""
-    for tokens in (1, 4, 16, 64, 256, 2048, 4096, 8192, 16384):
+    for tokens in numbers(1, 4, 16, 64, 256, 2048, 4096, 8192, 16384):
         for out, channels in LLAMA_8B + LLAMA_70B:
             yield gemm_row(tokens, out, channels)
 
@@ -66,7 +78,7 @@ def gemm_row(tokens: int, out: int, channels: int) -> Row:
 
 def norms() -> Iterator[Row]:
     """RMSNorm, quantized per token or with a static scale, with a residual or without."""
-    for tokens in (1, 16, 2048, 8192, 16384):
+    for tokens in numbers(1, 16, 2048, 8192, 16384):
         for channels in (4096, 8192):
             sets = sets_of(4 * tokens * channels)
             x = [torch.randn(tokens, channels, device="cuda", dtype=torch.float16) for _ in range(sets)]
@@ -93,7 +105,7 @@ def norm_row(
 
 def activations() -> Iterator[Row]:
     """Quantization of what a linear reads: divided by a smoother; SiLU and product first; layer norm."""
-    for tokens in (1, 16, 2048, 8192):
+    for tokens in numbers(1, 16, 2048, 8192):
         for channels in (4096, 14336):
             sets = sets_of(4 * tokens * channels)
             x = [torch.randn(tokens, 2 * channels, device="cuda", dtype=torch.float16) for _ in range(sets)]
@@ -133,7 +145,7 @@ def weights() -> Iterator[Row]:
         ("W8A16", 8, "sm90"),
         ("W4A16", 4, "sm80"),
     )
-    for tokens in (1, 2, 4, 8, 16, 32, 64, 256):
+    for tokens in numbers(1, 2, 4, 8, 16, 32, 64, 256):
         for out, channels in LLAMA_8B + LLAMA_70B:
             for name, bits, layout in kinds:
                 yield weight_row(tokens, out, channels, name, bits, layout)
@@ -147,11 +159,12 @@ def weight_row(tokens: int, out: int, channels: int, name: str, bits: int, layou
     by_group = name in ("AWQ", "GPTQ")
     scales = (torch.rand(out, groups if by_group else 1, device="cuda", dtype=torch.float16) * 1e-2).t()
     zeros = scales * 3 if name == "GPTQ" else None
+    once = zeros is not None and sums_exactly(scales, zeros)
     wide = torch.randn(2, out, channels, device="cuda", dtype=torch.float16)
 
     def ours(i: int) -> torch.Tensor:
         if by_group:
-            return grouped.run(x, packed[i % sets], scales, zero=zeros, bits=bits, layout=layout)
+            return grouped.run(x, packed[i % sets], scales, zero=zeros, bits=bits, layout=layout, once=once)
         return by_channel.run(x, packed[i % sets], scales[0], bits=bits, layout=layout)
 
     least = floor(size + scales.nbytes * (1 if zeros is None else 2) + x.nbytes + 2 * tokens * out)
@@ -201,7 +214,12 @@ SECTIONS = {"gemm": gemm, "norms": norms, "activations": activations, "weights":
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or list(SECTIONS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all unless named")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[], help="all that a section knows, unless named")
+    given = parser.parse_args()
+    wanted = given.sections or list(SECTIONS)
+    TOKENS.extend(given.tokens)
     print(torch.cuda.get_device_name(), torch.__version__)
     results: dict[str, list[Row]] = {}
     for name in wanted:

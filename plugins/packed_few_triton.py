@@ -61,11 +61,13 @@ def product(
     bits: int,
     layout: str,
     twice: bool,
+    once: bool,
 ) -> torch.Tensor:
     """y = (x p) @ (weight * scale + zero).T + bias, as ``packed_product_triton.product``.
 
     Args:
         twice: whether the product of a weight and its scale is rounded before the zero is added.
+        once: whether one rounding of their sum is all that is needed.
     """
     tokens, channels = x.shape
     out, outputs = scale.shape[1], 2 if layout == "rows" else 1
@@ -93,7 +95,7 @@ def product(
     paired = together == 2 and step == 1 and in_pairs(scale) and in_pairs(zeros)
     if paired:
         scale, zeros = scale.t().view(torch.int32).t(), zeros.t().view(torch.int32).t()
-    lower, upper = instructions(x.dtype, bits, layout, zero=zero is not None, twice=twice)
+    lower, upper = instructions(x.dtype, bits, layout, zero=zero is not None, twice=twice, once=once)
     few_tokens[(cdiv(lines, shape["LINES"]), split)](
         arranged,
         packed.reshape(-1).view(torch.int16),

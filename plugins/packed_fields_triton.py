@@ -18,7 +18,7 @@ from .packed_weight_triton import ROWS, SM80, SM90, at, dequantized, unsigned
 MASKS, HALVES = {4: 0x000F000F, 8: 0x00FF00FF}, {4: 8, 8: 128}
 
 
-def instructions(dtype: torch.dtype, bits: int, layout: str, *, zero: bool, twice: bool) -> tuple[str, str]:
+def instructions(dtype: torch.dtype, bits: int, layout: str, *, zero: bool, twice: bool, once: bool) -> tuple[str, str]:
     """What dequantizes two fields: [integers 0, 1, ...] of both, of both outputs of a line in turn where it has two.
 
     The operands are the dequantized pairs, the fields, and twice each of the scales and the zeros of even and of odd
@@ -27,7 +27,7 @@ def instructions(dtype: torch.dtype, bits: int, layout: str, *, zero: bool, twic
     made = []
     for half in (0x1010, 0x3232):
         lines = chosen(half, bits, zero=zero, pairs=layout == "rows")
-        lines += multiplied(dtype, bits, layout, zero=zero, twice=twice)
+        lines += multiplied(dtype, bits, layout, zero=zero, twice=twice, once=once)
         made.append("{ .reg .b32 w, t, u, v, s0, s1, z0, z1; .reg .b16 h, i; .reg .f32 f, g, a, b; " + lines + " }")
     return made[0], made[1]
 
@@ -44,30 +44,76 @@ def chosen(half: int, bits: int, *, zero: bool, pairs: bool) -> str:
     return " ".join(f"prmt.b32 {name}, ${first + i}, ${first + i}, {half:#x};" for name, i in names.items()) + " "
 
 
-def multiplied(dtype: torch.dtype, bits: int, layout: str, *, zero: bool, twice: bool) -> str:
+def multiplied(dtype: torch.dtype, bits: int, layout: str, *, zero: bool, twice: bool, once: bool) -> str:
     """Every integer of two fields times its scale, plus its zero."""
-    pairs, signed = layout == "rows", HALVES[bits] if layout in ("rows", "sm90") else 0
     lines = []
     for k in range(16 // bits):
-        odd = k % 2 if pairs else 0
-        lines.append(f"shr.u32 w, ${16 // bits}, {bits * k};")
-        if zero or (bits, dtype) == (8, torch.bfloat16):
-            lines.append(by_float32(f"${k}", f"s{odd}", f"z{odd}" if zero else None, dtype, bits, signed, twice))
-        else:
-            lines.append(by_halves(f"${k}", f"s{odd}", dtype, bits, signed))
+        odd = k % 2 if layout == "rows" else 0
+        zeros = f"z{odd}" if zero else None
+        lines.append(dequantizing(f"${k}", f"${16 // bits}", k, f"s{odd}", zeros, dtype, bits, layout, twice, once))
     return " ".join(lines)
 
 
-def by_halves(target: str, scale: str, dtype: torch.dtype, bits: int, signed: int) -> str:
-    """Two products of 16-bit floats, each rounded once: 1024 + q or 128 + q, less that, times the scale."""
-    one = 0x6400 if dtype == torch.float16 else 0x4300
-    before, half = (one | signed) * 0x10001, one | HALVES[bits]
-    made = f"lop3.b32 t, w, {MASKS[bits]:#x}, {before:#x}, 0x6a; "
+def dequantizing(
+    target: str,
+    source: str,
+    place: int,
+    scale: str,
+    zero: str | None,
+    dtype: torch.dtype,
+    bits: int,
+    layout: str,
+    twice: bool,
+    once: bool,
+) -> str:
+    """Two integers, in a place of a register's halves, times a scale plus a zero, as two 16-bit floats.
+
+    Args:
+        target, source, scale, zero: registers; both of the latter hold theirs twice.
+        twice: the product is rounded before the zero is added.
+        once: else one rounding of the sum is all: see ``sums_exactly``.
+    """
+    half = 1 << bits - 1 if layout in ("rows", "sm90") else 0
+    if (zero is not None and not once) or (bits, dtype) == (8, torch.bfloat16):
+        return f"shr.u32 w, {source}, {bits * place}; " + by_float32(target, scale, zero, dtype, bits, half, twice)
     if dtype == torch.float16:
-        return made + f"mov.b32 u, {half * 0x10001:#x}; sub.rn.f16x2 t, t, u; mul.rn.f16x2 {target}, t, {scale};"
-    less = (half | 0x8000) * 0x10001
-    made += f"mov.b32 u, 0x3f803f80; mov.b32 v, {less:#x}; fma.rn.bf16x2 t, t, u, v; "
-    return made + f"mov.b32 u, 0x80008000; fma.rn.bf16x2 {target}, t, {scale}, u;"
+        return by_float16(target, source, place, scale, zero, bits, half)
+    return f"shr.u32 w, {source}, {bits * place}; " + by_bfloat16(target, scale, zero, half, twice)
+
+
+def by_float16(target: str, source: str, place: int, scale: str, zero: str | None, bits: int, signed: int) -> str:
+    """1024 + q, less that, times the scale; or, without a shift, (1024 + 16 q) / 16."""
+    shift, up = (8 * (place // 2), 4 * (place % 2)) if bits == 4 else (8 * place, 0)
+    before, mask, half = (0x6400 | signed << up) * 0x10001, MASKS[bits] << up, 0x6400 | HALVES[bits]
+    made = f"shr.u32 w, {source}, {shift}; lop3.b32 t, w, {mask:#x}, {before:#x}, 0x6a; "
+    if up:
+        made += "mov.b32 u, 0x2c002c00; mov.b32 v, 0xd480d480; fma.rn.f16x2 t, t, u, v; "
+    else:
+        made += f"mov.b32 u, {half * 0x10001:#x}; sub.rn.f16x2 t, t, u; "
+    if zero is None:
+        return made + f"mul.rn.f16x2 {target}, t, {scale};"
+    return made + f"fma.rn.f16x2 {target}, t, {scale}, {zero};"
+
+
+def by_bfloat16(target: str, scale: str, zero: str | None, signed: int, twice: bool) -> str:
+    """128 + q, less that, times the scale: of 4 bits, in the last ones of w."""
+    made = f"lop3.b32 t, w, {MASKS[4]:#x}, {(0x4300 | signed) * 0x10001:#x}, 0x6a; "
+    made += "mov.b32 u, 0x3f803f80; mov.b32 v, 0xc308c308; fma.rn.bf16x2 t, t, u, v; "
+    if zero is not None and not twice:
+        return made + f"fma.rn.bf16x2 {target}, t, {scale}, {zero};"
+    made += f"mov.b32 v, 0x80008000; fma.rn.bf16x2 {target}, t, {scale}, v; "
+    return made if zero is None else made + f"fma.rn.bf16x2 {target}, {target}, u, {zero};"
+
+
+def sums_exactly(scale: torch.Tensor, zero: torch.Tensor) -> bool:
+    """Whether float32 holds every q * scale + zero of 4-bit integers, so that a 16-bit fma rounds it as it does.
+
+    So it is where none of the two is far larger than the other, as the zeros of asymmetric integers are.
+    """
+    s, z = scale.abs().double(), zero.abs().double()
+    near = (z == 0) | ((z <= s * 2**12) & (s <= z * 2**8))
+    ordinary = (s == 0) | ((s > 2.0**-100) & (s < 2.0**100))
+    return bool((near & ordinary).all())
 
 
 def by_float32(

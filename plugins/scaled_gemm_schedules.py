@@ -46,17 +46,15 @@ def fitting(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[
 
 
 def fitting_few(configs: list[Any], arguments: dict[str, Any], **meta: Any) -> list[Any]:
-    """On Hopper the one of the two large tiles whose programs need the fewest rounds, one on each multiprocessor."""
-    large = in_shared_memory(configs[:2])
-    if compute_capability(torch.cuda.current_device()) < HOPPER or not large:
+    """On Hopper the first, whose programs have a multiprocessor each, where they all have one; else the second.
+
+    Trials would take whichever a cold cache favours.
+    """
+    one, several = configs[:2]
+    if compute_capability(torch.cuda.current_device()) < HOPPER or len(in_shared_memory([one, several])) < 2:
         return in_shared_memory(configs) or configs[-1:]
     processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-
-    def outputs_in_turn(config: Any) -> tuple[int, int]:
-        columns = config.kwargs["BN"]
-        return cdiv(cdiv(arguments["out"], columns), processors) * columns, -columns
-
-    return [min(large, key=outputs_in_turn)]
+    return [one if cdiv(arguments["out"], one.kwargs["BN"]) <= processors else several]
 
 
 def in_shared_memory(configs: list[Any]) -> list[Any]:

@@ -169,7 +169,7 @@ def of_one(  # type: ignore[no-untyped-def]
 
 
 @tuned(
-    schedules((16, 32, 512, 4, 6), (16, 64, 256, 4, 6), (16, 16, 512, 2, 4), (16, 32, 256, 4, 4)),
+    schedules((16, 32, 512, 4, 6), (16, 16, 512, 2, 4), (16, 64, 256, 4, 6), (16, 32, 256, 4, 4)),
     ["out", "channels"],
     fitting_few,
 )

@@ -125,11 +125,13 @@ def prepare(
     """
     prequant = None if prequant_scaling_factor is None else prequant_scaling_factor.view(1, -1)
     if arranged is not None and alpha is None and kernels.behind_packed(weight, dtype):
+        from .packed_fields_triton import sums_exactly
         from .weight_only_groupwise_quant_matmul_triton import run
 
         packed, layout = arranged(weight, bits)
         scale, zeros = by_output(weights_scaling_factor), None if zero is None else by_output(zero)
-        return lambda x: run(x, packed, scale, prequant, zeros, bias=bias, bits=bits, layout=layout, sm=sm)
+        once = zeros is not None and bits == 4 and sums_exactly(scale, zeros)
+        return lambda x: run(x, packed, scale, prequant, zeros, bias=bias, bits=bits, layout=layout, sm=sm, once=once)
     held = dequantized(weight, weights_scaling_factor, zero, sm)
     if alpha is None:
         run_float = float_product.prepare(held.to(dtype), bias)

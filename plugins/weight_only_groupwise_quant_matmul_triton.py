@@ -25,6 +25,7 @@ def run(
     bits: int,
     layout: str,
     sm: int | None = None,
+    once: bool = False,
 ) -> torch.Tensor:
     """y = alpha * (x p) @ (weight * scale + zero).T + bias, as ``reference`` has it for many tokens.
 
@@ -39,6 +40,7 @@ def run(
         bits: of an integer, 4 or 8.
         layout: "rows", "sm80" for SM 75 to 89, "sm90", or "fp8", the stream up to SM 89 of weights that become FP8.
         sm: as for ``dequantized``: 90 rounds a bfloat16 weight with a zero twice.
+        once: as for ``packed_product_triton.product``.
 
     Returns:
         [tokens, out] in x's dtype.
@@ -46,7 +48,9 @@ def run(
     scale = weights_scaling_factor
     if alpha is None:
         prescale = prequant_scaling_factor
-        return packed_product_triton.product(x, packed, scale, prescale, zero, bias, bits=bits, layout=layout, sm=sm)
+        return packed_product_triton.product(
+            x, packed, scale, prescale, zero, bias, bits=bits, layout=layout, sm=sm, once=once
+        )
     scaled = x if prequant_scaling_factor is None else x * prequant_scaling_factor.view(1, -1)
     weight = dequantize(packed, scale, zero, sm, out=scale.shape[1], bits=bits, layout=layout)
     y = alpha * fp8.matmul(fp8.saturate(scaled.float()), fp8.saturate(weight.float()))

@@ -18,6 +18,7 @@ from enginesmith.plugins.packing import layout_of
 pytest.importorskip("triton")
 
 from enginesmith.plugins import (
+    packed_fields_triton,
     packed_product_triton,
     packed_weight_triton,
     qserve_gemm_triton,
@@ -148,6 +149,42 @@ def test_one_channel_at_a_time_reads_dequantized_weights(
         x = torch.eye(128, dtype=dtype)[first : first + tokens].to(DEVICE)
         y = weight_only_groupwise_quant_matmul_triton.run(x, *given, bits=bits, layout=layout, sm=90).cpu()
         assert torch.equal(y, wanted[:, first : first + tokens].t())
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["rows", "sm80"] if DEVICE == "cuda" else ["rows"])
+def test_one_rounding_is_all_where_float32_holds_the_sum(layout: str, dtype: torch.dtype, sm: int) -> None:
+    weight, scale = integers(64, 128, 4), scales(2, 64, dtype).clamp_max(128)
+    zero = scale * torch.randint(-8, 8, scale.shape, generator=DRAW).to(dtype)
+    assert packed_fields_triton.sums_exactly(scale, zero)
+    wanted = groupwise.dequantized(weight, scale, zero, sm)
+    given = on_device(packed(weight, 4, layout), scale, None, zero)
+    for tokens, first in ((1, 126), (16, 48)):
+        x = torch.eye(128, dtype=dtype)[first : first + tokens].to(DEVICE)
+        run = weight_only_groupwise_quant_matmul_triton.run
+        y = run(x, *given, bits=4, layout=layout, sm=sm, once=True).cpu()
+        assert torch.equal(y, wanted[:, first : first + tokens].t())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_that_float32_does_not_hold_are_known(dtype: torch.dtype) -> None:
+    """Rounded once and by way of float32 they would differ."""
+    count, bits = 400_000, {torch.float16: 11, torch.bfloat16: 8}[dtype]
+
+    def rounded_once(x: torch.Tensor) -> torch.Tensor:
+        mantissa, exponent = torch.frexp(x)
+        return torch.ldexp(torch.round(torch.ldexp(mantissa, torch.tensor(bits))), exponent - bits)
+
+    draw = torch.Generator().manual_seed(1)
+    spread = 2.0 ** torch.randint(-20, 20, (count,), generator=draw)
+    scale = (torch.rand(count, generator=draw) + 1).to(dtype)
+    zero = (torch.randn(count, generator=draw) * spread).to(dtype)
+    exact = torch.randint(-8, 8, (count,), generator=draw).double() * scale.double() + zero.double()
+    differs = rounded_once(exact) != exact.float().to(dtype).double()
+    assert differs.any()
+    for one, other in zip(scale[differs], zero[differs], strict=True):
+        assert not packed_fields_triton.sums_exactly(one, other)
 
 
 @pytest.mark.parametrize("tokens", [1, 8])

@@ -9,7 +9,7 @@ from ....plugins import packing
 from ....plugins.lazy import torch
 from ....plugins.packing import INT4_FP8, Layout, generation, layout_of
 from ...errors import InputError
-from ...numbers.nibbles import check_multiple
+from ...numbers.nibbles import check_multiple, pack_rows
 
 # The GPU generations that checkpoints are arranged for.
 GENERATIONS = (80, 86, 89, 90)
@@ -61,5 +61,6 @@ def arranged(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, str]:
     Args:
         weight: int8 [out, in].
     """
-    sm = 80 if bits == 4 else 90
-    return pack(weight, layout_of(bits), sm, torch.int8), f"sm{sm}"
+    if bits == 4:
+        return pack_rows(weight), packing.ROWS
+    return pack(weight, layout_of(bits), 90, torch.int8), "sm90"
