@@ -9,6 +9,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, wraps
 from importlib import import_module
 from statistics import median
@@ -120,20 +121,40 @@ class Tuned:
 
         prune = None if fitting is None or INTERPRETED else {"early_config_prune": fitting}
         few = list(configs[-1:] if INTERPRETED else configs)
-        tune = triton.autotune(few, list(key), prune_configs_by=prune, do_bench=milliseconds, cache_results=True)
+        tune = triton.autotune(few, list(key), prune_configs_by=prune, do_bench=self.tried, cache_results=True)
         self.tuner, self.fn = tune(kernel), kernel
         self.found: dict[Hashable, Any] = {}
+        self.coming: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def launch(self, kind: Hashable, grid: Any, *arguments: Any, **meta: Any) -> None:
         """Launch it; kind: says as much as the key and the dtypes, for whoever finds it again."""
         config = self.found.get(kind)
         if config is None:
+            self.coming = arguments, meta
             self.tuner[grid](*arguments, **meta)
             self.found[kind] = self.tuner.best_config
             return
         if config.pre_hook is not None:
             config.pre_hook(dict(zip(self.tuner.arg_names, arguments, strict=False)) | config.kwargs)
         self.fn[grid](*arguments, **meta, **config.all_kwargs())
+
+    def tried(self, call: Callable[[], object], quantiles: Sequence[float] = (0.5,)) -> list[float]:
+        """``milliseconds`` of one schedule, the first of them once all are compiled."""
+        if self.coming is not None:
+            self.compile(*self.coming)
+            self.coming = None
+        return milliseconds(call, quantiles)
+
+    def compile(self, arguments: Sequence[Any], meta: dict[str, Any]) -> None:
+        """Compile the schedules of a trial side by side, which takes most of its time."""
+        import triton
+
+        named = dict(zip(self.tuner.arg_names, arguments, strict=False))
+        with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+            for config in self.tuner.prune_configs(meta):
+                if config.pre_hook is not None:
+                    config.pre_hook(named | config.kwargs)
+                self.fn.warmup(*arguments, grid=(1,), **meta, **config.all_kwargs())
 
 
 def tuned(configs: Sequence[Any], key: Sequence[str], fitting: Prune | None = None) -> Callable[[Any], Tuned]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -69,7 +70,42 @@ def test_a_schedule_is_looked_for_once_for_each_kind() -> None:
     tuned = object.__new__(kernels.Tuned)
     tuner: Any = Kernel("tuner")
     tuner.best_config = SimpleNamespace(pre_hook=None, kwargs={"B": 16}, all_kwargs=lambda: {"B": 16})
-    tuned.tuner, tuned.fn, tuned.found = tuner, Kernel("fn"), {}
+    tuned.tuner, tuned.fn, tuned.found, tuned.coming = tuner, Kernel("fn"), {}, None
     for kind in ("a", "a", "b"):
         tuned.launch(kind, (1,), 5, C=1)
     assert launched == [("tuner", (5,), {"C": 1}), ("fn", (5,), {"C": 1, "B": 16}), ("tuner", (5,), {"C": 1})]
+
+
+def test_schedules_of_a_trial_are_compiled_side_by_side_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, by all but the launch's own arguments, and each with the shapes that its hook gives."""
+    triton = pytest.importorskip("triton")
+    compiled: list[object] = []
+    shape = SimpleNamespace(tile=None)
+
+    def config(size: int) -> Any:
+        def hook(named: dict[str, Any]) -> None:
+            named["x"].tile = named["B"]
+
+        return SimpleNamespace(pre_hook=hook, kwargs={"B": size}, all_kwargs=lambda: {"B": size, "num_warps": 4})
+
+    def warmup(*arguments: Any, grid: object, **meta: Any) -> None:
+        compiled.append((arguments[0].tile, meta))
+
+    tuned = object.__new__(kernels.Tuned)
+    tuner = SimpleNamespace(arg_names=["x"], prune_configs=lambda meta: [config(16), config(32)])
+    tuned.tuner, tuned.fn, tuned.coming = (
+        cast(Any, tuner),
+        cast(Any, SimpleNamespace(warmup=warmup)),
+        ((shape,), {"C": 1}),
+    )
+    monkeypatch.setattr(kernels, "milliseconds", lambda call, quantiles: [float(len(compiled))])
+    modes: list[object] = []
+
+    def mode(pool: object, ignore_errors: bool) -> Any:
+        modes.append(pool)
+        return nullcontext()
+
+    monkeypatch.setattr(triton, "AsyncCompileMode", mode)
+    assert [tuned.tried(lambda: None) for _ in range(2)] == [[2.0], [2.0]]
+    assert compiled == [(size, {"C": 1, "B": size, "num_warps": 4}) for size in (16, 32)]
+    assert len(modes) == 1
