@@ -12,6 +12,7 @@ import triton.language as tl
 from .arithmetic_triton import OPTIONS, negated, normal_exp, normal_quotient, rounded
 from .gated_activation import GELU_CUBIC, GELU_LINEAR, LARGEST_EXPONENT
 from .kernels import starts_early
+from .launches import Launches
 from .quantized_rows import Rows
 from .quantized_rows_triton import (
     bytes_of,
@@ -53,7 +54,7 @@ def run(
         "CONVERTS": converts_fp8(gate),
         **schedule,
     }
-    kernel[grid](*pointers, *numbers, **meta, **starts_early(gate), **OPTIONS)
+    launches[grid](*pointers, *numbers, **meta, **starts_early(gate), **OPTIONS)
     return Rows(y, scales)
 
 
@@ -114,3 +115,6 @@ def kernel(  # type: ignore[no-untyped-def]
             held += (y.to(DTYPE),)  # type: ignore[assignment]
     if scales is not None:
         write_per_token(held, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)
+
+
+launches = Launches(kernel)

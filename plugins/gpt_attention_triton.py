@@ -17,6 +17,7 @@ import triton.language as tl
 from . import arithmetic
 from .gpt_attention import Heads
 from .kernels import cdiv, power_of_two
+from .launches import Launches
 
 # Channels of heads in one program of ``store``.
 STORED = 1024
@@ -60,7 +61,7 @@ def store(
     q = qkv.new_empty(tokens, of.heads, of.size)
     columns = power_of_two(of.size)
     block = max(STORED // columns, 1)
-    store_kernel[(tokens, cdiv(all_heads, block))](
+    stores[(tokens, cdiv(all_heads, block))](
         qkv, cos, sin, places, slots, q, raw(keys), raw(values), scales, keys.shape[2], qkv.stride(0),
         HEADS=of.heads, KV_HEADS=of.kv_heads, SIZE=of.size, ROTATED=cos.shape[1], INTERLEAVED=of.interleaved,
         KIND=KINDS[kind], LAST=last(scales), BLOCK=block, COLUMNS=columns, enable_fp_fusion=False,
@@ -153,6 +154,9 @@ def store_kernel(  # type: ignore[no-untyped-def]
         where = ((slot * KV_HEADS + kv_head) * room + place) * SIZE + channel
         tl.store(keys + where, held, mask=there & is_key & (head >= HEADS))
         tl.store(values + where, held, mask=there & (head >= HEADS + KV_HEADS))
+
+
+stores = Launches(store_kernel)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -104,7 +104,7 @@ Prune = Callable[..., list[Any]]
 
 
 class Tuned:
-    """A kernel with a few schedules: the fastest is found once for every kind of arguments, and remembered on disk.
+    """A kernel with a few schedules: the fastest is found once for every kind of arguments, and remembered.
 
     Args:
         kernel: of ``triton.jit``.
@@ -119,11 +119,13 @@ class Tuned:
     def __init__(self, kernel: Any, configs: Sequence[Any], key: Sequence[str], fitting: Prune | None):
         import triton
 
+        from .launches import Launches
+
         prune = None if fitting is None or INTERPRETED else {"early_config_prune": fitting}
         few = list(configs[-1:] if INTERPRETED else configs)
         tune = triton.autotune(few, list(key), prune_configs_by=prune, do_bench=self.tried, cache_results=True)
         self.tuner, self.fn = tune(kernel), kernel
-        self.found: dict[Hashable, Any] = {}
+        self.launches, self.found = Launches(kernel), dict[Hashable, Any]()
         self.coming: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def launch(self, kind: Hashable, grid: Any, *arguments: Any, **meta: Any) -> None:
@@ -136,7 +138,7 @@ class Tuned:
             return
         if config.pre_hook is not None:
             config.pre_hook(dict(zip(self.tuner.arg_names, arguments, strict=False)) | config.kwargs)
-        self.fn[grid](*arguments, **meta, **config.all_kwargs())
+        self.launches[grid(config.kwargs)](*arguments, **meta, **config.all_kwargs())
 
     def tried(self, call: Callable[[], object], quantiles: Sequence[float] = (0.5,)) -> list[float]:
         """``milliseconds`` of one schedule, the first of them once all are compiled."""

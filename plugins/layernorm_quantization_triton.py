@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, fma, reciprocal_root, rounded
 from .kernels import cdiv, power_of_two, starts_early
+from .launches import Launches
 from .layernorm_quantization import WARP, thread_count
 from .quantized_rows_triton import (
     AT_ONCE,
@@ -50,7 +51,7 @@ def run(
     hidden = x if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     strides = x.stride(0), 0 if residual is None else residual.stride(0)
     channels = x.shape[1]
-    kernel[(len(x),)](
+    launches[(len(x),)](
         x,
         residual,
         weight,
@@ -156,3 +157,6 @@ def kernel(  # type: ignore[no-untyped-def]
             normed += (y.to(DTYPE),)
     if scales is not None:
         write_per_token(normed, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)
+
+
+launches = Launches(kernel)

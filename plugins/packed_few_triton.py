@@ -13,7 +13,8 @@ import triton.language as tl
 
 from .arithmetic_triton import INTERPRETS, rounded
 from .kernels import cdiv, generation, power_of_two, starts_early
-from .packed_fields_triton import arrange, field_at, instructions, weights
+from .launches import Launches
+from .packed_fields_triton import arranges, field_at, instructions, weights
 from .packed_weight_triton import LAYOUTS, ROWS, group_of
 
 # Programs that keep a GPU busy.
@@ -76,7 +77,7 @@ def product(
     early = starts_early(x)
     how = {"LAYOUT": LAYOUTS[layout], "BITS": bits, "PLACES": places, "STEP": group // places}
     arranged, y = torch.empty_like(x), x.new_empty(tokens, out)
-    arrange[(cdiv(channels // places, BLOCK), tokens)](
+    arranges[(cdiv(channels // places, BLOCK), tokens)](
         x.contiguous(),
         x if prescale is None else prescale,
         arranged,
@@ -96,7 +97,7 @@ def product(
     if paired:
         scale, zeros = scale.t().view(torch.int32).t(), zeros.t().view(torch.int32).t()
     lower, upper = instructions(x.dtype, bits, layout, zero=zero is not None, twice=twice, once=once)
-    few_tokens[(cdiv(lines, shape["LINES"]), split)](
+    launches[(cdiv(lines, shape["LINES"]), split)](
         arranged,
         packed.reshape(-1).view(torch.int16),
         scale,
@@ -252,6 +253,9 @@ def few_tokens(  # type: ignore[no-untyped-def]
         if SPLIT == 1:
             total = rounded(total, DTYPE).to(DTYPE)
         tl.store(y + places, total, mask=(token < tokens) & (out < lines))
+
+
+launches = Launches(few_tokens)
 
 
 @triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator]

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic_triton import INTERPRETS, rounded
+from .launches import Launches
 from .packed_weight_triton import ROWS, SM80, SM90, at, dequantized, unsigned
 
 # By bits of an integer: those of a pair of fields, and half their range.
@@ -253,3 +254,6 @@ def arrange(  # type: ignore[no-untyped-def]
             value = rounded(value.to(tl.float32) * p, x.dtype.element_ty).to(x.dtype.element_ty)
         row = (field // STEP * PLACES + place) * tokens + token
         tl.store(arranged + row * STEP + field % STEP, value, mask=there)
+
+
+arranges = Launches(arrange)

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from .arithmetic_triton import INTERPRETS, rounded
 from .kernels import cdiv, starts_early
+from .launches import Launches
 from .packed_fields_triton import dequantizing
 from .packed_weight_triton import LAYOUTS, ROWS, SM80, SM90, address, at, dequantized, halves, joined, unsigned
 
@@ -89,7 +90,7 @@ def product(
     y = x.new_empty(1, out)
     made, constraints = instructions(x.dtype, bits, layout, zero is not None, twice, once)
     outputs_of_word = 2 if layout == "rows" else 1
-    one_token[(cdiv(out, OUTPUTS),)](
+    launches[(cdiv(out, OUTPUTS),)](
         x.contiguous().view(torch.int32),
         words,
         scale,
@@ -370,3 +371,6 @@ def one_token(  # type: ignore[no-untyped-def]
     if BIAS:
         total += tl.load(bias + output, mask=output < out_features, other=0.0).to(tl.float32)
     tl.store(y + output, rounded(total, DTYPE).to(DTYPE), mask=output < out_features)
+
+
+launches = Launches(one_token)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .arithmetic_triton import rounded
 from .kernels import cdiv
+from .launches import Launches
 
 # How a matrix lies in memory: "rows" has two outputs a byte (AWQ's files), the rest are streams of mixed GEMMs, "fp8"
 # the one of SM 80 to 89 whose activations become FP8.
@@ -143,7 +144,7 @@ def dequantize(
     twice = sm == 90 and scale.dtype == torch.bfloat16
     quads = len(words) // lines // 4
     grid = (cdiv(lines, LINES), cdiv(quads, QUADS))
-    dequantize_kernel[grid](
+    launches[grid](
         words,
         scale,
         scale if zero is None else zero,
@@ -225,3 +226,6 @@ def dequantize_kernel(  # type: ignore[no-untyped-def]
             made += (joined(low.to(DTYPE), high.to(DTYPE)),)
         places = weight + (out.to(tl.int64) * (channels // 2))[:, None] + column[None, :]
         tl.store(places, in_order(made, LAYOUT, BITS), mask=inside)
+
+
+launches = Launches(dequantize_kernel)

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, sum_in_any_order, sums_of_eight
 from .kernels import starts_early
+from .launches import Launches
 from .quantized_rows import INT8
 from .quantized_rows_triton import (
     bytes_of,
@@ -48,7 +49,7 @@ def launch(
     assert scales is not None
     pointers = x, smoother, bytes_of(q), scales, total
     meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **in_registers(x)}
-    kernel[(len(x),)](*pointers, x.stride(0), x.shape[1], **meta, **starts_early(x), **OPTIONS)
+    launches[(len(x),)](*pointers, x.stride(0), x.shape[1], **meta, **starts_early(x), **OPTIONS)
     return q, scales
 
 
@@ -81,3 +82,6 @@ def kernel(  # type: ignore[no-untyped-def]
     if totals is not None:
         tl.store(totals + row, sum_in_any_order(sums, channels, PIECES).to(tl.float32).to(tl.float16))
     write_per_token(held, out + row * channels, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)
+
+
+launches = Launches(kernel)

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .arithmetic_triton import OPTIONS
 from .kernels import starts_early
+from .launches import Launches
 from .quantized_rows import INT8
 from .quantized_rows_triton import (
     bytes_of,
@@ -33,7 +34,7 @@ def run(
     q, _ = outputs(x, kind, False)
     grid, schedule = in_pieces(x)
     meta = {"KIND": kind, "CONVERTS": converts_fp8(x), **schedule, **starts_early(x), **OPTIONS}
-    kernel[grid](x, smoother, bytes_of(q), scale, x.stride(0), x.shape[1], **meta)
+    launches[grid](x, smoother, bytes_of(q), scale, x.stride(0), x.shape[1], **meta)
     return q
 
 
@@ -59,3 +60,6 @@ def kernel(  # type: ignore[no-untyped-def]
         y = smoothed(y, piece_of(smoother, first, channels, 1.0, PIECE), DTYPE)
     columns = first + tl.arange(0, PIECE)
     write_static(y, out + row * channels + columns, static, columns < channels, DTYPE, KIND, CONVERTS)
+
+
+launches = Launches(kernel)

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .arithmetic_triton import OPTIONS, reciprocal_root, rounded, sum_in_any_order, sums_of_eight
 from .kernels import starts_early
+from .launches import Launches
 from .quantized_rows_triton import (
     AT_ONCE,
     bytes_of,
@@ -43,7 +44,7 @@ def run(
     y, scales = outputs(x, kind, scale is None)
     hidden = x if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     strides = x.stride(0), 0 if residual is None else residual.stride(0)
-    kernel[(len(x),)](
+    launches[(len(x),)](
         x,
         residual,
         weight,
@@ -115,3 +116,6 @@ def kernel(  # type: ignore[no-untyped-def]
             normed += (y.to(DTYPE),)
     if scales is not None:
         write_per_token(normed, out, scales + row, channels, DTYPE, KIND, CONVERTS, PIECES)
+
+
+launches = Launches(kernel)

@@ -70,9 +70,10 @@ def test_a_schedule_is_looked_for_once_for_each_kind() -> None:
     tuned = object.__new__(kernels.Tuned)
     tuner: Any = Kernel("tuner")
     tuner.best_config = SimpleNamespace(pre_hook=None, kwargs={"B": 16}, all_kwargs=lambda: {"B": 16})
-    tuned.tuner, tuned.fn, tuned.found, tuned.coming = tuner, Kernel("fn"), {}, None
+    again: Any = Kernel("fn")
+    tuned.tuner, tuned.launches, tuned.found, tuned.coming = tuner, again, {}, None
     for kind in ("a", "a", "b"):
-        tuned.launch(kind, (1,), 5, C=1)
+        tuned.launch(kind, lambda sizes: (sizes["B"],), 5, C=1)
     assert launched == [("tuner", (5,), {"C": 1}), ("fn", (5,), {"C": 1, "B": 16}), ("tuner", (5,), {"C": 1})]
 
 
