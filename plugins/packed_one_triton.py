@@ -1,65 +1,25 @@
-"""One token times a packed weight, in Triton: a tensor core sums what every four lanes of a warp have multiplied.
+"""One token times a packed weight, in Triton: a tensor core sums what every four lanes of a warp have multiplied
+(``packed_lanes_triton``).
 
 A program computes a few outputs, two at a time; its threads share their input, a few words each, which are loaded
-together with the first weights' scales, on Hopper before the kernel that makes the input has ended. A product of
-matrices wants 16 rows, 16 channels and 8 columns: a thread brings four channels' weights of two outputs, and the same
-channels' inputs, so that row g times column g is the sum of what lanes 4 g to 4 g + 3 bring. The rest is left aside.
-
-Dequantized weights and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on
-shapes alone.
+together with the first weights' scales, on Hopper before the kernel that makes the input has ended. Dequantized weights
+and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on shapes alone.
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import INTERPRETS, rounded
+from .arithmetic_triton import rounded
 from .kernels import cdiv, starts_early
 from .launches import Launches
-from .packed_fields_triton import dequantizing
-from .packed_weight_triton import LAYOUTS, ROWS, SM80, SM90, address, at, dequantized, halves, joined, unsigned
+from .packed_lanes_triton import added, instructions, of_outputs, twice_in_one
+from .packed_weight_triton import LAYOUTS, ROWS, SM80, SM90, address, halves, joined
 
 # Outputs of a program, and its threads, each of which reads four words of every output at a time.
 OUTPUTS, WARPS = 4, 4
-# Row g times column g: of lane l it is among the sums if l % 4 is g // 2, the second of two if g is odd.
-DIAGONAL: tl.constexpr = tl.constexpr(
-    "{ .reg .b32 l, d, e; .reg .pred p, q; .reg .f32 f, g; mov.u32 l, %laneid;"
-    "shr.u32 d, l, 3; and.b32 e, l, 3; setp.eq.u32 p, d, e; and.b32 d, l, 4; setp.ne.u32 q, d, 0;"
-    "selp.f32 f, $3, $2, q; selp.f32 g, $5, $4, q; selp.f32 $0, f, 0f00000000, p; selp.f32 $1, g, 0f00000000, p; }"
-)
-
-
-@cache
-def instructions(dtype: torch.dtype, bits: int, layout: str, zero: bool, twice: bool, once: bool) -> tuple[str, str]:
-    """What adds to four sums the products of a word of two outputs, and its constraints.
-
-    The operands are the sums, both words (of one line the same), both scales and zeros, each twice in a register, the
-    pairs of inputs in the order of the weights' pairs, and the sums before.
-    """
-    pairs = layout == "rows"
-    inputs = 16 // bits // (2 if pairs else 1)
-    names = ["wa", "wb", "sa", "sb", "za", "zb", *(f"x{i}" for i in range(inputs)), *(f"c{i}" for i in range(4))]
-    operand = {name: f"${4 + i}" for i, name in enumerate(names)}
-    kind = "f16" if dtype == torch.float16 else "bf16"
-    lines = ["{ .reg .b32 w, t, u, v, a0, a1, a2, a3; .reg .b16 h, i; .reg .f32 f, g, a, b;"]
-    lines += [f"mov.f32 ${i}, {operand[f'c{i}']};" for i in range(4)]
-    for place in range(inputs):
-        for output in range(2):
-            k = 2 * place + output if pairs else place
-            word, scale, zeros = (operand[name + "ab"[output]] for name in "wsz")
-            target = f"a{place % 2 * 2 + output}"
-            zeros = zeros if zero else None
-            lines.append(dequantizing(target, word, k, scale, zeros, dtype, bits, layout, twice, once))
-        if place % 2:
-            both = f"{{{operand[f'x{place - 1}']}, {operand[f'x{place}']}}}"
-            lines.append(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32")
-            lines.append(f"{{$0, $1, $2, $3}}, {{a0, a1, a2, a3}}, {both}, {{$0, $1, $2, $3}};")
-    constraints = ["=&f"] * 4 + ["r"] * (6 + inputs) + ["f"] * 4
-    return " ".join([*lines, "}"]), ",".join(constraints)
 
 
 def product(
@@ -164,13 +124,6 @@ def read(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def twice_in_one(x):  # type: ignore[no-untyped-def]
-    """A 16-bit float twice in an int32."""
-    bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return bits | (bits << 16)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def inputs_of(x, start, BITS: tl.constexpr, LAYOUT: tl.constexpr, QUADS: tl.constexpr, THREADS: tl.constexpr):  # type: ignore[no-untyped-def]
     """All inputs of a thread's four words, two 16-bit floats in an int32, in the order of their channels."""
     quad = start + tl.arange(0, THREADS)
@@ -202,67 +155,6 @@ def prescaled(x, p, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     low, high = halves(x, DTYPE)
     p_low, p_high = halves(p, DTYPE)
     return joined(rounded(low * p_low, DTYPE).to(DTYPE), rounded(high * p_high, DTYPE).to(DTYPE))
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def added(  # type: ignore[no-untyped-def]
-    sums,
-    word,
-    other,
-    scales,
-    inputs,
-    INSTRUCTIONS: tl.constexpr,
-    CONSTRAINTS: tl.constexpr,
-    ZERO: tl.constexpr,
-    TWICE: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    BITS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Four sums of two outputs, and what a word of each adds to them."""
-    if ZERO:
-        s, z, s_other, z_other = scales
-    else:
-        s, s_other = scales
-        z, z_other = s, s_other
-    if not INTERPRETS:
-        operands = (word, other, s, s_other, z, z_other)
-        operands += inputs
-        operands += sums
-        return tl.inline_asm_elementwise(
-            INSTRUCTIONS,
-            CONSTRAINTS,
-            operands,
-            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-            is_pure=True,
-            pack=1,
-        )
-    total, total_other, outputs = sums[0], sums[2], 2 if LAYOUT == ROWS else 1
-    for k in tl.static_range(len(inputs)):
-        x_low, x_high = halves(inputs[k], DTYPE)
-        w_low, w_high = weights(word, s, z, outputs * k, ZERO, TWICE, LAYOUT, BITS, DTYPE)
-        total += w_low * x_low + w_high * x_high
-        w_low, w_high = weights(other, s_other, z_other, outputs * (k + 1) - 1, ZERO, TWICE, LAYOUT, BITS, DTYPE)
-        total_other += w_low * x_low + w_high * x_high
-    return total, sums[1], total_other, sums[3]
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def weights(  # type: ignore[no-untyped-def]
-    word,
-    s,
-    z,
-    k: tl.constexpr,
-    ZERO: tl.constexpr,
-    TWICE: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    BITS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """The dequantized weights of the integers k of a word's halves, as float32."""
-    bits, s, z = unsigned(word, LAYOUT, BITS), halves(s, DTYPE)[0], halves(z, DTYPE)[0]
-    low = dequantized(at(bits, BITS * k, BITS), s, z, ZERO, TWICE, DTYPE)
-    return low, dequantized(at(bits, BITS * k + 16, BITS), s, z, ZERO, TWICE, DTYPE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -357,14 +249,7 @@ def one_token(  # type: ignore[no-untyped-def]
             sums += (total,)
     totals = ()
     for pair in tl.static_range(PAIRS):
-        total = sums[pair]
-        if INTERPRETS:
-            totals += (tl.join(total[0], total[2]),)
-        else:
-            mine, other = tl.inline_asm_elementwise(
-                DIAGONAL, "=f,=f,f,f,f,f", total, dtype=(tl.float32, tl.float32), is_pure=True, pack=1
-            )
-            totals += (tl.join(mine, other),)
+        totals += (of_outputs(sums[pair]),)
     column = tl.arange(0, 2 * PAIRS)
     output = first + column % PAIRS * 2 + column // PAIRS
     total = tl.sum(side_by_side(totals, PAIRS), 0)
