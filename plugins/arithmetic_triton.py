@@ -1,7 +1,8 @@
 """What kernels that quantize compute with: rounding, quotients, sums that no order changes, e^x, int8 and e4m3.
 
 Functions are given float32 unless they say otherwise; they equal those of ``arithmetic``, ``int8`` and ``fp8`` to the
-bit. Kernels that call them are launched with ``OPTIONS``: a contraction into fma would round otherwise.
+bit. Kernels that call them are launched with ``OPTIONS``: a contraction into fma would round otherwise. Every
+launch says whether it contracts, for Triton's default is about to change.
 """
 
 from __future__ import annotations

@@ -101,9 +101,12 @@ def decode(
     chunk_kernel[(tokens, of.kv_heads * cdiv(group, rows), chunks)](
         q, raw(keys), raw(values), slots, lengths, scales, of.slopes, partial, best, total, room, window, of.scale,
         of.cap or 0.0, KV_HEADS=of.kv_heads, ROWS=rows, BLOCK=block, KIND=KINDS[kind], LAST=last(scales),
-        CAPPED=of.cap is not None, SLOPED=of.slopes is not None, num_warps=4, num_stages=2, **shape,
+        CAPPED=of.cap is not None, SLOPED=of.slopes is not None, num_warps=4, num_stages=2,
+        enable_fp_fusion=True, **shape,
     )  # fmt: skip
-    merge_kernel[(tokens, of.heads)](partial, best, total, lengths, out, window, chunks, num_warps=4, **shape)
+    merge_kernel[(tokens, of.heads)](
+        partial, best, total, lengths, out, window, chunks, enable_fp_fusion=True, num_warps=4, **shape
+    )
     return out
 
 

@@ -28,7 +28,7 @@ class Launches:
         self.compiled: dict[Hashable, tuple[Any, list[Any]]] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return self.kernel[grid] if INTERPRETED else partial(self.launch, grid)  # type: ignore[no-any-return]
+        return self.kernel[grid] if INTERPRETED else partial(self.launch, grid)
 
     def launch(self, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
         kind = (torch.cuda.current_device(), *map(kind_of, arguments), *named, *named.values())
@@ -38,7 +38,8 @@ class Launches:
             self.compiled[kind] = self.kernel[grid](*arguments, **named), constants
             return
         kernel, constants = found
-        kernel[(*grid, 1, 1)](*arguments, *constants)
+        whole = (*grid, 1, 1)
+        kernel[whole](*arguments, *constants)
 
 
 def kind_of(argument: Any) -> Hashable:

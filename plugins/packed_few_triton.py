@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import INTERPRETS, rounded
+from .arithmetic_triton import INTERPRETS, OPTIONS, rounded
 from .kernels import cdiv, generation, power_of_two, starts_early
 from .launches import Launches
 from .packed_fields_triton import arranges, field_at, instructions, weights
@@ -86,6 +86,7 @@ def product(
         PRESCALE=prescale is not None,
         **how,
         **early,
+        **OPTIONS,
         BLOCK=BLOCK,
     )
     shape = schedule(tokens, lines, outputs, generation(x))
@@ -116,6 +117,7 @@ def product(
         BIAS=bias is not None and split == 1,
         **how,
         **early,
+        **OPTIONS,
         GROUPS=together,
         PAIRED=paired,
         WHOLE=step == 0,
@@ -132,6 +134,7 @@ def product(
             BIAS=bias is not None,
             SPLIT=split,
             **early,
+            **OPTIONS,
             BLOCK=BLOCK,
         )
     return y

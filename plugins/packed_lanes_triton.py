@@ -44,8 +44,8 @@ def instructions(dtype: torch.dtype, bits: int, layout: str, zero: bool, twice: 
             k = 2 * place + output if pairs else place
             word, scale, zeros = (operand[name + "ab"[output]] for name in "wsz")
             target = f"a{place % 2 * 2 + output}"
-            zeros = zeros if zero else None
-            lines.append(dequantizing(target, word, k, scale, zeros, dtype, bits, layout, twice, once))
+            added = zeros if zero else None
+            lines.append(dequantizing(target, word, k, scale, added, dtype, bits, layout, twice, once))
         if place % 2:
             both = f"{{{operand[f'x{place - 1}']}, {operand[f'x{place}']}}}"
             lines.append(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32")
@@ -54,7 +54,7 @@ def instructions(dtype: torch.dtype, bits: int, layout: str, zero: bool, twice: 
     return " ".join([*lines, "}"]), ",".join(constraints)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def twice_in_one(x):  # type: ignore[no-untyped-def]
     """A 16-bit float twice in an int32."""
     bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
@@ -122,7 +122,7 @@ def weights(  # type: ignore[no-untyped-def]
     return low, dequantized(at(bits, BITS * k + 16, BITS), s, z, ZERO, TWICE, DTYPE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def of_outputs(sums):  # type: ignore[no-untyped-def]
     """Of four sums what is of both outputs, float32 [threads, 2]; lanes that hold none of it have zeros."""
     if INTERPRETS:

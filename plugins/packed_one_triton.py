@@ -6,13 +6,16 @@ together with the first weights' scales, on Hopper before the kernel that makes 
 and prescaled inputs are equal to the bit; sums of float32 differ by their order, which depends on shapes alone.
 """
 
+# mypy: disable-error-code="assignment, var-annotated"
+# (Triton's tuples grow.)
+
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import rounded
+from .arithmetic_triton import OPTIONS, rounded
 from .kernels import cdiv, starts_early
 from .launches import Launches
 from .packed_lanes_triton import added, instructions, of_outputs, twice_in_one
@@ -75,11 +78,12 @@ def product(
         THREADS=32 * WARPS,
         num_warps=WARPS,
         **starts_early(x),
+        **OPTIONS,
     )
     return y
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def four_of(four):  # type: ignore[no-untyped-def]
     """[threads, 4] -> what every thread has, a tuple of four [threads]."""
     even, odd = tl.split(tl.reshape(four, (four.shape[0], 2, 2)))

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic_triton import rounded
+from .arithmetic_triton import OPTIONS, rounded
 from .kernels import cdiv
 from .launches import Launches
 
@@ -161,6 +161,7 @@ def dequantize(
         BITS=bits,
         LINES=LINES,
         QUADS=QUADS,
+        **OPTIONS,
     )
     return weight
 
@@ -223,7 +224,7 @@ def dequantize_kernel(  # type: ignore[no-untyped-def]
         for pair in tl.static_range(pairs):
             low = dequantized(integer(bits, pair, 0, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
             high = dequantized(integer(bits, pair, 1, odd, LAYOUT, BITS), s, z, ZERO, TWICE, DTYPE)
-            made += (joined(low.to(DTYPE), high.to(DTYPE)),)
+            made += (joined(low.to(DTYPE), high.to(DTYPE)),)  # type: ignore[assignment]
         places = weight + (out.to(tl.int64) * (channels // 2))[:, None] + column[None, :]
         tl.store(places, in_order(made, LAYOUT, BITS), mask=inside)
 

@@ -20,7 +20,9 @@ def one_by_one(w: torch.Tensor, u: torch.Tensor, scale: torch.Tensor, offset: to
     errors = torch.empty_like(w)
     numbers = channels, out, u.stride(0), float(grid.low), float(grid.high)
     block = triton.next_power_of_2(channels)
-    kernel[(triton.cdiv(out, ROWS),)](w, u, scale, offset, errors, *numbers, BLOCK=block, ROWS=ROWS)
+    kernel[(triton.cdiv(out, ROWS),)](
+        w, u, scale, offset, errors, *numbers, BLOCK=block, ROWS=ROWS, enable_fp_fusion=True
+    )
     return errors
 
 
