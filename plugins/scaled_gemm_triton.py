@@ -16,9 +16,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import fp8_rowwise_gemm
 from .arithmetic_triton import OPTIONS
-from .kernels import HOPPER, INTERPRETED, cdiv, generation, starts_early, tuned
+from .kernels import HOPPER, INTERPRETED, cdiv, generation, starts_early
 from .scaled_gemm_schedules import bucket, fitting, fitting_few, grid, schedules, shape_tiles
 from .smooth_quant_gemm import MOST_FEW_TOKENS
+from .trials import tuned
 
 # The GPU generation that first multiplies e4m3.
 FIRST_FP8 = 89
