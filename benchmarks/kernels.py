@@ -136,14 +136,12 @@ def activation_rows(x: list[torch.Tensor], smoother: torch.Tensor) -> Iterator[R
 
 
 def weights() -> Iterator[Row]:
-    """INT4 groups of 128, AWQ and (with zeros) GPTQ, W8A16 and W4A16, in several layouts; beside float16."""
+    """INT4 groups of 128, AWQ and (with zeros) GPTQ, and W8A16, in several layouts; beside float16."""
     kinds = (
         ("AWQ", 4, "rows"),
         ("AWQ", 4, "sm80"),
-        ("GPTQ", 4, "sm80"),
-        ("GPTQ", 4, "sm90"),
+        ("GPTQ", 4, "rows"),
         ("W8A16", 8, "sm90"),
-        ("W4A16", 4, "sm80"),
     )
     for tokens in numbers(1, 2, 4, 8, 16, 32, 64, 256):
         for out, channels in LLAMA_8B + LLAMA_70B:
