@@ -16,7 +16,7 @@ DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 FLOATS = (torch.float16, torch.bfloat16)
 OR_FLOAT32 = (*FLOATS, torch.float32)
 # Matrices whose rows kernels read at any stride.
-STRIDED = ("x", "residual", "gate", "up")
+STRIDED = ("x", "residual", "gate", "up", "qkv")
 
 
 def is_matrix(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
@@ -80,12 +80,11 @@ FP8_PRODUCT = PRODUCT | {"x": ("e4m3 [tokens, in]", lambda t, x, _: is_matrix(t,
 
 
 def check(given: dict[str, Any], rules: dict[str, Rule]) -> None:
-    """Raise ValueError for an argument that is not what it has to be."""
+    """Raise ValueError for an argument that is not what it has to be: for the first one, in the order of the rules."""
     first = next(iter(given.values()))
-    for name, value in given.items():
-        words, holds = rules[name]
-        if not holds(value, first, given):
-            raise ValueError(f"{name} is {described(value)}; {words} is needed")
+    for name, (words, holds) in rules.items():
+        if name in given and not holds(given[name], first, given):
+            raise ValueError(f"{name} is {described(given[name])}; {words} is needed")
 
 
 def check_devices(arguments: Iterable[Any]) -> None:
@@ -108,10 +107,7 @@ def readable(name: str, value: Any) -> Any:
 
 def holds_integers(packed: Tensor, x: Tensor, given: dict[str, Any]) -> bool:
     """Whether bytes are those of a weight whose scales are [groups, out], in sizes that kernels take."""
-    scale, channels = given["scale"], x.shape[1]
-    if scale.dim() != 2:
-        return True  # which is said of the scale
-    groups, out = scale.shape
+    (groups, out), channels = given["scale"].shape, x.shape[1]
     sized = channels % 64 == out % 64 == 0 and (groups == 1 or channels in (64 * groups, 128 * groups))
     return sized and packed.nbytes * 8 == out * channels * int(given["bits"])
 
@@ -122,15 +118,15 @@ def is_vector(t: Tensor | None, dtype: torch.dtype, size: int) -> bool:
 
 PACKED_PRODUCT: dict[str, Rule] = {
     "x": ROWS,
+    "scale": ("[groups, out] in x's dtype", lambda t, x, _: t.dtype == x.dtype and t.dim() == 2),
+    "bits": ("4 or 8", lambda bits, x, _: bits in (4, 8)),
     "packed": (
         "the bytes of [out, in] integers, both multiples of 64, in groups of 64 or 128 or one,",
         holds_integers,
     ),
-    "scale": ("[groups, out] in x's dtype", lambda t, x, _: t.dtype == x.dtype and t.dim() == 2),
     "zero": ("the scale's shape and dtype", lambda t, x, given: t is None or is_like(t, given["scale"])),
     "prequant": ("[in] in x's dtype", lambda t, x, _: is_vector(t, x.dtype, x.shape[1])),
     "bias": ("[out] in x's dtype", lambda t, x, given: is_vector(t, x.dtype, given["scale"].shape[1])),
-    "bits": ("4 or 8", lambda bits, x, _: bits in (4, 8)),
     "layout": (
         "rows, sm80, sm90 or fp8, with 8 bits sm80 or sm90,",
         lambda name, x, given: name in (("sm80", "sm90") if given["bits"] == 8 else ORDERS),

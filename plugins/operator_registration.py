@@ -19,12 +19,13 @@ def operator(
 
     Args:
         fake: makes what it returns, without numbers, of the same arguments.
-        rules: what its arguments may be.
+        rules: what its arguments may be, and others'.
         mutates: those that it writes into.
     """
 
     def register(function: Callable[..., Any]) -> Any:
         defaults = {name: one.default for name, one in signature(function).parameters.items()}
+        assert defaults.keys() <= rules.keys()
 
         @wraps(function)
         def checked(*arguments: Any, **named: Any) -> Any:

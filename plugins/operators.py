@@ -36,6 +36,7 @@ from .operator_arguments import (
     check,
 )
 from .operator_registration import operator
+from .operators_attention import _kv_cache_attention, _kv_cache_store  # noqa: F401
 
 
 def of_rows(q: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:

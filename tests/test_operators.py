@@ -124,7 +124,7 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
         ("weight_only_gemm", 2, GROUP_SCALES.float(), "scale is torch.float32"),
         ("weight_only_gemm", 3, GROUP_SCALES[0], "zero is .*; the scale's shape and dtype"),
         ("weight_only_gemm", 4, SMOOTHER[:1], "prequant is"),
-        ("weight_only_gemm", 6, 3, "bits is 3|packed is"),
+        ("weight_only_gemm", 6, 3, "bits is 3; 4 or 8 is needed"),
         ("weight_only_gemm", 7, "sm100", "layout is 'sm100'; rows, sm80, sm90 or fp8"),
         ("smooth_quant_gemm", 0, INTEGERS[0], r"x is torch.int8 \[64\]; int8 \[tokens, in\] is needed"),
         ("smooth_quant_gemm", 0, X, "x is torch.float16"),
