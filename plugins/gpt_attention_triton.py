@@ -64,7 +64,8 @@ def store(
     store_kernel[(tokens, cdiv(all_heads, block))](
         qkv, cos, sin, places, slots, q, raw(keys), raw(values), scales, len(keys), keys.shape[2], len(cos),
         qkv.stride(0), HEADS=of.heads, KV_HEADS=of.kv_heads, SIZE=of.size, ROTATED=cos.shape[1],
-        INTERLEAVED=of.interleaved, KIND=KINDS[kind], LAST=last(scales), BLOCK=block, COLUMNS=columns, enable_fp_fusion=False,
+        INTERLEAVED=of.interleaved, KIND=KINDS[kind], LAST=last(scales), BLOCK=block, COLUMNS=columns,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return q
 

@@ -19,6 +19,8 @@ from enginesmith.plugins import (
     weight_only_groupwise_quant_matmul,
 )
 
+from . import kv_caches
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPS = torch.ops.enginesmith
 
@@ -78,7 +80,7 @@ def test_fp8_operators_pass_them_too() -> None:
 
 def test_every_operator_is_checked() -> None:
     held = {name for name in vars(operators) if name.startswith("_") and not name.startswith("__")}
-    assert {name.removeprefix("_") for name in held} == {*ARGUMENTS, "fp8_gemm"}
+    assert {name.removeprefix("_") for name in held} == {*ARGUMENTS, *kv_caches.ARGUMENTS, "fp8_gemm"}
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20])
