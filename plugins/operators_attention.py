@@ -55,7 +55,7 @@ def counts(t: Tensor, x: Tensor, end: int, first: int | None = None) -> bool:
     """Whether there is one integer a token, before end and not before first; a GPU is not asked for its numbers."""
     if t.dtype not in (torch.int32, torch.int64) or tuple(t.shape) != (len(x),):
         return False
-    return t.device.type != "cpu" or bool(((t < end) & ((t >= first) if first is not None else True)).all())
+    return t.device.type != "cpu" or bool((t < end).all() and (first is None or (t >= first).all()))
 
 
 def are_scales(t: Tensor | None, keys: Tensor) -> bool:

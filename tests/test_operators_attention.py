@@ -128,6 +128,17 @@ def test_kernels_compute_the_same(kept: torch.dtype | None) -> None:
     assert torch.allclose(OPS.kv_cache_attention(*rest, scales), theirs, rtol=2**-10, atol=1e-4)
 
 
+def test_no_tokens() -> None:
+    """Where a pass has none of a kind."""
+    given, before = to_store(), cache(torch.int8)
+    given |= {"qkv": given["qkv"][:0], "places": numbers(), "slots": numbers()}
+    q = OPS.kv_cache_store(**given)
+    assert q.shape == (0, HEADS, SIZE)
+    assert torch.equal(given["keys"], before[0])
+    attended = OPS.kv_cache_attention(q, *before, numbers(), numbers(), SCALES)
+    assert attended.shape == (0, HEADS * SIZE)
+
+
 def test_qkv_may_be_part_of_a_matrix() -> None:
     """And nothing else of it matters."""
     one, other = to_store(), to_store()
