@@ -70,7 +70,7 @@ FLOAT = torch.zeros(SLOTS, KV_HEADS, ROOM, SIZE, device=DEVICE)
 BAD_STORES: list[tuple[str, object, str]] = [
     ("qkv", STORE["qkv"].double(), "qkv is torch.float64"),
     ("qkv", STORE["qkv"][0], "qkv is .*; float16, bfloat16 or float32"),
-    ("qkv", STORE["qkv"][:, :-1], r"qkv is .*2 \* kv heads\) \* d\], heads a multiple of kv heads, is needed"),
+    ("qkv", STORE["qkv"][:, : SIZE * 6 + 1], r"qkv is .*kv heads\) \* d\], heads a multiple of kv heads, is needed"),
     ("qkv", STORE["qkv"][:, :SIZE * 7], "qkv is .*heads a multiple of kv heads"),
     ("qkv", STORE["qkv"][:, :SIZE * 4], "qkv is .*heads a multiple of kv heads"),
     ("cos", STORE["cos"].half(), r"cos is torch.float16 .*; float32 \[places, r\], r even and d at most, is needed"),
