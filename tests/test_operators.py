@@ -149,7 +149,7 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
         ("qserve_gemm_per_group", 4, S2_STORED.t(), r"s2_scales is .*; int8 \[in / 128, out\] is needed"),
         ("qserve_gemm_per_group", 5, Z2_STORED.half(), "s2_zeros is torch.float16"),
         ("qserve_gemm_per_channel", 2, QSERVE_SUMS[:3], "act_sums is"),
-        ("qserve_gemm_per_channel", 3, FRAGMENTS[None], "packed is"),
+        ("qserve_gemm_per_channel", 3, FRAGMENTS[..., None], "packed is"),
         ("qserve_gemm_per_channel", 5, SZEROS.bfloat16(), "s1_szeros is"),
         (
             "quantize_per_token",
@@ -177,6 +177,11 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
 def test_what_kernels_would_misread_is_refused(name: str, place: int, value: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         getattr(OPS, name)(*bad(name, place, value))
+
+
+def test_qserves_groups_are_whole() -> None:
+    with pytest.raises(ValueError, match=r"packed is .*, in a multiple of 128"):
+        OPS.qserve_gemm_per_channel(QSERVE_X[:, :192], QSERVE_SCALES, QSERVE_SUMS, FRAGMENTS[:, :96], S1, SZEROS)
 
 
 @pytest.mark.parametrize("device", [DEVICE, "meta"])

@@ -50,7 +50,9 @@ def test_kernels_write_nothing_outside_of_a_cache(place: int, slot: int) -> None
         assert not held.any()
 
 
-@pytest.mark.parametrize(("slot", "length", "read"), [(0, ROOM + 1, ROOM), (1, 2**40, ROOM), (SLOTS, 3, 0), (0, -5, 0)])
+@pytest.mark.parametrize(
+    ("slot", "length", "read"), [(0, ROOM + 1, ROOM), (1, 2**40, ROOM), (SLOTS, 3, 0), (-1, 3, 0), (0, -5, 0)]
+)
 @pytest.mark.parametrize("window", [None, 4])
 def test_kernels_read_nothing_outside_of_a_cache(slot: int, length: int, read: int, window: int | None) -> None:
     pytest.importorskip("triton")
@@ -59,8 +61,9 @@ def test_kernels_read_nothing_outside_of_a_cache(slot: int, length: int, read: i
     of, given = Heads(HEADS, KV_HEADS, SIZE, SIZE**-0.5, window=window), to_attend(kept=torch.float16)
     given = given | {"slots": numbers(1, slot, 0, 1, 2), "lengths": numbers(5, length, 1, 2, 3)}
     q, keys, values, slots, lengths, _ = given.values()
-    keys, values = (torch.cat((x, torch.full_like(x, math.nan))) for x in (keys, values))
-    got = gpt_attention_triton.decode(q, keys[:SLOTS], values[:SLOTS], slots, lengths, of)
+    beyond = torch.full_like(keys, math.nan)
+    within = [torch.cat((beyond, x, beyond))[SLOTS : 2 * SLOTS] for x in (keys, values)]
+    got = gpt_attention_triton.decode(q, *within, slots, lengths, of)
     slots[1], lengths[1] = slot if read else 0, read
     assert torch.equal(got, gpt_attention_triton.decode(q, keys, values, slots, lengths, of))
 
