@@ -156,7 +156,7 @@ def split(
     Returns:
         q: [batch, heads, tokens, d]; k, v: [batch, kv heads, tokens, d].
     """
-    heads = qkv.float().view(*qkv.shape[:2], -1, of.size).transpose(1, 2)
+    heads = qkv.float().view(*qkv.shape[:2], of.heads + 2 * of.kv_heads, of.size).transpose(1, 2)
     turned = rotate(heads[:, : of.heads + of.kv_heads], cos, sin, of.interleaved).to(qkv.dtype).float()
     return turned[:, : of.heads], turned[:, of.heads :], heads[:, of.heads + of.kv_heads :]
 

@@ -53,6 +53,7 @@ def store(
         cos, sin: float32 [longest, r], as for ``gpt_attention.rotate``, of every place that may come.
         places: of tokens in their sequences, int32 or int64 [tokens].
         slots: of their sequences in the cache, likewise; nothing is written for a token whose slot is negative.
+            Nothing is read or written outside of tables and cache either, whatever slots and places are.
         keys, values: the cache, [slots, kv heads, room, d]: int8, e4m3, or a float dtype.
         scales: float32 [1], or [2] where keys and values have their own, of a quantized cache.
         kind: "INT8" or "FP8" for such, as ``gpt_attention.stored`` has it.
@@ -62,9 +63,10 @@ def store(
     columns = power_of_two(of.size)
     block = max(STORED // columns, 1)
     stores[(tokens, cdiv(all_heads, block))](
-        qkv, cos, sin, places, slots, q, raw(keys), raw(values), scales, keys.shape[2], qkv.stride(0),
-        HEADS=of.heads, KV_HEADS=of.kv_heads, SIZE=of.size, ROTATED=cos.shape[1], INTERLEAVED=of.interleaved,
-        KIND=KINDS[kind], LAST=last(scales), BLOCK=block, COLUMNS=columns, enable_fp_fusion=False,
+        qkv, cos, sin, places, slots, q, raw(keys), raw(values), scales, len(keys), keys.shape[2], len(cos),
+        qkv.stride(0), HEADS=of.heads, KV_HEADS=of.kv_heads, SIZE=of.size, ROTATED=cos.shape[1],
+        INTERLEAVED=of.interleaved, KIND=KINDS[kind], LAST=last(scales), BLOCK=block, COLUMNS=columns,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return q
 
@@ -85,7 +87,8 @@ def decode(
         q: [tokens, heads, d], as ``store`` gives it.
         keys, values, scales, kind: as for ``store``; read as held * scale.
         slots: of the sequences, int32 or int64 [tokens].
-        lengths: of the sequences with these tokens, likewise; zeros come out for a length of zero.
+        lengths: of the sequences with these tokens, likewise; zeros come out for a length of zero or a slot that is
+            none, and no more is read than there is room.
         of: slopes are on q's device.
     """
     tokens, room, group = len(q), keys.shape[2], of.heads // of.kv_heads
@@ -99,13 +102,25 @@ def decode(
     out = q.new_empty(tokens, of.heads * of.size)
     shape = {"HEADS": of.heads, "SIZE": of.size, "COLUMNS": columns}
     chunk_kernel[(tokens, of.kv_heads * cdiv(group, rows), chunks)](
-        q, raw(keys), raw(values), slots, lengths, scales, of.slopes, partial, best, total, room, window, of.scale,
-        of.cap or 0.0, KV_HEADS=of.kv_heads, ROWS=rows, BLOCK=block, KIND=KINDS[kind], LAST=last(scales),
+        q, raw(keys), raw(values), slots, lengths, scales, of.slopes, partial, best, total, len(keys), room, window,
+        of.scale, of.cap or 0.0, KV_HEADS=of.kv_heads, ROWS=rows, BLOCK=block, KIND=KINDS[kind], LAST=last(scales),
         CAPPED=of.cap is not None, SLOPED=of.slopes is not None, num_warps=4, num_stages=2,
         enable_fp_fusion=True, **shape,
     )  # fmt: skip
     merge_kernel[(tokens, of.heads)](
-        partial, best, total, lengths, out, window, chunks, enable_fp_fusion=True, num_warps=4, **shape
+        partial,
+        best,
+        total,
+        slots,
+        lengths,
+        out,
+        len(keys),
+        room,
+        window,
+        chunks,
+        enable_fp_fusion=True,
+        num_warps=4,
+        **shape,
     )
     return out
 
@@ -120,9 +135,9 @@ def last(scales: torch.Tensor | None) -> int:
     return 0 if scales is None else scales.numel() - 1
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=("count", "longest"))  # type: ignore[untyped-decorator]
 def store_kernel(  # type: ignore[no-untyped-def]
-    qkv, cos, sin, places, slots, q, keys, values, scales, room, stride,
+    qkv, cos, sin, places, slots, q, keys, values, scales, count, room, longest, stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr,
     KIND: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -142,8 +157,9 @@ def store_kernel(  # type: ignore[no-untyped-def]
     crossed = tl.load(own + other, mask=turns, other=0.0).to(tl.float32)
     crossed *= tl.where(first, -1.0, 1.0)  # a minus would make 0 of 0
     angle = place * ROTATED + channel
-    cosine = tl.load(cos + angle, mask=channel < ROTATED, other=1.0)
-    sine = tl.load(sin + angle, mask=channel < ROTATED, other=0.0)
+    tabled = (channel < ROTATED) & (place >= 0) & (place < longest)
+    cosine = tl.load(cos + angle, mask=tabled, other=1.0)
+    sine = tl.load(sin + angle, mask=tabled, other=0.0)
     x = tl.where(turns, x * cosine + crossed * sine, x).to(q.dtype.element_ty)
     tl.store(q + (token * HEADS + head) * SIZE + channel, x, mask=there & (head < HEADS))
     is_key = head < HEADS + KV_HEADS
@@ -152,7 +168,7 @@ def store_kernel(  # type: ignore[no-untyped-def]
         held = quantized(tl.div_rn(x.to(tl.float32), scale + tl.zeros_like(x).to(tl.float32)), KIND)
     else:
         held = x.to(tl.float32).to(keys.dtype.element_ty)
-    if slot >= 0:
+    if (slot >= 0) & (slot < count) & (place >= 0) & (place < room):
         kv_head = tl.where(is_key, head - HEADS, head - HEADS - KV_HEADS)
         where = ((slot * KV_HEADS + kv_head) * room + place) * SIZE + channel
         tl.store(keys + where, held, mask=there & is_key & (head >= HEADS))
@@ -195,14 +211,22 @@ def as_operand(held, dtype: tl.constexpr, KIND: tl.constexpr):  # type: ignore[n
 
 
 @triton.jit
+def sequence(slots, lengths, token, count, room):  # type: ignore[no-untyped-def]
+    """A token's slot, and how much of its sequence lies there: nothing where there is no such slot."""
+    slot = tl.load(slots + token).to(tl.int64)
+    length = tl.minimum(tl.maximum(tl.load(lengths + token), 0), room).to(tl.int32)
+    return slot, tl.where((slot >= 0) & (slot < count), length, 0)
+
+
+@triton.jit
 def chunk_size(seen):  # type: ignore[no-untyped-def]
     """Keys of each chunk of so many."""
     return tl.cdiv(tl.cdiv(seen, CHUNKS), CHUNK) * CHUNK
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=("count",))  # type: ignore[untyped-decorator]
 def chunk_kernel(  # type: ignore[no-untyped-def]
-    q, keys, values, slots, lengths, scales, slopes, partial, best, total, room, window, scale, cap,
+    q, keys, values, slots, lengths, scales, slopes, partial, best, total, count, room, window, scale, cap,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, KIND: tl.constexpr, LAST: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
 ):  # fmt: skip
@@ -210,7 +234,7 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr = HEADS // KV_HEADS
     BLOCKS: tl.constexpr = (GROUP + ROWS - 1) // ROWS
     token, chunk = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    length = tl.load(lengths + token).to(tl.int32)
+    slot, length = sequence(slots, lengths, token, count, room)
     seen = tl.minimum(length, window)
     size = chunk_size(seen)
     if chunk * size >= seen:
@@ -223,7 +247,6 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     head = kv_head * GROUP + row
     there = inside[:, None] & (channel < SIZE)[None, :]
     queries = tl.load(q + (token * HEADS + head)[:, None] * SIZE + channel[None, :], mask=there, other=0.0)
-    slot = tl.load(slots + token).to(tl.int64)
     cached = (slot * KV_HEADS + kv_head) * room * SIZE
     value_scale = 1.0
     if KIND != PLAIN:
@@ -267,13 +290,15 @@ def weighted(w, v, summed):  # type: ignore[no-untyped-def]
     return summed
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=("count",))  # type: ignore[untyped-decorator]
 def merge_kernel(  # type: ignore[no-untyped-def]
-    partial, best, total, lengths, out, window, chunks, HEADS: tl.constexpr, SIZE: tl.constexpr, COLUMNS: tl.constexpr
-):
+    partial, best, total, slots, lengths, out, count, room, window, chunks,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """All chunks of one head of one token, in one order whatever their number."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    seen = tl.minimum(tl.load(lengths + token).to(tl.int32), window)
+    _, length = sequence(slots, lengths, token, count, room)
+    seen = tl.minimum(length, window)
     chunk, channel = tl.arange(0, CHUNKS), tl.arange(0, COLUMNS)
     made = chunk * chunk_size(seen) < seen
     at = (token * HEADS + head) * chunks + chunk

@@ -16,7 +16,7 @@ DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 FLOATS = (torch.float16, torch.bfloat16)
 OR_FLOAT32 = (*FLOATS, torch.float32)
 # Matrices whose rows kernels read at any stride.
-STRIDED = ("x", "residual", "gate", "up")
+STRIDED = ("x", "residual", "gate", "up", "qkv")
 
 
 def is_matrix(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
@@ -80,12 +80,11 @@ FP8_PRODUCT = PRODUCT | {"x": ("e4m3 [tokens, in]", lambda t, x, _: is_matrix(t,
 
 
 def check(given: dict[str, Any], rules: dict[str, Rule]) -> None:
-    """Raise ValueError for an argument that is not what it has to be."""
+    """Raise ValueError for an argument that is not what it has to be: for the first one, in the order of the rules."""
     first = next(iter(given.values()))
-    for name, value in given.items():
-        words, holds = rules[name]
-        if not holds(value, first, given):
-            raise ValueError(f"{name} is {described(value)}; {words} is needed")
+    for name, (words, holds) in rules.items():
+        if name in given and not holds(given[name], first, given):
+            raise ValueError(f"{name} is {described(given[name])}; {words} is needed")
 
 
 def check_devices(arguments: Iterable[Any]) -> None:
@@ -106,18 +105,11 @@ def readable(name: str, value: Any) -> Any:
     return value.contiguous()
 
 
-def bits_of(given: dict[str, Any]) -> int:
-    return int(given.get("bits", 4))
-
-
 def holds_integers(packed: Tensor, x: Tensor, given: dict[str, Any]) -> bool:
     """Whether bytes are those of a weight whose scales are [groups, out], in sizes that kernels take."""
-    scale, channels = given["scale"], x.shape[1]
-    if scale.dim() != 2:
-        return True  # which is said of the scale
-    groups, out = scale.shape
+    (groups, out), channels = given["scale"].shape, x.shape[1]
     sized = channels % 64 == out % 64 == 0 and (groups == 1 or channels in (64 * groups, 128 * groups))
-    return sized and packed.nbytes * 8 == out * channels * bits_of(given)
+    return sized and packed.nbytes * 8 == out * channels * int(given["bits"])
 
 
 def is_vector(t: Tensor | None, dtype: torch.dtype, size: int) -> bool:
@@ -126,17 +118,51 @@ def is_vector(t: Tensor | None, dtype: torch.dtype, size: int) -> bool:
 
 PACKED_PRODUCT: dict[str, Rule] = {
     "x": ROWS,
+    "scale": ("[groups, out] in x's dtype", lambda t, x, _: t.dtype == x.dtype and t.dim() == 2),
+    "bits": ("4 or 8", lambda bits, x, _: bits in (4, 8)),
     "packed": (
         "the bytes of [out, in] integers, both multiples of 64, in groups of 64 or 128 or one,",
         holds_integers,
     ),
-    "scale": ("[groups, out] in x's dtype", lambda t, x, _: t.dtype == x.dtype and t.dim() == 2),
     "zero": ("the scale's shape and dtype", lambda t, x, given: t is None or is_like(t, given["scale"])),
     "prequant": ("[in] in x's dtype", lambda t, x, _: is_vector(t, x.dtype, x.shape[1])),
     "bias": ("[out] in x's dtype", lambda t, x, given: is_vector(t, x.dtype, given["scale"].shape[1])),
-    "bits": ("4 or 8", lambda bits, x, _: bits in (4, 8)),
     "layout": (
         "rows, sm80, sm90 or fp8, with 8 bits sm80 or sm90,",
-        lambda name, x, given: name in (("sm80", "sm90") if bits_of(given) == 8 else ORDERS),
+        lambda name, x, given: name in (("sm80", "sm90") if given["bits"] == 8 else ORDERS),
     ),
 }
+
+
+def holds_fragments(packed: Tensor, x: Tensor) -> bool:
+    """Whether packed are 4-bit integers [out, in] for x, in sizes that QServe's kernel takes."""
+    channels = x.shape[1]
+    sized = channels % 128 == 0 and packed.dim() == 2 and packed.shape[0] % 32 == 0
+    return packed.dtype == torch.int8 and sized and packed.shape[1] * 2 == channels
+
+
+def is_of_outputs(t: Tensor, given: dict[str, Any]) -> bool:
+    return is_vector(t, torch.float16, len(given["packed"]))
+
+
+def is_of_groups(t: Tensor, x: Tensor, given: dict[str, Any]) -> bool:
+    return t.dtype == torch.int8 and tuple(t.shape) == (x.shape[1] // 128, len(given["packed"]))
+
+
+OF_OUTPUTS: Rule = "float16 [out]", lambda t, x, given: is_of_outputs(t, given)
+OF_GROUPS: Rule = "int8 [in / 128, out]", is_of_groups
+OF_TOKENS: Rule = (
+    "float16 [tokens, 1]",
+    lambda t, x, _: t.dtype == torch.float16 and tuple(t.shape) == (len(x), 1),
+)
+QSERVE: dict[str, Rule] = {
+    "x": PRODUCT["x"],
+    "act_scales": OF_TOKENS,
+    "packed": (
+        "int8 [out, in / 2], in a multiple of 128, out of 32,",
+        lambda t, x, _: holds_fragments(t, x),
+    ),
+    "s1_scales": OF_OUTPUTS,
+}
+QSERVE_PER_GROUP = QSERVE | {"s2_scales": OF_GROUPS, "s2_zeros": OF_GROUPS}
+QSERVE_PER_CHANNEL = QSERVE | {"act_sums": OF_TOKENS, "s1_szeros": OF_OUTPUTS}

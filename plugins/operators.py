@@ -8,9 +8,6 @@ where they are static (INT8: 127 / range, by which values are multiplied; FP8: r
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from inspect import signature
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from . import (
     fp8_rowwise_gemm,
     gated_activation,
     layernorm_quantization,
+    qserve_gemm,
     quantize_per_token,
     quantize_tensor,
     rmsnorm_quantization,
@@ -32,38 +30,13 @@ from .operator_arguments import (
     LAYER_NORM,
     PACKED_PRODUCT,
     PRODUCT,
+    QSERVE_PER_CHANNEL,
+    QSERVE_PER_GROUP,
     RULES,
-    Rule,
     check,
-    check_devices,
-    readable,
 )
-
-
-def operator(
-    name: str, fake: Callable[..., Any], rules: dict[str, Rule] = RULES
-) -> Callable[[Callable[..., Any]], Any]:
-    """Register a function; fake makes what it returns, without numbers, of the same arguments."""
-
-    def register(function: Callable[..., Any]) -> Any:
-        names = tuple(signature(function).parameters)
-
-        @wraps(function)
-        def checked(*arguments: Any, **named: Any) -> Any:
-            given = dict(zip(names, arguments, strict=False)) | named
-            check_devices(given.values())
-            check(given, rules)
-            return function(**{name: readable(name, value) for name, value in given.items()})
-
-        def shaped(*arguments: Any, **named: Any) -> Any:
-            check_devices((*arguments, *named.values()))
-            return fake(*arguments, **named)
-
-        made = torch.library.custom_op(f"enginesmith::{name}", checked, mutates_args=())
-        made.register_fake(shaped)
-        return made
-
-    return register
+from .operator_registration import operator
+from .operators_attention import _kv_cache_attention, _kv_cache_store  # noqa: F401
 
 
 def of_rows(q: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -122,6 +95,34 @@ def _weight_only_gemm(
     return weight_only_groupwise_quant_matmul.run_packed(
         x, packed, scale, prequant, zero, bias=bias, bits=bits, layout=layout
     )
+
+
+def qserve_product(x: Tensor, packed: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], packed.shape[0]), dtype=torch.float16)
+
+
+@operator(
+    "qserve_gemm_per_group",
+    lambda x, act_scales, packed, *_, **__: qserve_product(x, packed),
+    QSERVE_PER_GROUP,
+)
+def _qserve_gemm_per_group(
+    x: Tensor, act_scales: Tensor, packed: Tensor, s1_scales: Tensor, s2_scales: Tensor, s2_zeros: Tensor
+) -> Tensor:
+    """(x @ (integers * s2 + z2).T) * s1 * act_scales; see ``qserve_gemm.reference_packed_per_group``."""
+    return qserve_gemm.run_packed_per_group(x, act_scales, packed, s1_scales, s2_scales, s2_zeros)
+
+
+@operator(
+    "qserve_gemm_per_channel",
+    lambda x, act_scales, act_sums, packed, *_, **__: qserve_product(x, packed),
+    QSERVE_PER_CHANNEL,
+)
+def _qserve_gemm_per_channel(
+    x: Tensor, act_scales: Tensor, act_sums: Tensor, packed: Tensor, s1_scales: Tensor, s1_szeros: Tensor
+) -> Tensor:
+    """(x @ integers.T) * s1 * act_scales - szeros * act_sums; see ``qserve_gemm.reference_packed_per_channel``."""
+    return qserve_gemm.run_packed_per_channel(x, act_scales, act_sums, packed, s1_scales, s1_szeros)
 
 
 @operator("quantize_per_token", lambda x, smoother=None, kind="int8": scaled(x, kind))

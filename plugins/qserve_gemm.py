@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import int8, smooth_quant_gemm
+from . import fragments, int8, smooth_quant_gemm
 from .arithmetic import fma
 from .identity import INTEGER, Plugin
+from .kernels import beside
 from .lazy import torch
 
 # group_size is 128, or -1 for per channel. Both read and write float16 only. The kernel for larger batches computes 128
@@ -84,3 +85,37 @@ def reference_per_channel(
     """
     product = int8.matmul(x, weight).float() * s1_scales.float()
     return fma(product, act_scales, -s1_szeros.float() * act_sums.float()).half()
+
+
+def reference_packed_per_group(
+    x: torch.Tensor,
+    act_scales: torch.Tensor,
+    packed: torch.Tensor,
+    s1_scales: torch.Tensor,
+    s2_scales: torch.Tensor,
+    s2_zeros: torch.Tensor,
+) -> torch.Tensor:
+    """``reference_per_group`` of what a checkpoint holds.
+
+    Args:
+        packed: int8 [out, in / 2], in fragments.
+        s2_scales, s2_zeros: int8 [in / 128, out], in the kernel's order.
+    """
+    second = fragments.by_channel(s2_scales), fragments.by_channel(s2_zeros)
+    return reference_per_group(x, act_scales, fragments.unpack(packed), s1_scales, *second)
+
+
+def reference_packed_per_channel(
+    x: torch.Tensor,
+    act_scales: torch.Tensor,
+    act_sums: torch.Tensor,
+    packed: torch.Tensor,
+    s1_scales: torch.Tensor,
+    s1_szeros: torch.Tensor,
+) -> torch.Tensor:
+    """``reference_per_channel`` of what a checkpoint holds: packed is int8 [out, in / 2], in fragments."""
+    return reference_per_channel(x, act_scales, act_sums, fragments.unpack(packed), s1_scales, s1_szeros)
+
+
+run_packed_per_group = beside(reference_packed_per_group, "qserve_gemm_triton", "run_per_group")
+run_packed_per_channel = beside(reference_packed_per_channel, "qserve_gemm_triton", "run_per_channel")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from enginesmith.convert.numbers.nibbles import pack_rows
-from enginesmith.convert.targets.trtllm import fragments, packing
-from enginesmith.plugins import qserve_gemm
+from enginesmith.convert.targets.trtllm import packing
+from enginesmith.plugins import fragments, qserve_gemm
 from enginesmith.plugins import weight_only_groupwise_quant_matmul as groupwise
 from enginesmith.plugins import weight_only_quant_matmul as by_channel
 from enginesmith.plugins.packing import layout_of

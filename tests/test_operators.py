@@ -9,13 +9,17 @@ import torch
 
 from enginesmith.convert.numbers.nibbles import pack_rows
 from enginesmith.plugins import (
+    fragments,
     operators,
     packing,
+    qserve_gemm,
     quantize_per_token,
     rmsnorm_quantization,
     smooth_quant_gemm,
     weight_only_groupwise_quant_matmul,
 )
+
+from . import kv_caches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPS = torch.ops.enginesmith
@@ -33,9 +37,19 @@ ROWS, COLUMNS = torch.rand(20, 1, device=DEVICE), torch.rand(1, 48, device=DEVIC
 FOUR_BITS = torch.randint(-8, 8, (64, 64), generator=torch.Generator().manual_seed(9)).to(torch.int8)
 PACKED = packing.pack(FOUR_BITS, packing.layout_of(4), 90).to(DEVICE)
 GROUP_SCALES = drawn(1, 64, seed=5).abs() * 0.1
+# QServe's: INT8 rows, their scales and sums, 4-bit integers, and both levels of scales and zeros.
+QSERVE_X = drawn(20, 256, dtype=torch.float32, seed=6).mul(40).to(torch.int8)
+QSERVE_SCALES, QSERVE_SUMS = drawn(20, 1, seed=7).abs() * 0.01, drawn(20, 1, seed=8)
+UNSIGNED = torch.randint(0, 16, (64, 256), generator=torch.Generator().manual_seed(10)).to(torch.int8)
+FRAGMENTS = fragments.pack(UNSIGNED).to(DEVICE)
+S1, SZEROS = drawn(64, seed=9).abs() * 0.1, drawn(64, seed=10)
+S2, Z2 = (torch.randint(-128, 128, (64, 2), generator=torch.Generator().manual_seed(n)).to(torch.int8) for n in (1, 2))
+S2_STORED, Z2_STORED = (fragments.by_group(values).to(DEVICE) for values in (S2, Z2))
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "smooth_quant_gemm": (INTEGERS, MATRIX, ROWS, COLUMNS, torch.float16, drawn(48)),
     "weight_only_gemm": (X, PACKED, GROUP_SCALES, GROUP_SCALES * 3, SMOOTHER, BIAS, 4, "sm90"),
+    "qserve_gemm_per_group": (QSERVE_X, QSERVE_SCALES, FRAGMENTS, S1, S2_STORED, Z2_STORED),
+    "qserve_gemm_per_channel": (QSERVE_X, QSERVE_SCALES, QSERVE_SUMS, FRAGMENTS, S1, SZEROS),
     "quantize_per_token": (X, SMOOTHER),
     "quantize_static": (X, SCALE, SMOOTHER),
     "rms_norm": (X, WEIGHT, 1e-5),
@@ -66,7 +80,7 @@ def test_fp8_operators_pass_them_too() -> None:
 
 def test_every_operator_is_checked() -> None:
     held = {name for name in vars(operators) if name.startswith("_") and not name.startswith("__")}
-    assert {name.removeprefix("_") for name in held} == {*ARGUMENTS, "fp8_gemm"}
+    assert {name.removeprefix("_") for name in held} == {*ARGUMENTS, *kv_caches.ARGUMENTS, "fp8_gemm"}
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20])
@@ -85,6 +99,18 @@ def test_packed_integers_are_multiplied_in_every_order(layout: str, bits: int, t
     assert (got - wanted).norm() < 1e-3 * wanted.norm()
 
 
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_qserves_products_are_those_of_the_integers(tokens: int) -> None:
+    """And the sums are taken off in the order that the plugin has."""
+    x, s_x, sums, s1, szeros = (t.cpu() for t in (QSERVE_X, QSERVE_SCALES, QSERVE_SUMS, S1, SZEROS))
+    x, s_x, sums = x[:tokens], s_x[:tokens], sums[:tokens]
+    rows = [t[:tokens] for t in (QSERVE_X, QSERVE_SCALES, QSERVE_SUMS)]
+    got = OPS.qserve_gemm_per_group(*rows[:2], FRAGMENTS, S1, S2_STORED, Z2_STORED).cpu()
+    assert torch.equal(got, qserve_gemm.reference_per_group(x, s_x, UNSIGNED, s1, S2, Z2))
+    got = OPS.qserve_gemm_per_channel(*rows, FRAGMENTS, S1, SZEROS).cpu()
+    assert torch.equal(got, qserve_gemm.reference_per_channel(x, s_x, sums, UNSIGNED, s1, szeros))
+
+
 def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
     """The arguments of an operator, one of them another."""
     whole = list(ARGUMENTS[name])
@@ -100,7 +126,7 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
         ("weight_only_gemm", 2, GROUP_SCALES.float(), "scale is torch.float32"),
         ("weight_only_gemm", 3, GROUP_SCALES[0], "zero is .*; the scale's shape and dtype"),
         ("weight_only_gemm", 4, SMOOTHER[:1], "prequant is"),
-        ("weight_only_gemm", 6, 3, "bits is 3|packed is"),
+        ("weight_only_gemm", 6, 3, "bits is 3; 4 or 8 is needed"),
         ("weight_only_gemm", 7, "sm100", "layout is 'sm100'; rows, sm80, sm90 or fp8"),
         ("smooth_quant_gemm", 0, INTEGERS[0], r"x is torch.int8 \[64\]; int8 \[tokens, in\] is needed"),
         ("smooth_quant_gemm", 0, X, "x is torch.float16"),
@@ -112,6 +138,19 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
         ("smooth_quant_gemm", 4, torch.int8, "dtype is torch.int8; float16, bfloat16 or float32 is needed"),
         ("smooth_quant_gemm", 5, BIAS[:1], r"bias is .*; \[out\] in the dtype asked for is needed"),
         ("smooth_quant_gemm", 5, drawn(48).float(), "bias is torch.float32"),
+        ("qserve_gemm_per_group", 0, X, r"x is torch.float16 .*; int8 \[tokens, in\] is needed"),
+        ("qserve_gemm_per_group", 0, QSERVE_X[:, :128], r"packed is .*; int8 \[out, in / 2\]"),
+        ("qserve_gemm_per_group", 1, QSERVE_SCALES.float(), r"act_scales is .*; float16 \[tokens, 1\] is needed"),
+        ("qserve_gemm_per_group", 1, QSERVE_SCALES[:1], "act_scales is"),
+        ("qserve_gemm_per_group", 2, FRAGMENTS[:16], "packed is .*, in a multiple of 128, out of 32, is needed"),
+        ("qserve_gemm_per_group", 2, FRAGMENTS.to(torch.uint8), "packed is torch.uint8"),
+        ("qserve_gemm_per_group", 3, S1[:32], r"s1_scales is .*; float16 \[out\] is needed"),
+        ("qserve_gemm_per_group", 3, S1.float(), "s1_scales is torch.float32"),
+        ("qserve_gemm_per_group", 4, S2_STORED.t(), r"s2_scales is .*; int8 \[in / 128, out\] is needed"),
+        ("qserve_gemm_per_group", 5, Z2_STORED.half(), "s2_zeros is torch.float16"),
+        ("qserve_gemm_per_channel", 2, QSERVE_SUMS[:3], "act_sums is"),
+        ("qserve_gemm_per_channel", 3, FRAGMENTS[..., None], "packed is"),
+        ("qserve_gemm_per_channel", 5, SZEROS.bfloat16(), "s1_szeros is"),
         (
             "quantize_per_token",
             0,
@@ -138,6 +177,11 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
 def test_what_kernels_would_misread_is_refused(name: str, place: int, value: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         getattr(OPS, name)(*bad(name, place, value))
+
+
+def test_qserves_groups_are_whole() -> None:
+    with pytest.raises(ValueError, match=r"packed is .*, in a multiple of 128"):
+        OPS.qserve_gemm_per_channel(QSERVE_X[:, :192], QSERVE_SCALES, QSERVE_SUMS, FRAGMENTS[:, :96], S1, SZEROS)
 
 
 @pytest.mark.parametrize("device", [DEVICE, "meta"])

@@ -15,8 +15,8 @@ from enginesmith.convert.numbers.quantized import QuantizedLinear
 from enginesmith.convert.numbers.rounding import Grid
 from enginesmith.convert.targets.trtllm.formats import format_of, scheme_of
 from enginesmith.convert.targets.trtllm.formats.base import Engine, Format
-from enginesmith.convert.targets.trtllm.fragments import pack, unpack
 from enginesmith.plugins import qserve_gemm, quantize_per_token
+from enginesmith.plugins.fragments import pack, unpack
 
 from .conftest import DATA, GOLDEN
 

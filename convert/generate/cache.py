@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from ...plugins import gpt_attention
+from ...plugins.kv_cache import bytes_of
 from ..models.attention import heads_of
 from ..models.model import Model
 from ..models.rotary import Turns
@@ -122,8 +123,3 @@ class KeyValueCache:
         if kv_cache is None:
             return both
         return [gpt_attention.restored(held, kv_cache[1][which]) for held, which in zip(both, (0, -1), strict=True)]
-
-
-def bytes_of(held: torch.Tensor) -> torch.Tensor:
-    """The same memory in a dtype that PyTorch can move; it does not move e4m3 by index."""
-    return held.view(torch.int8) if held.dtype == torch.float8_e4m3fn else held

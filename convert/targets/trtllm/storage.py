@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ....plugins import fragments
 from ....plugins.lazy import torch
 from ....plugins.nibbles import unpack_rows
 from ....plugins.packing import Layout
 from ...numbers.nibbles import pack_rows
-from . import fragments, packing
+from . import packing
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ....plugins.lazy import torch
-from ....plugins.nibbles import pack_nibbles, unpack_nibbles
+from .lazy import torch
+from .nibbles import pack_nibbles, unpack_nibbles
 
 # Axes of a weight cut into [out / 32, half, 8 rows, row, in / 32, half, 4 columns, column], in their stored order.
 _FRAGMENT = (0, 4, 3, 6, 5, 2, 7, 1)
