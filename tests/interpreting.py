@@ -30,8 +30,8 @@ def widened(builder: Any, operand: Any) -> Any:
 
 
 def mend() -> None:
-    """Let the interpreter round, take bfloat16 in products for what it is, and count loops to numbers that a kernel
-    computes, which newer NumPy refuses."""
+    """Let the interpreter round, take bfloat16 in products for what it is, spread truths as such over a tensor, and
+    count loops to numbers that a kernel computes, which newer NumPy refuses."""
     from triton.runtime import interpreter
 
     interpreter._convert_float = converted
@@ -41,6 +41,14 @@ def mend() -> None:
         return product(builder, *(widened(builder, x) for x in (a, b)), *rest)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(builder: Any, shape: Any, value: Any) -> Any:
+        made = splat(builder, shape, value)
+        made.data = made.data.astype(bool) if value.data.dtype == bool else made.data
+        return made
+
+    interpreter.InterpreterBuilder.create_splat = create_splat
     patch = interpreter._patch_lang_tensor
 
     def patched(tensor: Any, scope: Any) -> None:
