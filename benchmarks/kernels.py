@@ -217,6 +217,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[], help="all that a section knows, unless named")
     given = parser.parse_args()
     wanted = given.sections or list(SECTIONS)
+    if unknown := set(wanted) - SECTIONS.keys():
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if not torch.cuda.is_available():
+        parser.error("PyTorch finds no GPU here")
     TOKENS.extend(given.tokens)
     print(torch.cuda.get_device_name(), torch.__version__)
     results: dict[str, list[Row]] = {}

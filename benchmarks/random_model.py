@@ -58,11 +58,11 @@ def write(folder: Path, shape: str, layers: int | None) -> None:
         "torch_dtype": "float16",
         **SHAPES[shape],
     }
-    if layers:
+    if layers is not None:
         config["num_hidden_layers"] = layers
+    model = read_model(config)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    model = read_model(config)
     shapes = hugging_face_shapes(model)
     if model.tied:
         shapes.pop(model.family.head)
@@ -96,4 +96,6 @@ if __name__ == "__main__":
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--layers", type=int)
     arguments = parser.parse_args()
+    if arguments.folder.exists() or (arguments.layers is not None and arguments.layers < 1):
+        parser.error("a folder that is not there yet and at least one layer are needed")
     write(arguments.folder, arguments.shape, arguments.layers)

@@ -87,6 +87,13 @@ def check(given: dict[str, Any], rules: dict[str, Rule]) -> None:
             raise ValueError(f"{name} is {described(given[name])}; {words} is needed")
 
 
+def check_there(given: dict[str, Any], tensors: Iterable[str], rules: dict[str, Rule]) -> None:
+    """Raise ValueError for a tensor that is needed and None."""
+    for name in tensors:
+        if given[name] is None:
+            raise ValueError(f"{name} is None; {rules[name][0]} is needed")
+
+
 def check_devices(arguments: Iterable[Any]) -> None:
     """Raise ValueError for tensors on several devices."""
     devices = sorted({str(value.device) for value in arguments if isinstance(value, Tensor)})
@@ -105,11 +112,16 @@ def readable(name: str, value: Any) -> Any:
     return value.contiguous()
 
 
+def are_group_scales(scale: Tensor, x: Tensor) -> bool:
+    """Whether they are of a weight [out, in] for x, in sizes that kernels take."""
+    if scale.dtype != x.dtype or scale.dim() != 2:
+        return False
+    (groups, out), channels = scale.shape, x.shape[1]
+    return channels % 64 == out % 64 == 0 and (groups == 1 or channels in (64 * groups, 128 * groups))
+
+
 def holds_integers(packed: Tensor, x: Tensor, given: dict[str, Any]) -> bool:
-    """Whether bytes are those of a weight whose scales are [groups, out], in sizes that kernels take."""
-    (groups, out), channels = given["scale"].shape, x.shape[1]
-    sized = channels % 64 == out % 64 == 0 and (groups == 1 or channels in (64 * groups, 128 * groups))
-    return sized and packed.nbytes * 8 == out * channels * int(given["bits"])
+    return packed.nbytes * 8 == int(given["scale"].shape[1] * x.shape[1] * given["bits"])
 
 
 def is_vector(t: Tensor | None, dtype: torch.dtype, size: int) -> bool:
@@ -118,14 +130,17 @@ def is_vector(t: Tensor | None, dtype: torch.dtype, size: int) -> bool:
 
 PACKED_PRODUCT: dict[str, Rule] = {
     "x": ROWS,
-    "scale": ("[groups, out] in x's dtype", lambda t, x, _: t.dtype == x.dtype and t.dim() == 2),
-    "bits": ("4 or 8", lambda bits, x, _: bits in (4, 8)),
-    "packed": (
-        "the bytes of [out, in] integers, both multiples of 64, in groups of 64 or 128 or one,",
-        holds_integers,
+    "scale": (
+        "[groups, out] in x's dtype, one group or groups of 64 or 128 channels, in and out multiples of 64,",
+        lambda t, x, _: are_group_scales(t, x),
     ),
+    "bits": ("4 or 8", lambda bits, x, _: bits in (4, 8)),
+    "packed": ("the bytes of [out, in] integers of so many bits", holds_integers),
     "zero": ("the scale's shape and dtype", lambda t, x, given: t is None or is_like(t, given["scale"])),
-    "prequant": ("[in] in x's dtype", lambda t, x, _: is_vector(t, x.dtype, x.shape[1])),
+    "prequant": (
+        "[in] or [1, in] in x's dtype",
+        lambda t, x, _: t is None or is_vector(t.squeeze(0) if t.dim() == 2 else t, x.dtype, x.shape[1]),
+    ),
     "bias": ("[out] in x's dtype", lambda t, x, given: is_vector(t, x.dtype, given["scale"].shape[1])),
     "layout": (
         "rows, sm80, sm90 or fp8, with 8 bits sm80 or sm90,",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .operator_arguments import RULES, Rule, check, check_devices, readable
+from .operator_arguments import RULES, Rule, check, check_devices, check_there, readable
 
 
 def operator(
@@ -24,12 +24,15 @@ def operator(
     """
 
     def register(function: Callable[..., Any]) -> Any:
-        defaults = {name: one.default for name, one in signature(function).parameters.items()}
+        parameters = signature(function).parameters
+        defaults = {name: one.default for name, one in parameters.items()}
+        tensors = [name for name, one in parameters.items() if one.annotation == "Tensor"]
         assert defaults.keys() <= rules.keys()
 
         @wraps(function)
         def checked(*arguments: Any, **named: Any) -> Any:
             given = defaults | dict(zip(defaults, arguments, strict=False)) | named
+            check_there(given, tensors, rules)
             check_devices(given.values())
             check(given, rules)
             return function(**{name: readable(name, value) for name, value in given.items()})

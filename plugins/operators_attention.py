@@ -75,8 +75,10 @@ CACHE: dict[str, Rule] = {
         lambda t, x, _: is_cache(t, x),
     ),
     "values": (
-        "keys' shape and dtype, contiguous,",
-        lambda t, x, given: is_like(t, given["keys"]) and t.is_contiguous(),
+        "keys' shape and dtype, contiguous, in memory of their own,",
+        lambda t, x, given: (
+            is_like(t, given["keys"]) and t.is_contiguous() and t.data_ptr() != given["keys"].data_ptr()
+        ),
     ),
     "qkv": (
         "float16, bfloat16 or float32 [tokens, (heads + 2 * kv heads) * d], heads a multiple of kv heads,",

@@ -111,6 +111,13 @@ def test_qserves_products_are_those_of_the_integers(tokens: int) -> None:
     assert torch.equal(got, qserve_gemm.reference_per_channel(x, s_x, sums, UNSIGNED, s1, szeros))
 
 
+def test_a_prequant_may_lie_as_a_checkpoint_has_it() -> None:
+    given = list(ARGUMENTS["weight_only_gemm"])
+    once = OPS.weight_only_gemm(*given)
+    given[4] = given[4][None]
+    assert torch.equal(OPS.weight_only_gemm(*given), once)
+
+
 def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
     """The arguments of an operator, one of them another."""
     whole = list(ARGUMENTS[name])
@@ -122,7 +129,14 @@ def bad(name: str, place: int, value: object) -> tuple[Any, ...]:
     ("name", "place", "value", "said"),
     [
         ("weight_only_gemm", 1, PACKED[:32], r"packed is .*; the bytes of \[out, in\] integers"),
-        ("weight_only_gemm", 2, GROUP_SCALES[0], r"scale is .*; \[groups, out\] in x's dtype is needed"),
+        ("weight_only_gemm", 2, GROUP_SCALES[0], r"scale is .*; \[groups, out\] in x's dtype, one group or"),
+        ("weight_only_gemm", 2, GROUP_SCALES.t().contiguous(), r"scale is .*\[64, 1\]; \[groups, out\]"),
+        ("weight_only_gemm", 1, None, r"packed is None; the bytes of \[out, in\] integers"),
+        ("weight_only_gemm", 4, SMOOTHER.repeat(2, 1), r"prequant is .*; \[in\] or \[1, in\]"),
+        ("rms_norm", 1, None, "weight is None; float16, bfloat16 or float32"),
+        ("layer_norm_quantize_per_token", 1, None, "weight is None"),
+        ("smooth_quant_gemm", 2, None, r"scale_a is None; float32 \[tokens, 1\]"),
+        ("gated_activation", 1, None, "up is None; the first matrix's"),
         ("weight_only_gemm", 2, GROUP_SCALES.float(), "scale is torch.float32"),
         ("weight_only_gemm", 3, GROUP_SCALES[0], "zero is .*; the scale's shape and dtype"),
         ("weight_only_gemm", 4, SMOOTHER[:1], "prequant is"),

@@ -90,7 +90,9 @@ BAD_STORES: list[tuple[str, object, str]] = [
     ("keys", STORE["keys"][:, :, ::2], "keys is .*; contiguous"),
     ("keys", STORE["keys"][0], "keys is"),
     ("keys", STORE["keys"][:0], "keys is"),
-    ("values", STORE["values"][:, :, 1:].contiguous(), "values is .*; keys' shape and dtype, contiguous, is needed"),
+    ("values", STORE["values"][:, :, 1:].contiguous(), "values is .*; keys' shape and dtype, contiguous, in"),
+    ("values", None, "values is None; keys' shape"),
+    ("slots", None, "slots is None"),
     ("values", STORE["values"].transpose(2, 3).contiguous().transpose(2, 3), "values is .*contiguous"),
     ("values", STORE["values"].to(torch.float8_e4m3fn), "values is torch.float8_e4m3fn"),
     ("kv_scales", None, "kv_scales is None; .* for a cache of int8 or e4m3, None for another, is needed"),
@@ -123,6 +125,12 @@ def test_what_would_be_stored_wrong_is_refused(name: str, value: object, said: s
     with pytest.raises(ValueError, match=said):
         OPS.kv_cache_store(**given | {name: value})
     assert torch.equal(given["keys"], before)
+
+
+def test_keys_and_values_are_two() -> None:
+    given = to_store()
+    with pytest.raises(ValueError, match=r"values is .*contiguous, in memory of their own, is needed"):
+        OPS.kv_cache_store(**given | {"values": given["keys"]})
 
 
 @pytest.mark.parametrize(("name", "value", "said"), BAD_ATTENTIONS)
