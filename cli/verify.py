@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @shared.seq_len
 @option_of(VerifyOptions, "max_ppl_increase", metavar="PERCENT", help="Fail (exit 1) above this increase.")
 @option_of(VerifyOptions, "max_distance", metavar="PERCENT", help="Fail if hidden states are further off.")
-@option_of(VerifyOptions, "device", metavar="auto|cpu|cuda", help="Where to execute.")
+@option_of(VerifyOptions, "device", metavar="auto|cpu|cuda|cuda:N", help="Where to execute.")
 @option_of(
     VerifyOptions,
     "reader",

@@ -26,7 +26,7 @@ def check_device(name: str) -> None:
 
 
 def no_device(name: str) -> InputError:
-    return InputError(f"--device: {name!r} is no device; use auto, cpu or cuda")
+    return InputError(f"--device: {name!r} is no device; use auto, cpu, cuda or cuda:N")
 
 
 def pick_device(name: str) -> torch.device:
@@ -43,13 +43,13 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise no_device(name) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no CUDA device; use --device cpu")
+        raise InputError(f"--device {name}: torch finds no CUDA device; use --device cpu")
     if device.type == "cuda" and device.index is not None:
         if device.index >= torch.cuda.device_count():
             raise InputError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
         torch.cuda.set_device(device)
     if str(device) != "cpu" and device.type != "cuda":
-        raise InputError(f"--device: {name!r} is not supported; use auto, cpu or cuda")
+        raise InputError(f"--device: {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     return device
 
 
