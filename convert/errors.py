@@ -45,6 +45,10 @@ def printable(text: str, limit: int = LINE) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What a library's exception says, its first line, or its kind where it says nothing."""
+    """What a library's exception says, its first line or all that a colon there announces, or its kind where it says
+    nothing."""
     said = str(getattr(error, "strerror", None) or error).strip()
-    return printable(said.splitlines()[0], 2 * SHOWN) if said else type(error).__name__
+    if not said:
+        return type(error).__name__
+    first = said.splitlines()[0].rstrip()
+    return printable(" ".join(said.split()) if first.endswith(":") else first, 2 * SHOWN)

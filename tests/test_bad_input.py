@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginesmith.convert.errors import InputError
+from enginesmith.convert.errors import InputError, reason
 from enginesmith.convert.job import making
 from enginesmith.convert.job.conversion import convert
 from enginesmith.convert.job.options import ConvertOptions
@@ -298,3 +298,15 @@ def test_a_run_that_is_stopped_leaves_nothing(sent: int, code: int, tmp_path: Pa
     again = subprocess.run(command(write_model(tmp_path / "hf"), output), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ids.safetensors", "out"]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("One of:\n(1) a file,\n(2) an object", "One of: (1) a file, (2) an object"),
+        ("No such thing.\nTraceback: much", "No such thing."),
+        (" \n", "ValueError"),
+    ],
+)
+def test_what_a_library_announces_is_told_too(said: str, shown: str) -> None:
+    assert reason(ValueError(said)) == shown
