@@ -10,7 +10,7 @@ import click
 
 from ..convert.generate.options import BenchOptions
 from ..jobs import bench as measure
-from .options import Command, option_of
+from .options import DEVICES, Command, option_of
 
 
 @click.command(cls=Command, short_help="Time how a checkpoint reads prompts and continues them.")
@@ -20,7 +20,7 @@ from .options import Command, option_of
 @option_of(BenchOptions, "new_tokens", help="That continue each.")
 @option_of(BenchOptions, "batch", help="Sequences at once.")
 @option_of(BenchOptions, "repeats", help="Of everything; the median counts.")
-@option_of(BenchOptions, "device", metavar="auto|cpu|cuda|cuda:N", help="Where to execute.")
+@option_of(BenchOptions, "device", metavar=DEVICES, help="Where to execute.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def bench(checkpoint_dir: str, reference: str | None, as_json: bool, **options: Any) -> None:
     """Time this project's own runtime: tokens a second of prompts and of answers, and the GPU's memory.

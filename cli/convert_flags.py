@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..convert.job.options import ConvertOptions
 from ..plugins.weight_only_groupwise_quant_matmul import GROUP_SIZES
-from .options import option_of
+from .options import DEVICES, option_of
 
 kv_cache = option_of(ConvertOptions, "kv_cache", help="Quantize the KV cache.")
 group_size = option_of(
@@ -18,5 +18,5 @@ group_size = option_of(
 dtype = option_of(ConvertOptions, "dtype", help="The engine's dtype; auto is the source's, float32 becoming float16.")
 calib_size = option_of(ConvertOptions, "calib_size", help="Calibration sequences.")
 calib_seq_len = option_of(ConvertOptions, "calib_seq_len", "--calib_max_seq_length", help="Tokens in each.")
-device = option_of(ConvertOptions, "device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")
+device = option_of(ConvertOptions, "device", metavar=DEVICES, help="Where to compute.")
 seed = option_of(ConvertOptions, "seed", help="Draws the tokens that searches look at.")

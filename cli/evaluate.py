@@ -20,7 +20,7 @@ from ..jobs import evaluate as ask
 from . import options as shared
 from .display import PLAIN_INTERVAL
 from .lines import failed
-from .options import Command, option_of
+from .options import DEVICES, Command, option_of
 
 if TYPE_CHECKING:
     from ..convert.evaluate.figures import Figure
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--apply_chat_template", is_flag=True, help="Put questions through the tokenizer's chat template.")
 @shared.tokenizer_dir
 @option_of(EvaluateOptions, "seed", help="Of few-shot examples and sampling. [default: the harness's own]")
-@option_of(EvaluateOptions, "device", metavar="auto|cpu|cuda|cuda:N", help="Where to execute.")
+@option_of(EvaluateOptions, "device", metavar=DEVICES, help="Where to execute.")
 @option_of(EvaluateOptions, "reader", help="Whose arithmetic a Hugging Face folder is executed with; see verify.")
 @option_of(EvaluateOptions, "dtype", help="Of values between operations.")
 @click.option("--allow_downloads", is_flag=True, help="Fetch data sets from the Hugging Face Hub.")

@@ -14,7 +14,7 @@ from ..jobs import generate as say
 from ..jobs import read_prompts
 from . import options as shared
 from .lines import note
-from .options import Command, option_of
+from .options import DEVICES, Command, option_of
 
 if TYPE_CHECKING:
     from ..convert.generate.job import Generated
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given several times.")
 @option_of(GenerateOptions, "batch", help="Prompts that are continued at once.")
 @click.option("--stream/--no_stream", default=True, show_default=True, help="Print text as it comes.")
-@option_of(GenerateOptions, "device", metavar="auto|cpu|cuda|cuda:N", help="Where to execute.")
+@option_of(GenerateOptions, "device", metavar=DEVICES, help="Where to execute.")
 @option_of(GenerateOptions, "reader", help="Whose arithmetic a Hugging Face folder is executed with; see verify.")
 @option_of(GenerateOptions, "dtype", help="Of values between operations.")
 @click.option("--json", "as_json", is_flag=True, help="Print answers as JSON, one a line.")

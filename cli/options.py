@@ -13,6 +13,8 @@ from ..convert.prove.options import VerifyOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# Of --device.
+DEVICES = "auto|cpu|cuda|cuda:N"
 SOURCES = (
     "a UTF-8 file, a .json, .jsonl or .parquet file or a folder of them with text, prompt and completion, or messages, "
     "or a safetensors file with input_ids"

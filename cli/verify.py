@@ -13,7 +13,7 @@ from ..jobs import verify as check
 from . import options as shared
 from .display import Bar, print_accuracy
 from .lines import counted, failed
-from .options import Command, option_of
+from .options import DEVICES, Command, option_of
 
 if TYPE_CHECKING:
     from ..convert.prove.encoders import EncoderAccuracy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @shared.seq_len
 @option_of(VerifyOptions, "max_ppl_increase", metavar="PERCENT", help="Fail (exit 1) above this increase.")
 @option_of(VerifyOptions, "max_distance", metavar="PERCENT", help="Fail if hidden states are further off.")
-@option_of(VerifyOptions, "device", metavar="auto|cpu|cuda|cuda:N", help="Where to execute.")
+@option_of(VerifyOptions, "device", metavar=DEVICES, help="Where to execute.")
 @option_of(
     VerifyOptions,
     "reader",

@@ -6,6 +6,7 @@ from ..plugins.float_product import multiplies_bfloat16
 from ..plugins.lazy import torch
 from .errors import InputError
 
+FITTING = "use auto, cpu, cuda or cuda:N"
 # What PyTorch knows by name, whether it is here or not; it says itself what it makes of these.
 TYPES = (
     "cpu", "cuda", "fpga", "hip", "hpu", "ideep", "ipu", "lazy", "maia", "meta", "mkldnn", "mps", "mtia", "opencl",
@@ -26,7 +27,7 @@ def check_device(name: str) -> None:
 
 
 def no_device(name: str) -> InputError:
-    return InputError(f"--device: {name!r} is no device; use auto, cpu, cuda or cuda:N")
+    return InputError(f"--device: {name!r} is no device; {FITTING}")
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,7 +50,7 @@ def pick_device(name: str) -> torch.device:
             raise InputError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
         torch.cuda.set_device(device)
     if str(device) != "cpu" and device.type != "cuda":
-        raise InputError(f"--device: {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+        raise InputError(f"--device: {name!r} is not supported; {FITTING}")
     return device
 
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import arithmetic
+from .arithmetic_triton import NO_FRACTION
 from .gpt_attention import Heads
 from .kernels import cdiv, power_of_two
 from .launches import Launches
@@ -25,8 +25,6 @@ STORED = 1024
 CHUNK: tl.constexpr = tl.constexpr(128)
 CHUNKS: tl.constexpr = tl.constexpr(32)
 BLOCK_BYTES = 16384
-# A float32 of this size has no bits behind the point: to add and subtract it rounds to the nearest, half to even.
-NO_FRACTION: tl.constexpr = tl.constexpr(arithmetic.NO_FRACTION)
 # Kinds of cache; a constant each, for kernels are compiled for one of them.
 PLAIN: tl.constexpr = tl.constexpr(0)
 INT8: tl.constexpr = tl.constexpr(1)
@@ -46,18 +44,7 @@ def store(
     scales: torch.Tensor | None = None,
     kind: str | None = None,
 ) -> torch.Tensor:
-    """Queries behind the rotary embedding, [tokens, heads, d] in qkv's dtype; keys and values go into the cache.
-
-    Args:
-        qkv: [tokens, (heads + 2 * kv_heads) * d].
-        cos, sin: float32 [longest, r], as for ``gpt_attention.rotate``, of every place that may come.
-        places: of tokens in their sequences, int32 or int64 [tokens].
-        slots: of their sequences in the cache, likewise; nothing is written for a token whose slot is negative.
-            Nothing is read or written outside of tables and cache either, whatever slots and places are.
-        keys, values: the cache, [slots, kv heads, room, d]: int8, e4m3, or a float dtype.
-        scales: float32 [1], or [2] where keys and values have their own, of a quantized cache.
-        kind: "INT8" or "FP8" for such, as ``gpt_attention.stored`` has it.
-    """
+    """As ``kv_cache.reference_store``; nothing is read or written outside of tables and cache, whatever places say."""
     tokens, all_heads = len(qkv), of.heads + 2 * of.kv_heads
     q = qkv.new_empty(tokens, of.heads, of.size)
     columns = power_of_two(of.size)
@@ -81,14 +68,9 @@ def decode(
     scales: torch.Tensor | None = None,
     kind: str | None = None,
 ) -> torch.Tensor:
-    """Attention of the last token of each of some sequences to all that the cache holds of it, [tokens, heads * d].
+    """As ``kv_cache.reference_decode``; zeros come out for a slot that is none, and no more is read than there is room.
 
     Args:
-        q: [tokens, heads, d], as ``store`` gives it.
-        keys, values, scales, kind: as for ``store``; read as held * scale.
-        slots: of the sequences, int32 or int64 [tokens].
-        lengths: of the sequences with these tokens, likewise; zeros come out for a length of zero or a slot that is
-            none, and no more is read than there is room.
         of: slopes are on q's device.
     """
     tokens, room, group = len(q), keys.shape[2], of.heads // of.kv_heads

@@ -74,12 +74,12 @@ def dequantizing(
         twice: the product is rounded before the zero is added.
         once: else one rounding of the sum is all: see ``sums_exactly``.
     """
-    half = 1 << bits - 1 if layout in ("rows", "sm90") else 0
+    signed = HALVES[bits] if layout in ("rows", "sm90") else 0
     if (zero is not None and not once) or (bits, dtype) == (8, torch.bfloat16):
-        return f"shr.u32 w, {source}, {bits * place}; " + by_float32(target, scale, zero, dtype, bits, half, twice)
+        return f"shr.u32 w, {source}, {bits * place}; " + by_float32(target, scale, zero, dtype, bits, signed, twice)
     if dtype == torch.float16:
-        return by_float16(target, source, place, scale, zero, bits, half)
-    return f"shr.u32 w, {source}, {bits * place}; " + by_bfloat16(target, scale, zero, half, twice)
+        return by_float16(target, source, place, scale, zero, bits, signed)
+    return f"shr.u32 w, {source}, {bits * place}; " + by_bfloat16(target, scale, zero, signed, twice)
 
 
 def by_float16(target: str, source: str, place: int, scale: str, zero: str | None, bits: int, signed: int) -> str:

@@ -46,8 +46,7 @@ def product(
         words: the packed weight, int32.
         group: channels that share a scale.
         whole: all do.
-        twice: whether the product of a weight and its scale is rounded before the zero is added.
-        once: whether one rounding of their sum is all that is needed.
+        twice, once: as for ``packed_few_triton.product``.
     """
     out, channels = scale.shape[1], x.shape[1]
     y = x.new_empty(1, out)

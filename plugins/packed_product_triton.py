@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import packed_few_triton, packed_one_triton
-from .packed_weight_triton import dequantize, group_of, words_of
+from .packed_weight_triton import dequantize, group_of, rounds_twice, words_of
 
 # The bound of a sum's error, over the sum of its products' absolute values, per channel: tensor cores cut off, of 17
 # addends for 16 channels, what lies beyond 24 bits of the largest.
@@ -52,12 +52,7 @@ def product(
         scaled = x if prescale is None else x * prescale.view(1, -1)
         weight = dequantize(packed, scale, zero, sm, out=out, bits=bits, layout=layout)
         return torch.nn.functional.linear(scaled, weight, bias)
-    how: dict[str, Any] = {
-        "bits": bits,
-        "layout": layout,
-        "twice": sm == 90 and x.dtype == torch.bfloat16,
-        "once": once,
-    }
+    how: dict[str, Any] = {"bits": bits, "layout": layout, "twice": rounds_twice(sm, x.dtype), "once": once}
     if len(x) > 1:
         return packed_few_triton.product(x, packed, scale, prescale, zero, bias, **how)
     if not len(x):

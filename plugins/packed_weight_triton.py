@@ -48,6 +48,11 @@ def group_of(scale: torch.Tensor, channels: int) -> tuple[int, int]:
     return next(chunk for chunk in CHUNKS if channels % chunk == 0), 0
 
 
+def rounds_twice(sm: int | None, dtype: torch.dtype) -> bool:
+    """Whether a product of a weight and its scale is rounded before its zero is added, as kernels for SM 90 do."""
+    return sm == 90 and dtype == torch.bfloat16
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def address(line, word, words, LAYOUT: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where a line's word lies: lines one after the other, or a few of them taking turns, tile by tile."""
@@ -141,7 +146,6 @@ def dequantize(
     channels = len(words) * (32 // bits) // out
     group, step = group_of(scale, channels)
     weight = scale.new_empty(out, channels)
-    twice = sm == 90 and scale.dtype == torch.bfloat16
     quads = len(words) // lines // 4
     grid = (cdiv(lines, LINES), cdiv(quads, QUADS))
     launches[grid](
@@ -156,7 +160,7 @@ def dequantize(
         scale.stride(1),
         quads * group // channels,
         ZERO=zero is not None,
-        TWICE=twice,
+        TWICE=rounds_twice(sm, scale.dtype),
         LAYOUT=LAYOUTS[layout],
         BITS=bits,
         LINES=LINES,

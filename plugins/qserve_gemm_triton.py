@@ -28,15 +28,7 @@ def run_per_group(
     s2_scales: torch.Tensor,
     s2_zeros: torch.Tensor,
 ) -> torch.Tensor:
-    """As ``reference_per_group``: y = (x @ (weight * s2 + z2).T) * s1 * s_x, float16 [tokens, out].
-
-    Args:
-        x: int8 [tokens, in].
-        act_scales: s_x, float16 [tokens, 1].
-        packed: int8 [out, in / 2], in fragments.
-        s1_scales: float16 [out].
-        s2_scales, s2_zeros: int8 [in / 128, out], as the checkpoint holds them.
-    """
+    """As ``reference_packed_per_group``: y = (x @ (weight * s2 + z2).T) * s1 * s_x, float16 [tokens, out]."""
     return product(x, act_scales, packed, s1_scales, (s2_scales, s2_zeros), None)
 
 
@@ -48,14 +40,7 @@ def run_per_channel(
     s1_scales: torch.Tensor,
     s1_szeros: torch.Tensor,
 ) -> torch.Tensor:
-    """As ``reference_per_channel``: y = (x @ weight.T) * s1 * s_x - szeros * sum(x), float16 [tokens, out].
-
-    Args:
-        x: int8 [tokens, in].
-        act_scales, act_sums: float16 [tokens, 1].
-        packed: int8 [out, in / 2], in fragments.
-        s1_scales, s1_szeros: float16 [out].
-    """
+    """As ``reference_packed_per_channel``: y = (x @ weight.T) * s1 * s_x - szeros * sum(x), float16 [tokens, out]."""
     return product(x, act_scales, packed, s1_scales, None, (s1_szeros, act_sums))
 
 
